@@ -1,0 +1,1 @@
+"""Checkpoint files: their formats, the model families they hold, and where to get them."""

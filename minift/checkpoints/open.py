@@ -1,0 +1,157 @@
+"""A name or a path in, a model and its tokenizer out."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from minift.checkpoints import download, gguf, safetensors, strict_json
+from minift.checkpoints.families import (
+    FAMILIES,
+    HOW,
+    Row,
+    config_from_gguf,
+    config_from_json,
+    rows,
+)
+from minift.errors import ConfigError, FormatError
+from minift.model.config import ModelConfig
+from minift.model.transformer import Transformer
+from minift.tokenizers.byte_bpe import ByteBPE
+
+DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "float64": torch.float64}
+CONFIG_LIMIT = 1 << 20
+TOKENIZER_LIMIT = 64 << 20
+
+
+class Entry(Protocol):
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+
+class TensorFile(Protocol):
+    """What a weight file offers, whatever its format."""
+
+    @property
+    def tensors(self) -> Mapping[str, Entry]: ...
+
+    def load(self, name: str) -> Tensor: ...
+
+
+def load(
+    name: str | os.PathLike[str], *, dtype: str | torch.dtype = "float32", device: str = "cpu"
+) -> tuple[Transformer, ByteBPE]:
+    """Load `(model, tokenizer)` from a downloaded name, a Hugging Face folder or a `.gguf` file.
+
+    Raises ConfigError for a name that is not here (with the command to type), FormatError for a
+    file that is not what it should be. Nothing is fetched, nothing in the files is executed.
+    """
+    path = resolve(name)
+    wanted = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
+    if wanted not in DTYPES.values():
+        raise ConfigError(f"dtype: found {dtype}, allowed {', '.join(DTYPES)}")
+    file: TensorFile
+    if path.is_dir():
+        config = config_from_json(read_json(path / "config.json"), str(path / "config.json"))
+        file, table = safetensors.read(weights_in(path)), FAMILIES[config.family].weights
+        tokenizer = tokenizer_in(path)
+    else:
+        found = gguf.read(path)
+        shapes = {key: entry.shape for key, entry in found.tensors.items()}
+        config = config_from_gguf(found.metadata, shapes, str(path))
+        file, table = found, FAMILIES[config.family].gguf_weights
+        tokenizer = ByteBPE.from_gguf(found.metadata, str(path))
+    if tokenizer.vocab_size > config.vocab:
+        where = f"{tokenizer.vocab_size:,} tokens"
+        raise FormatError(
+            path, "tokenizer", where, f"at most the embedding's {config.vocab:,}", "shape-mismatch"
+        )
+    model = assemble(config, file, table, str(path), wanted)
+    model.source = str(name)
+    return model.to(device), tokenizer
+
+
+def resolve(name: str | os.PathLike[str]) -> Path:
+    """The file or folder that a name or a path stands for."""
+    path = Path(name)
+    if path.exists():
+        return path
+    text = str(name)
+    models = [key for key, asset in download.ASSETS.items() if asset.kind == "model"]
+    if text in models:
+        cached = download.cached(text)
+        if cached is None:
+            raise ConfigError(f'model "{text}" is not downloaded: minift download {text}')
+        return cached
+    near = difflib.get_close_matches(text, models, 1)
+    here = "" if not near or download.cached(near[0]) else f" (not downloaded: minift download {near[0]})"
+    hint = f"; nearest: {near[0]}{here}" if near else f"; known: {', '.join(models)}"
+    raise ConfigError(f'no model, file or folder "{text}" here{hint}')
+
+
+def weights_in(folder: Path) -> Path:
+    path = folder / "model.safetensors"
+    if not path.exists():
+        names = ", ".join(sorted(p.name for p in folder.iterdir())) or "an empty folder"
+        raise FormatError(folder, "weights", names, "model.safetensors", "missing-field")
+    return path
+
+
+def tokenizer_in(folder: Path) -> ByteBPE:
+    """The tokenizer of a Hugging Face folder: tokenizer.json, tokenizer_config.json if there."""
+    path = folder / "tokenizer.json"
+    beside = folder / "tokenizer_config.json"
+    config = read_json(beside) if beside.exists() else None
+    return ByteBPE.from_json(read_json(path, TOKENIZER_LIMIT), config, str(path))
+
+
+def read_json(path: Path, limit: int = CONFIG_LIMIT) -> dict[str, object]:
+    """A JSON object from a file that somebody else made."""
+    try:
+        size = path.stat().st_size
+        data = path.read_bytes() if size <= limit else b""
+    except OSError as error:
+        raise FormatError(path, "file", error.strerror, "a readable file", "bad-path") from None
+    if size > limit:
+        raise FormatError(path, "file", f"{size:,} bytes", f"at most {limit:,}", "too-large")
+    value = strict_json.parse(data, path, "JSON", limit_bytes=limit)
+    if not isinstance(value, dict):
+        raise FormatError(path, "JSON", type(value).__name__, "an object", "bad-type")
+    return value
+
+
+def assemble(
+    config: ModelConfig, file: TensorFile, table: tuple[Row, ...], path: str, dtype: torch.dtype
+) -> Transformer:
+    """Fill a transformer from a weight file: every tensor used, every parameter filled, or refused."""
+    if config.layers > len(file.tensors):  # before anything is built from that number
+        found = f"{config.layers:,} layers, {len(file.tensors):,} tensors"
+        raise FormatError(path, "configuration", found, "layers that the file holds", "shape-mismatch")
+    with torch.device("meta"):
+        model = Transformer(config)
+    shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    wanted = {row.theirs: row for row in rows(table, config)}
+    problems = [f"missing {name}" for name in wanted if name not in file.tensors]
+    problems += [f"unexpected {name}" for name in file.tensors if name not in wanted]
+    problems += [
+        f"{name} is {tuple(file.tensors[name].shape)}, not {shapes[row.ours]}"
+        for name, row in wanted.items()
+        if name in file.tensors and tuple(file.tensors[name].shape) != shapes[row.ours]
+    ]
+    if problems:
+        raise FormatError(
+            path, "tensors", Listing(problems), "what the configuration says", "shape-mismatch"
+        )
+    for name, row in wanted.items():
+        tensor = HOW[row.how][0](config, file.load(name)).to(dtype).contiguous()
+        module, _, leaf = row.ours.rpartition(".")
+        setattr(model.get_submodule(module), leaf, nn.Parameter(tensor))
+    if config.tied:
+        model.head.weight = model.embed.weight
+    return model

@@ -1,0 +1,1 @@
+"""Data sets: reading, looking at, cleaning, splitting and batching them."""

@@ -1,0 +1,86 @@
+"""Which rows go together: batches of like length, as a pure function of seed and epoch.
+
+    shuffle the rows -> sort by length within each window -> cut into batches -> shuffle the batches
+
+Rows of like length waste little on padding, and the windows keep each epoch's batches new. No
+generator state has to be saved: batch k of epoch e is the same in a resumed run, on any machine and
+with any version of numpy, because the random order is made here (splitmix64, Steele et al. 2014)
+and not by a generator whose stream may change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from minift.errors import ConfigError
+
+Indices = NDArray[np.int64]
+Lengths = Sequence[int] | NDArray[np.integer]
+
+GAMMA = 0x9E3779B97F4A7C15
+WINDOW = 512
+
+
+def splitmix64(start: int, count: int) -> NDArray[np.uint64]:
+    """The first `count` numbers of the generator whose state is `start`."""
+    steps = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(GAMMA)  # wraps, as it should
+    z = steps + np.uint64(start % 2**64)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))
+
+
+def shuffled(count: int, *key: int) -> Indices:
+    """0 to count - 1 in a random order that depends on `key` alone."""
+    state = 0
+    for part in key:
+        state = int(splitmix64(state ^ (part % 2**64), 1)[0])
+    return np.argsort(splitmix64(state, count), kind="stable")
+
+
+def length_buckets(
+    lengths: Lengths, batch: int, seed: int, epoch: int, *, window: int = WINDOW
+) -> list[Indices]:
+    """Batches of row indices for one epoch: every row once, `batch` rows each, one perhaps fewer.
+
+    `window` is rounded up to whole batches; with 1 the rows are only shuffled.
+    """
+    if batch < 1 or window < 1:
+        raise ConfigError(f"batch is {batch} and window {window}; allowed: 1 or more")
+    size = np.asarray(lengths)
+    order = shuffled(len(size), seed, epoch, 0)
+    step = -(-window // batch) * batch
+    batches = []
+    for start in range(0, len(order) if window > 1 else 0, step):
+        part = order[start : start + step]
+        order[start : start + step] = part[np.argsort(size[part], kind="stable")]
+    for start in range(0, len(order), batch):
+        batches.append(order[start : start + batch])
+    return [batches[k] for k in shuffled(len(batches), seed, epoch, 1)]
+
+
+def micro_batches(
+    indices: Indices | Sequence[int], lengths: Lengths, max_rows: int, max_tokens: int
+) -> list[Indices]:
+    """The rows of one optimizer step, cut so that none holds more than `max_tokens` with padding.
+
+    `lengths` is of the whole data set. Longest first: what does not fit into memory fails at once,
+    and rows of like length meet. A row longer than `max_tokens` stands alone.
+    """
+    if max_rows < 1 or max_tokens < 1:
+        raise ConfigError(f"max_rows is {max_rows}, max_tokens {max_tokens}; allowed: 1 or more")
+    rows = np.asarray(indices, np.int64)
+    size = np.asarray(lengths)[rows]
+    longest_first = np.argsort(-size, kind="stable")
+    rows, size = rows[longest_first], size[longest_first]
+    cut: list[Indices] = []
+    start = 0
+    while start < len(rows):
+        fit = max_tokens // max(1, int(size[start]))
+        stop = start + max(1, min(max_rows, fit))
+        cut.append(rows[start:stop])
+        start = stop
+    return cut

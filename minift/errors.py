@@ -1,0 +1,70 @@
+"""The three errors that bad input can raise: a file, a configuration, a data set.
+
+Each prints as one line that says what, where, what was found and what is allowed. The command line
+turns them into `minift: ...` and exit code 2; anything else that escapes is a bug.
+"""
+
+from __future__ import annotations
+
+import os
+
+
+class FormatError(ValueError):
+    """A file is not what its format allows. `PATH: WHERE: found X, allowed Y`.
+
+    `code` is one of: truncated too-large bad-magic bad-version bad-utf8 bad-json dup-key
+    missing-field unknown-field bad-type out-of-range overflow overlap hole trailing bad-dtype
+    shape-mismatch unsafe bad-checksum bad-path limit.
+    """
+
+    def __init__(
+        self, path: str | os.PathLike[str], where: str, found: object, allowed: str, code: str
+    ):
+        self.path, self.where, self.code = str(path), where, code
+        self.detail = f"found {one_line(found)}, allowed {allowed}"
+        super().__init__(f"{one_line(self.path, 200)}: {one_line(where, 200)}: {self.detail}")
+
+
+class ConfigError(ValueError):
+    """An option or a configuration field is wrong. The message is one line, or one line a problem."""
+
+
+class EncodeError(ConfigError):
+    """A text or an id that the vocabulary cannot express; readers of data sets add file and line."""
+
+
+class DataError(ValueError):
+    """A data set is wrong. `FILE line N, field "F": found X, allowed Y`; line and field optional."""
+
+    def __init__(
+        self,
+        file: str | os.PathLike[str],
+        line: int | None,
+        field: str | None,
+        found: object,
+        allowed: str,
+    ):
+        self.file, self.line, self.field = str(file), line, field
+        where = one_line(self.file, 200)
+        where += f" line {line:,}" if line is not None else ""
+        where += f', field "{one_line(field)}"' if field is not None else ""
+        super().__init__(f"{where}: found {one_line(found)}, allowed {allowed}")
+
+
+class StorageError(OSError):
+    """A file could not be written: disk full, no permission, ... `PATH: WHAT`, one line.
+
+    `errno` is the system's reason, or None.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], what: str, errno: int | None = None):
+        self.path = os.fspath(path)
+        super().__init__(f"{one_line(self.path, 200)}: {what}")
+        self.errno = errno
+
+
+def one_line(value: object, width: int = 80) -> str:
+    """`value` as printable text of at most `width` characters, control characters escaped."""
+    text = value if isinstance(value, str) else repr(value)
+    text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return text if len(text) <= width else text[: width - 1] + "…"

@@ -1,0 +1,1 @@
+"""One folder per operation: reference.py is the readable twin that every fast path is held to."""

@@ -1,0 +1,1 @@
+"""The one transformer: its configuration, its rotary positions, its forward pass."""

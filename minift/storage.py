@@ -1,0 +1,434 @@
+"""The one place that touches files: whole or not at all.
+
+    write:  temporary name in the same folder -> all bytes -> fsync -> rename -> fsync of the folder
+
+The rename is the commit: before it the old content stands, after it the new one does, whatever
+kills the process or the machine in between. Temporary files are locked while their writer lives, so
+the next writer in that folder can tell what a dead one left behind, and removes it.
+
+Every call that changes the disk goes through `_io`, which counts; with MINIFT_CRASH_AT=k in the
+environment the process kills itself before the k-th one. The tests do that for every k.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import hashlib
+import mmap
+import os
+import secrets
+import signal
+import stat
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+from minift.errors import ConfigError, FormatError, StorageError, one_line
+
+try:
+    import fcntl
+except ImportError:  # Windows: no locks, so nothing that another run left behind is cleaned
+    fcntl = None  # type: ignore[assignment]
+
+Chunks = bytes | Iterable[bytes | memoryview]
+
+_TMP, _DEAD = ".minift-tmp-", ".minift-dead-"  # fixed length: the target's name may fill 255 bytes
+_PIECE = 8 << 20  # bytes handed to one write call
+_CREATE = os.O_CREAT | os.O_EXCL | os.O_WRONLY
+_SAFE = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
+
+_operations = 0
+
+
+def _io(call: Callable[..., Any], *args: Any) -> Any:
+    """`call(*args)`, counted: the seam where the tests kill the process or fail the call."""
+    global _operations
+    _operations += 1
+    if os.environ.get("MINIFT_CRASH_AT") == str(_operations):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return call(*args)
+
+
+# ---- writing -------------------------------------------------------------------------------------
+
+
+def write_file(path: str | os.PathLike[str], chunks: Chunks) -> None:
+    """Make `path` hold `chunks`, replacing a file that is there, or leave it as it was."""
+    target = _resolve(path)
+    old = _status(target)
+    if old is not None and not stat.S_ISREG(old.st_mode):
+        raise ConfigError(f"{one_line(target, 200)}: exists and is not a plain file")
+    with _reported(target) as done, contextlib.ExitStack() as held:
+        folder = _prepare(target, chunks if isinstance(chunks, bytes) else b"")
+        tmp, fd = _temporary(folder, held, folder_wanted=False)
+        try:
+            _write_all(fd, chunks)
+            if old is not None:
+                _io(os.chmod, tmp, stat.S_IMODE(old.st_mode))
+            _io(os.fsync, fd)
+            _io(os.replace, tmp, target)
+        except BaseException:
+            _remove(tmp)
+            raise
+        done()
+        _sync_folder(folder)
+
+
+def write_folder(
+    path: str | os.PathLike[str], files: Mapping[str, Chunks], *, overwrite: bool = False
+) -> None:
+    """Make `path` a folder of exactly these files, or leave what was there as it was.
+
+    An existing folder is replaced only with `overwrite`, and only if it holds nothing but plain
+    files: a run folder or a home directory given by mistake is refused, not deleted.
+    """
+    target = _resolve(path)
+    for name in files:
+        if name in ("", ".", "..") or "/" in name or os.sep in name or "\0" in name:
+            raise ConfigError(f"{one_line(target, 200)}: {one_line(name)} is not a plain file name")
+    with _reported(target) as done, contextlib.ExitStack() as held:
+        folder = _prepare(target, *(data for data in files.values() if isinstance(data, bytes)))
+        recover(target)
+        old = _status(target)
+        if old is not None:
+            _check_replaceable(target, old, overwrite)
+        tmp, fd = _temporary(folder, held, folder_wanted=True)
+        try:
+            for name, chunks in files.items():
+                _write_new(os.path.join(tmp, name), chunks)
+            if old is not None:
+                _io(os.chmod, tmp, stat.S_IMODE(old.st_mode))
+            _fsync_folder(fd)
+            outdated = _put_in_place(tmp, target, replace=old is not None)
+        except BaseException:
+            _remove(tmp)
+            raise
+        done()
+        _sync_folder(folder)
+        if outdated is not None:
+            _remove(outdated)
+
+
+def append_line(path: str | os.PathLike[str], text: str) -> None:
+    """Add `text` and a line end to `path` in one write; a torn last line of a dead run is ended.
+
+    Not synced to the disk: a log line is not worth the wait, and a snapshot stores its own offset.
+    """
+    if "\n" in text or "\r" in text:
+        raise ValueError(f"append_line takes one line, got {one_line(text)}")
+    target = os.fspath(path)
+    with _reported(target):
+        fd = _io(os.open, target, os.O_RDWR | os.O_APPEND | os.O_CREAT | _SAFE, 0o666)
+        try:
+            size = os.fstat(fd).st_size
+            torn = size > 0 and _last_byte(fd, size) != b"\n"
+            line = f"{chr(10) if torn else ''}{text}\n".encode()
+            try:
+                if _io(os.write, fd, line) != len(line):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            except OSError:
+                with contextlib.suppress(OSError):
+                    os.ftruncate(fd, size)  # half a line is worse than none
+                raise
+        finally:
+            os.close(fd)
+
+
+def free_space(path: str | os.PathLike[str], needed: int) -> None:
+    """Raise StorageError if the disk that holds `path` has less than `needed` bytes left."""
+    folder = os.path.abspath(os.fspath(path))
+    while not os.path.isdir(folder) and folder != os.path.dirname(folder):
+        folder = os.path.dirname(folder)
+    if not hasattr(os, "statvfs"):  # Windows: the write itself will say
+        return
+    disk = os.statvfs(folder)
+    left = disk.f_bavail * disk.f_frsize
+    if left < needed:
+        text = f"needs {needed / 1e6:,.1f} MB, and this disk has {left / 1e6:,.1f} MB left"
+        raise StorageError(path, text, errno.ENOSPC)
+
+
+def recover(path: str | os.PathLike[str]) -> None:
+    """Put a folder back that a run died on between moving it away and putting the new one in place.
+
+    Only where folders cannot be exchanged in one step (see `_put_in_place`). Call it before saying
+    that a folder is not there; it costs one look when the folder is.
+    """
+    target = _resolve(path)
+    parent = os.path.dirname(target)
+    if _status(target) is not None or not os.path.isdir(parent):
+        return
+    for entry in os.scandir(parent):
+        if entry.name.startswith(_dead_prefix(target)) and entry.is_dir(follow_symlinks=False):
+            with contextlib.ExitStack() as held, contextlib.suppress(OSError):
+                if _lock(entry.path, held) is not None:
+                    _io(os.rename, entry.path, target)
+                    return
+
+
+# ---- reading -------------------------------------------------------------------------------------
+
+
+def map_file(path: str | os.PathLike[str]) -> mmap.mmap | bytes:
+    """The whole file, mapped privately: what is written to the map never reaches the file.
+
+    An empty file cannot be mapped and comes back as b"". Only plain files are opened: a pipe would
+    wait for ever. `mmap.size()` asks the system again, so a file cut short later can be noticed.
+    """
+    fd, size = _open_plain(path)
+    try:
+        return mmap.mmap(fd, size, access=mmap.ACCESS_COPY) if size else b""
+    except (OSError, ValueError) as problem:
+        raise FormatError(path, "file", problem, "a file that can be mapped", "bad-path") from None
+    finally:
+        os.close(fd)
+
+
+def read_file(path: str | os.PathLike[str], *, limit_bytes: int) -> bytes:
+    """The bytes of a small file (configuration, vocabulary); one over the limit is not read."""
+    fd, size = _open_plain(path)
+    with os.fdopen(fd, "rb") as file:
+        if size > limit_bytes:
+            allowed = f"at most {limit_bytes:,} bytes"
+            raise FormatError(path, "file size", f"{size:,} bytes", allowed, "too-large")
+        try:
+            return file.read(limit_bytes)
+        except OSError as problem:
+            text = os.strerror(problem.errno or 0)
+            raise FormatError(path, "file", text, "a readable file", "bad-path") from None
+
+
+def _open_plain(path: str | os.PathLike[str]) -> tuple[int, int]:
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | (_SAFE & ~getattr(os, "O_NOFOLLOW", 0))
+    try:
+        fd = os.open(path, flags)
+        status = os.fstat(fd)
+    except (OSError, ValueError) as problem:  # ValueError: a NUL in the path
+        number = getattr(problem, "errno", None)
+        found = os.strerror(number) if number else str(problem)
+        raise FormatError(path, "file", found, "an existing, readable file", "bad-path") from None
+    if not stat.S_ISREG(status.st_mode):
+        os.close(fd)
+        raise FormatError(path, "file", "not a plain file", "a plain file", "bad-path")
+    return fd, status.st_size
+
+
+# ---- the parts -----------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _reported(path: str) -> Iterator[Callable[[], None]]:
+    """Turn an OSError into one StorageError line that says whether the old content still stands."""
+    committed = False
+
+    def done() -> None:
+        nonlocal committed
+        committed = True
+
+    try:
+        yield done
+    except StorageError:
+        raise
+    except OSError as problem:
+        reason = os.strerror(problem.errno) if problem.errno else str(problem)
+        text = f"written, but the disk did not confirm it: {reason}"
+        if not committed:
+            text = f"cannot write: {reason}; what was there is unchanged"
+        raise StorageError(path, text, problem.errno) from problem
+
+
+def _resolve(path: str | os.PathLike[str]) -> str:
+    """The absolute path with links followed: a link keeps pointing at what it pointed at."""
+    text = os.fspath(path)
+    if not text or "\0" in text:
+        raise ConfigError(f"{one_line(text)!r} is not a path that can be written")
+    return os.path.realpath(text)
+
+
+def _status(path: str) -> os.stat_result | None:
+    try:
+        return os.lstat(path)
+    except FileNotFoundError:
+        return None
+
+
+def _check_replaceable(target: str, old: os.stat_result, overwrite: bool) -> None:
+    shown = one_line(target, 200)
+    if not stat.S_ISDIR(old.st_mode):
+        raise ConfigError(f"{shown}: exists and is not a folder")
+    if not overwrite:
+        raise ConfigError(f"{shown}: exists; choose another name or ask to overwrite it")
+    for entry in os.scandir(target):
+        if not entry.is_file(follow_symlinks=False):
+            name = one_line(entry.name)
+            raise ConfigError(f"{shown}: holds {name}, which is no plain file; not overwritten")
+
+
+def _prepare(target: str, *known: bytes) -> str:
+    """The folder of `target`, made if need be, cleaned, with room for the sizes that are known."""
+    folder = os.path.dirname(target)
+    missing = []
+    while not os.path.isdir(folder):
+        missing.append(folder)
+        folder = os.path.dirname(folder)
+    for path in reversed(missing):
+        _io(os.mkdir, path)
+        _sync_folder(os.path.dirname(path))
+    folder = os.path.dirname(target)
+    _clean(folder)
+    if known:
+        free_space(target, sum(len(data) for data in known))
+    return folder
+
+
+def _clean(folder: str) -> None:
+    """Remove the temporary and outdated entries in `folder` whose writer is dead."""
+    if fcntl is None:
+        return
+    for entry in os.scandir(folder):
+        if entry.name.startswith(_TMP):
+            with contextlib.ExitStack() as held, contextlib.suppress(OSError):
+                if _lock(entry.path, held) is not None:
+                    _remove(entry.path)
+        # An outdated folder whose replacement is missing may be somebody's only copy: `recover`
+        # takes it; here only those go whose target, whatever it is called, is in place.
+        elif entry.name.startswith(_DEAD):
+            names = (name for name in os.listdir(folder) if not name.startswith(_DEAD))
+            if any(entry.name.startswith(_dead_prefix(name)) for name in names):
+                with contextlib.ExitStack() as held, contextlib.suppress(OSError):
+                    if _lock(entry.path, held) is not None:
+                        _remove(entry.path)
+
+
+def _dead_prefix(target: str) -> str:
+    digest = hashlib.sha256(os.fsencode(os.path.basename(target))).hexdigest()
+    return f"{_DEAD}{digest[:16]}-"
+
+
+def _temporary(
+    folder: str, held: contextlib.ExitStack, *, folder_wanted: bool
+) -> tuple[str, int]:
+    """A new, locked entry in `folder`: its path and a descriptor that `held` will close."""
+    while True:
+        path = os.path.join(folder, _TMP + secrets.token_hex(8))
+        if folder_wanted:
+            _io(os.mkdir, path)
+            fd = _lock(path, held)
+        else:
+            fd = _io(os.open, path, _CREATE | _SAFE, 0o666)
+            fd = _hold(fd, held)
+        # A cleaner may have taken the lock between the two calls, and with it the entry.
+        if fd is not None and os.path.exists(path):
+            return path, fd
+
+
+def _lock(path: str, held: contextlib.ExitStack) -> int | None:
+    """A locked descriptor of `path`, or None if its writer is alive."""
+    return _hold(os.open(path, os.O_RDONLY | _SAFE | getattr(os, "O_NONBLOCK", 0)), held)
+
+
+def _hold(fd: int, held: contextlib.ExitStack) -> int | None:
+    held.callback(os.close, fd)
+    if fcntl is not None:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return None
+        except OSError:
+            pass  # a file system without locks
+    return fd
+
+
+def _write_new(path: str, chunks: Chunks) -> None:
+    fd = _io(os.open, path, _CREATE | _SAFE, 0o666)
+    try:
+        _write_all(fd, chunks)
+        _io(os.fsync, fd)
+    finally:
+        os.close(fd)
+
+
+def _write_all(fd: int, chunks: Chunks) -> None:
+    for chunk in (chunks,) if isinstance(chunks, bytes) else chunks:
+        view = memoryview(chunk).cast("B")
+        while view:  # write may take less than it was given, most of all on a disk almost full
+            view = view[_io(os.write, fd, view[:_PIECE]) :]
+
+
+def _put_in_place(tmp: str, target: str, *, replace: bool) -> str | None:
+    """Rename `tmp` to `target`; the path where the replaced folder is now, if there was one."""
+    if not replace:
+        _io(os.rename, tmp, target)
+        return None
+    if _exchange is not None and _io(_exchange, tmp, target):
+        return tmp
+    dead = os.path.join(
+        os.path.dirname(target), os.path.basename(_dead_prefix(target)) + secrets.token_hex(8)
+    )
+    _io(os.rename, target, dead)
+    try:
+        _io(os.rename, tmp, target)
+    except OSError:
+        _io(os.rename, dead, target)
+        raise
+    return dead
+
+
+def _find_exchange() -> Callable[[str, str], bool] | None:
+    """renameat2(RENAME_EXCHANGE), where the C library has it: two names swap in one step."""
+    try:
+        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+    except (AttributeError, OSError, TypeError):
+        return None
+
+    def exchange(one: str, other: str) -> bool:
+        names = os.fsencode(one), os.fsencode(other)
+        if renameat2(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE) == 0:
+            return True
+        number = ctypes.get_errno()
+        if number in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):  # this file system cannot
+            return False
+        raise OSError(number, os.strerror(number))
+
+    return exchange
+
+
+_exchange = _find_exchange()
+
+
+def _remove(path: str) -> None:
+    """Delete a file or a folder tree that no longer counts; never follows a link, never raises."""
+    with contextlib.suppress(OSError):
+        status = _status(path)
+        if status is not None and stat.S_ISDIR(status.st_mode):
+            for entry in os.scandir(path):
+                _remove(entry.path)
+            _io(os.rmdir, path)
+        elif status is not None:
+            _io(os.unlink, path)
+
+
+def _sync_folder(folder: str) -> None:
+    """Make the names in `folder` last; without it a rename may be lost with the power."""
+    if os.name == "nt":  # folders cannot be opened there
+        return
+    fd = os.open(folder, os.O_RDONLY | _SAFE)
+    try:
+        _fsync_folder(fd)
+    finally:
+        os.close(fd)
+
+
+def _fsync_folder(fd: int) -> None:
+    try:
+        _io(os.fsync, fd)
+    except OSError as problem:
+        if problem.errno not in (errno.EINVAL, errno.ENOTSUP):  # not every file system can
+            raise
+
+
+def _last_byte(fd: int, size: int) -> bytes:
+    os.lseek(fd, size - 1, os.SEEK_SET)
+    return os.read(fd, 1)

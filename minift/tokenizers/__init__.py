@@ -1,0 +1,9 @@
+"""Text to ids and back, one file per kind of vocabulary, all with the same methods.
+
+    encode(text) -> ids         no BOS, no EOS; a special token's name in the text is plain text
+    decode(ids) -> text         decode_bytes(ids), token_bytes(id)
+    chat(messages) -> ids, mask mask 1 = a token to be learned
+    vocab_size, eos, bos, pad, add_bos, special, template, files()
+
+Read `split.py` (text to words), `byte_bpe.py` (words to ids), `chat.py` (messages to ids).
+"""

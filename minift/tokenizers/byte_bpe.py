@@ -1,0 +1,255 @@
+"""Byte-level byte-pair encoding: words to bytes, bytes to ids, neighbours merged by rank.
+
+    "low low" -> ["low", " low"] -> l o w | Ġ l o w -> lo w | Ġ lo w -> low | Ġ low -> ids
+
+Of all neighbours that the vocabulary can merge, the pair learned first (the lowest rank) is merged,
+the leftmost one of equals, until no pair is left. Radford et al. 2019 (GPT-2), section 2.2; Sennrich
+et al. 2016, arXiv:1508.07909. The ids are those of the tokenizers library, with two exceptions made
+on purpose: the name of a special token in a text is plain text, and a byte that the vocabulary lacks
+is an error, where the library drops it in silence.
+
+Natural text repeats its words, so a word is merged once and then looked up.
+"""
+
+from __future__ import annotations
+
+import heapq
+import re
+import unicodedata
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from itertools import chain, pairwise
+from typing import Any, NoReturn
+
+from minift.errors import EncodeError, FormatError
+from minift.tokenizers import chat, vocabulary
+from minift.tokenizers.split import PATTERNS
+from minift.tokenizers.vocabulary import LONGEST_TOKEN, MOST_TOKENS, Vocabulary
+
+CACHED_WORDS = 1 << 17  # about 30 MB
+LONGEST_CACHED = 64  # characters
+
+
+def _byte_alphabet() -> list[str]:
+    """A printable character for each byte, in which vocabularies are written.
+
+    Bytes that Latin-1 prints stand for themselves; the others take 256, 257, ... in order.
+    """
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = iter(range(256, 512))
+    return [chr(b) if b in printable else chr(next(others)) for b in range(256)]
+
+
+ALPHABET = _byte_alphabet()
+BYTE_OF = {character: byte for byte, character in enumerate(ALPHABET)}
+
+
+class _Words(dict[str, list[int]]):
+    """word -> ids, worked out when first asked for; emptied when full."""
+
+    def __init__(self, work_out: Callable[[str], list[int]]):
+        super().__init__()
+        self.work_out = work_out
+
+    def __missing__(self, word: str) -> list[int]:
+        ids = self.work_out(word)
+        if len(word) <= LONGEST_CACHED:
+            if len(self) >= CACHED_WORDS:
+                self.clear()
+            self[word] = ids
+        return ids
+
+
+class ByteBPE:
+    """A byte-level BPE tokenizer; made by `from_gguf` or `from_json`."""
+
+    def __init__(self, vocab: Vocabulary, path: str):
+        # A byte is an ordinary token, even where a file makes it a special one (as padding, say).
+        added = {i: t for i, t in vocab.added.items() if not (t.special and t.text in BYTE_OF)}
+        self.vocab = vocab = replace(vocab, added=added)
+        self.vocab_size = len(vocab.tokens)
+        self.eos, self.bos, self.pad = vocab.eos, vocab.bos, vocab.pad
+        self.add_bos, self.template = vocab.add_bos, vocab.template
+        self.chat_template: str | None = None  # a row of chat.TEMPLATES, instead of recognising one
+
+        ids = _checked_ids(vocab, path)
+        _check_roles(vocab, path)
+        self.special = {t.text: i for i, t in sorted(vocab.added.items()) if t.special}
+        self._bytes = [_bytes(text) for text in vocab.tokens]
+        for i, token in vocab.added.items():
+            self._bytes[i] = token.text.encode()
+        self._shown = list(self._bytes)  # what decode shows: nothing for special tokens
+        for i in self.special.values():
+            self._shown[i] = b""
+
+        ordinary = {text: i for text, i in ids.items() if i not in vocab.added}
+        self._byte_ids = [ordinary.get(character, -1) for character in ALPHABET]
+        self._ranks, self._merged = _ranked(vocab, ordinary, path)
+        self._whole = {}  # bytes -> id, of vocabularies where a word that is a token stays whole
+        if vocab.ignore_merges:
+            self._whole = {self._bytes[i]: i for i in ordinary.values()}
+        self._pattern = PATTERNS[vocab.pattern]
+        self._words = _Words(self._merge)
+        # Ordinary added tokens (a run of spaces, say) are found in texts, the longest first.
+        found = sorted((t.text for t in vocab.added.values() if not t.special), key=len)
+        self._find = re.compile(f"({'|'.join(map(re.escape, reversed(found)))})") if found else None
+        self._found = {t.text: i for i, t in vocab.added.items() if not t.special}
+
+    @classmethod
+    def from_gguf(cls, metadata: Mapping[str, Any], path: str) -> ByteBPE:
+        """The tokenizer in the metadata of a GGUF file."""
+        return cls(vocabulary.from_gguf(metadata, str(path)), str(path))
+
+    @classmethod
+    def from_json(
+        cls, data: Mapping[str, Any], config: Mapping[str, Any] | None, path: str
+    ) -> ByteBPE:
+        """The tokenizer of a parsed tokenizer.json and tokenizer_config.json."""
+        return cls(vocabulary.from_json(data, config, str(path)), str(path))
+
+    def files(self) -> dict[str, bytes]:
+        """tokenizer.json and tokenizer_config.json, the same bytes every time."""
+        return vocabulary.to_files(self.vocab, chat.jinja(self))
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of `text`: no BOS, no EOS, and special tokens in it are plain text."""
+        if self._find is None:
+            return self._encode(text)
+        ids: list[int] = []
+        for n, part in enumerate(self._find.split(text)):  # every second part is an added token
+            ids += [self._found[part]] if n % 2 else self._encode(part)
+        return ids
+
+    def _encode(self, text: str) -> list[int]:
+        if self.vocab.nfc:
+            text = unicodedata.normalize("NFC", text)
+        # map and chain keep the loop over the words out of the interpreter: twice the speed.
+        words = self._pattern.words(text)
+        return list(chain.from_iterable(map(self._words.__getitem__, words)))
+
+    def _merge(self, word: str) -> list[int]:
+        """One word, merged. A heap, and links between neighbours: n log n for a word of n bytes."""
+        try:
+            raw = word.encode()
+        except UnicodeEncodeError as error:
+            code = ord(word[error.start])
+            raise EncodeError(f"found U+{code:04X}, half of a surrogate pair, allowed text") from None
+        if raw in self._whole:
+            return [self._whole[raw]]
+        ids = [self._byte_ids[byte] for byte in raw]
+        if -1 in ids:
+            self._refuse(word, raw[ids.index(-1)])
+        ranks, n = self._ranks, len(ids)
+        heap = [(ranks[pair], i) for i, pair in enumerate(pairwise(ids)) if pair in ranks]
+        heapq.heapify(heap)
+        right = list(range(1, n + 1))
+        left = list(range(-1, n))
+        ids.append(-1)  # merged away, or beyond an end (position n, which is also -1): in no pair
+        while heap:
+            rank, i = heapq.heappop(heap)
+            j = right[i]
+            if ids[i] < 0 or ranks.get((ids[i], ids[j])) != rank:
+                continue  # one of the two has been merged since
+            ids[i], ids[j] = self._merged[rank], -1
+            k = right[i] = right[j]
+            left[k] = i
+            for a, b in ((left[i], i), (i, k)):
+                if (new := ranks.get((ids[a], ids[b]))) is not None:
+                    heapq.heappush(heap, (new, a))
+        return [i for i in ids if i >= 0]
+
+    def _refuse(self, word: str, byte: int) -> NoReturn:
+        character = next(c for c in word if byte in c.encode())
+        raise EncodeError(
+            f"found byte {byte:02X} (of U+{ord(character):04X}), "
+            "allowed bytes that the vocabulary has; remove that character"
+        )
+
+    def decode(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
+        """The text of `ids`; bytes that are not UTF-8 become U+FFFD."""
+        return self.decode_bytes(ids, skip_special=skip_special).decode(errors="replace")
+
+    def decode_bytes(self, ids: Iterable[int], *, skip_special: bool = True) -> bytes:
+        """The bytes of `ids`, which may end within a character."""
+        table = self._shown if skip_special else self._bytes
+        return b"".join([table[self._checked(i)] for i in ids])
+
+    def token_bytes(self, i: int) -> bytes:
+        """The bytes of one token; those of a special one are its name."""
+        return self._bytes[self._checked(i)]
+
+    def _checked(self, i: int) -> int:
+        if not 0 <= i < self.vocab_size:
+            raise EncodeError(f"found token id {i}, allowed 0 to {self.vocab_size - 1:,}")
+        return i
+
+    def chat(
+        self, messages: Sequence[Mapping[str, str]], reply: bool = False
+    ) -> tuple[list[int], list[int]]:
+        """Ids and mask of a conversation; mask 1 = a token to be learned (chat.py)."""
+        return chat.render(self, messages, reply=reply)
+
+
+def _bytes(token: str) -> bytes:
+    """A token from the byte alphabet; one that is not written in it is plain text."""
+    try:
+        return bytes([BYTE_OF[character] for character in token])
+    except KeyError:
+        return token.encode()
+
+
+def _checked_ids(vocab: Vocabulary, path: str) -> dict[str, int]:
+    """token -> id, when every token is text of a sane size, and there once."""
+    where = vocab.places["tokens"]
+    if not 1 <= len(vocab.tokens) <= MOST_TOKENS:
+        allowed = f"1 to {MOST_TOKENS:,} tokens"
+        raise FormatError(path, where, f"{len(vocab.tokens):,}", allowed, "limit")
+    ids: dict[str, int] = {}
+    for i, text in enumerate(vocab.tokens):
+        if type(text) is not str or not text:
+            raise FormatError(path, f"{where}[{i}]", text, "a text that is not empty", "bad-type")
+        try:
+            size = len(text) if text.isascii() else len(text.encode())
+        except UnicodeEncodeError:
+            raise FormatError(path, f"{where}[{i}]", text, "valid Unicode", "bad-utf8") from None
+        if size > LONGEST_TOKEN:
+            allowed = f"at most {LONGEST_TOKEN:,} bytes"
+            raise FormatError(path, f"{where}[{i}]", f"{size:,}", allowed, "limit")
+        if ids.setdefault(text, i) != i:
+            found = f"{text!r} again, after {ids[text]}"
+            raise FormatError(path, f"{where}[{i}]", found, "each token once", "dup-key")
+    return ids
+
+
+def _check_roles(vocab: Vocabulary, path: str) -> None:
+    last = len(vocab.tokens) - 1
+    for role in ("eos", "bos", "pad", "unk"):
+        i = getattr(vocab, role)
+        if i is not None and not 0 <= i <= last:
+            raise FormatError(path, vocab.places[role], i, f"0 to {last:,}", "out-of-range")
+    if vocab.add_bos and vocab.bos is None:
+        allowed = "an id, since texts shall start with it"
+        raise FormatError(path, vocab.places["bos"], "nothing", allowed, "missing-field")
+
+
+def _ranked(
+    vocab: Vocabulary, ordinary: Mapping[str, int], path: str
+) -> tuple[dict[tuple[int, int], int], list[int]]:
+    """Ranks of the pairs of ids, and the id that each rank makes.
+
+    Only ordinary tokens may take part, so that no text can ever turn into a special token.
+    """
+    ranks: dict[tuple[int, int], int] = {}
+    merged = []
+    for rank, (a, b) in enumerate(vocab.merges):
+        where = f"{vocab.places['merges']}[{rank}]"
+        for part in (a, b, a + b):
+            if part not in ordinary:
+                allowed = "ordinary tokens of the vocabulary"
+                raise FormatError(path, where, part, allowed, "out-of-range")
+        if ranks.setdefault((ordinary[a], ordinary[b]), rank) != rank:
+            raise FormatError(path, where, f"{a} {b} again", "each merge once", "dup-key")
+        merged.append(ordinary[a + b])
+    return ranks, merged
+
+

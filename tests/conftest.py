@@ -1,0 +1,55 @@
+"""What every test gets: one thread, deterministic torch, no network, and real assets by name."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from minift.checkpoints.download import cached
+
+# Bit-equal sums need one fixed order of addition, and so one thread.
+torch.set_num_threads(1)
+torch.use_deterministic_algorithms(True)
+
+
+@pytest.fixture(autouse=True)
+def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Python socket of this process reaches no host; local (AF_UNIX) ones still work."""
+
+    def guarded(connect: Callable[..., object]) -> Callable[..., object]:
+        def checked(self: socket.socket, address: object) -> object:
+            if self.family in (socket.AF_INET, socket.AF_INET6):
+                raise AssertionError(f"a test tried to reach the network: {address!r}")
+            return connect(self, address)
+
+        return checked
+
+    def no_lookup(host: object, *rest: object, **options: object) -> None:
+        raise AssertionError(f"a test tried to look up a host name: {host!r}")
+
+    monkeypatch.setattr(socket.socket, "connect", guarded(socket.socket.connect))
+    monkeypatch.setattr(socket.socket, "connect_ex", guarded(socket.socket.connect_ex))
+    monkeypatch.setattr(socket, "getaddrinfo", no_lookup)
+
+
+@pytest.fixture(scope="session")
+def asset() -> Callable[[str], Path]:
+    """`asset("movie-reviews")` is its path in the cache; skips, with what to type, when not there.
+
+    With MINIFT_REQUIRE_ASSETS=1 a missing one fails the test instead.
+    """
+
+    def find(name: str) -> Path:
+        if found := cached(name):
+            return found
+        text = f"{name} is not in the cache: minift download {name}"
+        if os.environ.get("MINIFT_REQUIRE_ASSETS") == "1":
+            pytest.fail(text, pytrace=False)
+        pytest.skip(text)
+
+    return find
