@@ -7,6 +7,7 @@ turns them into `minift: ...` and exit code 2; anything else that escapes is a b
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 
 
 class FormatError(ValueError):
@@ -18,11 +19,18 @@ class FormatError(ValueError):
     """
 
     def __init__(
-        self, path: str | os.PathLike[str], where: str, found: object, allowed: str, code: str
+        self,
+        path: str | os.PathLike[str],
+        where: str,
+        found: object,
+        allowed: str,
+        code: str,
+        problems: Sequence[str] = (),  # the whole list, one indented line each
     ):
         self.path, self.where, self.code = str(path), where, code
         self.detail = f"found {one_line(found)}, allowed {allowed}"
-        super().__init__(f"{one_line(self.path, 200)}: {one_line(where, 200)}: {self.detail}")
+        head = f"{one_line(self.path, 200)}: {one_line(where, 200)}: {self.detail}"
+        super().__init__("\n  ".join([head, *(one_line(problem, 200) for problem in problems)]))
 
 
 class ConfigError(ValueError):
@@ -30,7 +38,7 @@ class ConfigError(ValueError):
 
 
 class EncodeError(ConfigError):
-    """A text or an id that the vocabulary cannot express; readers of data sets add file and line."""
+    """A text or an id that a vocabulary cannot express; data readers add the file and line."""
 
 
 class DataError(ValueError):

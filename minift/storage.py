@@ -101,7 +101,9 @@ def write_folder(
             if old is not None:
                 _io(os.chmod, tmp, stat.S_IMODE(old.st_mode))
             _fsync_folder(fd)
-            outdated = _put_in_place(tmp, target, replace=old is not None)
+            outdated = _put_in_place(tmp, target, held) if old is not None else None
+            if old is None:
+                _io(os.rename, tmp, target)
         except BaseException:
             _remove(tmp)
             raise
@@ -151,21 +153,22 @@ def free_space(path: str | os.PathLike[str], needed: int) -> None:
 
 
 def recover(path: str | os.PathLike[str]) -> None:
-    """Put a folder back that a run died on between moving it away and putting the new one in place.
+    """Put back a folder that a dead run had moved away, or delete it if its successor is there.
 
-    Only where folders cannot be exchanged in one step (see `_put_in_place`). Call it before saying
-    that a folder is not there; it costs one look when the folder is.
+    Only where folders cannot be exchanged in one step (see `_put_in_place`) is there ever one. Call
+    this before saying that a folder is missing.
     """
     target = _resolve(path)
-    parent = os.path.dirname(target)
-    if _status(target) is not None or not os.path.isdir(parent):
-        return
-    for entry in os.scandir(parent):
-        if entry.name.startswith(_dead_prefix(target)) and entry.is_dir(follow_symlinks=False):
-            with contextlib.ExitStack() as held, contextlib.suppress(OSError):
-                if _lock(entry.path, held) is not None:
-                    _io(os.rename, entry.path, target)
-                    return
+    with contextlib.suppress(OSError):
+        for entry in os.scandir(os.path.dirname(target)):
+            if entry.name.startswith(_dead_prefix(target)):
+                with contextlib.ExitStack() as held:
+                    if _lock(entry.path, held) is None:
+                        continue
+                    if _status(target) is None:
+                        _io(os.rename, entry.path, target)
+                    else:
+                        _remove(entry.path)
 
 
 # ---- reading -------------------------------------------------------------------------------------
@@ -284,7 +287,7 @@ def _prepare(target: str, *known: bytes) -> str:
 
 
 def _clean(folder: str) -> None:
-    """Remove the temporary and outdated entries in `folder` whose writer is dead."""
+    """Remove the temporary entries in `folder` whose writer is dead."""
     if fcntl is None:
         return
     for entry in os.scandir(folder):
@@ -292,24 +295,15 @@ def _clean(folder: str) -> None:
             with contextlib.ExitStack() as held, contextlib.suppress(OSError):
                 if _lock(entry.path, held) is not None:
                     _remove(entry.path)
-        # An outdated folder whose replacement is missing may be somebody's only copy: `recover`
-        # takes it; here only those go whose target, whatever it is called, is in place.
-        elif entry.name.startswith(_DEAD):
-            names = (name for name in os.listdir(folder) if not name.startswith(_DEAD))
-            if any(entry.name.startswith(_dead_prefix(name)) for name in names):
-                with contextlib.ExitStack() as held, contextlib.suppress(OSError):
-                    if _lock(entry.path, held) is not None:
-                        _remove(entry.path)
 
 
 def _dead_prefix(target: str) -> str:
+    """How a replaced folder's name begins while its successor is not in place yet."""
     digest = hashlib.sha256(os.fsencode(os.path.basename(target))).hexdigest()
     return f"{_DEAD}{digest[:16]}-"
 
 
-def _temporary(
-    folder: str, held: contextlib.ExitStack, *, folder_wanted: bool
-) -> tuple[str, int]:
+def _temporary(folder: str, held: contextlib.ExitStack, *, folder_wanted: bool) -> tuple[str, int]:
     """A new, locked entry in `folder`: its path and a descriptor that `held` will close."""
     while True:
         path = os.path.join(folder, _TMP + secrets.token_hex(8))
@@ -357,16 +351,14 @@ def _write_all(fd: int, chunks: Chunks) -> None:
             view = view[_io(os.write, fd, view[:_PIECE]) :]
 
 
-def _put_in_place(tmp: str, target: str, *, replace: bool) -> str | None:
-    """Rename `tmp` to `target`; the path where the replaced folder is now, if there was one."""
-    if not replace:
-        _io(os.rename, tmp, target)
-        return None
+def _put_in_place(tmp: str, target: str, held: contextlib.ExitStack) -> str:
+    """Let `tmp` take the place of the folder `target`; returns where the replaced one is now."""
     if _exchange is not None and _io(_exchange, tmp, target):
         return tmp
-    dead = os.path.join(
-        os.path.dirname(target), os.path.basename(_dead_prefix(target)) + secrets.token_hex(8)
-    )
+    # Two renames, and between them no target: `recover` closes that gap after a kill. The lock
+    # tells it that this run is alive.
+    dead = os.path.join(os.path.dirname(target), _dead_prefix(target) + secrets.token_hex(8))
+    _lock(target, held)
     _io(os.rename, target, dead)
     try:
         _io(os.rename, tmp, target)

@@ -26,6 +26,7 @@ from minift.model.transformer import Transformer
 from minift.tokenizers.byte_bpe import ByteBPE
 
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "float64": torch.float64}
+MODELS = (".gguf", "/model/")  # how the inside of an asset ends that is a model
 CONFIG_LIMIT = 1 << 20
 TOKENIZER_LIMIT = 64 << 20
 
@@ -83,15 +84,16 @@ def resolve(name: str | os.PathLike[str]) -> Path:
     if path.exists():
         return path
     text = str(name)
-    models = [key for key, asset in download.ASSETS.items() if asset.kind == "model"]
+    models = [key for key, asset in download.ASSETS.items() if asset.inside.endswith(MODELS)]
     if text in models:
         cached = download.cached(text)
         if cached is None:
             raise ConfigError(f'model "{text}" is not downloaded: minift download {text}')
         return cached
     near = difflib.get_close_matches(text, models, 1)
-    here = "" if not near or download.cached(near[0]) else f" (not downloaded: minift download {near[0]})"
-    hint = f"; nearest: {near[0]}{here}" if near else f"; known: {', '.join(models)}"
+    hint = f"; nearest: {near[0]}" if near else f"; known: {', '.join(models)}"
+    if near and download.cached(near[0]) is None:
+        hint += f" (not downloaded: minift download {near[0]})"
     raise ConfigError(f'no model, file or folder "{text}" here{hint}')
 
 
@@ -129,10 +131,12 @@ def read_json(path: Path, limit: int = CONFIG_LIMIT) -> dict[str, object]:
 def assemble(
     config: ModelConfig, file: TensorFile, table: tuple[Row, ...], path: str, dtype: torch.dtype
 ) -> Transformer:
-    """Fill a transformer from a weight file: every tensor used, every parameter filled, or refused."""
+    """Fill a transformer from a weight file: every tensor used, every parameter filled."""
     if config.layers > len(file.tensors):  # before anything is built from that number
         found = f"{config.layers:,} layers, {len(file.tensors):,} tensors"
-        raise FormatError(path, "configuration", found, "layers that the file holds", "shape-mismatch")
+        raise FormatError(
+            path, "configuration", found, "layers that the file holds", "shape-mismatch"
+        )
     with torch.device("meta"):
         model = Transformer(config)
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
@@ -145,9 +149,9 @@ def assemble(
         if name in file.tensors and tuple(file.tensors[name].shape) != shapes[row.ours]
     ]
     if problems:
-        raise FormatError(
-            path, "tensors", Listing(problems), "what the configuration says", "shape-mismatch"
-        )
+        found = f"{len(problems):,} that do not fit"
+        allowed = "exactly those of the configuration"
+        raise FormatError(path, "tensors", found, allowed, "shape-mismatch", problems)
     for name, row in wanted.items():
         tensor = HOW[row.how][0](config, file.load(name)).to(dtype).contiguous()
         module, _, leaf = row.ours.rpartition(".")

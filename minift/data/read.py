@@ -18,7 +18,9 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import mmap
 import os
+import stat
 from array import array
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -27,9 +29,8 @@ from typing import Any, NoReturn, overload
 
 import numpy as np
 
-from minift.data.rows import BLANK, LINE_LIMIT, READERS, Problem, Row, Span, shown
-from minift.errors import ConfigError, DataError, FormatError
-from minift.storage import map_file
+from minift.data.rows import LINE_LIMIT, READERS, Problem, Row, Span, shown
+from minift.errors import ConfigError, DataError
 
 Record = dict[str, Any]  # one of the three shapes
 
@@ -61,11 +62,7 @@ class Records(Sequence[Record]):
         self.labels = None if labels is None else _checked_labels(labels)
         self._where = self.path.absolute()  # the current folder may change later
         self._stamp = self._identity()
-        try:
-            self._data = map_file(self._where)
-        except FormatError as problem:
-            found = problem.detail.removeprefix("found ").partition(", allowed ")[0]
-            raise DataError(path, None, None, found, "an existing, readable file") from None
+        self._data = _mapped(self.path)
         spans, new_parser = READERS[suffix]
         self._parse = new_parser()
         self._template, self._target = template, target
@@ -84,8 +81,6 @@ class Records(Sequence[Record]):
             if len(starts) % 4096 == 0:
                 self._check_unchanged()
             raw = self._data[start:stop]
-            if not raw.strip(BLANK):
-                continue
             try:
                 row = self._parse(raw)
                 if row is None:
@@ -95,7 +90,7 @@ class Records(Sequence[Record]):
                 self._record(row)
             except Problem as problem:
                 if problem.is_syntax and stop == len(self._data) and not raw.endswith(b"\n"):
-                    problem.found += "; the last line may be cut"
+                    problem.found = f"a last line that may be cut: {problem.found}"
                 raise problem.at(self.path, line) from None
             starts.append(start)
             lines.append(line)
@@ -298,6 +293,19 @@ def _checked_labels(labels: Sequence[str]) -> tuple[str, ...]:
     if len(labels) < 2 or len(set(labels)) != len(labels):
         raise ConfigError(f"labels are {', '.join(labels)}; allowed: two or more different words")
     return tuple(labels)
+
+
+def _mapped(path: Path) -> mmap.mmap | bytes:
+    """The bytes of a file, read-only: unlike a private map, it may be larger than the memory."""
+    allowed = "an existing, readable file"
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait for ever
+            raise DataError(path, None, None, "not a plain file", allowed)
+        with open(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            return mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ) if size else b""
+    except OSError as problem:
+        raise DataError(path, None, None, problem.strerror or str(problem), allowed) from None
 
 
 # ---- one row -------------------------------------------------------------------------------------

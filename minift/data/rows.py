@@ -140,8 +140,10 @@ _scan = json.JSONDecoder(  # type: ignore[attr-defined]
 _surrogate = re.compile(r"\\u[dD][89a-fA-F]").search
 
 
-def _json_row(raw: bytes) -> Row:
+def _json_row(raw: bytes) -> Row | None:
     text = _decoded(raw.strip(BLANK))
+    if not text:
+        return None
     found = ""
     try:
         row, stop = _scan(text, 0)
@@ -179,7 +181,10 @@ class _CsvRow:
         ).match
 
     def __call__(self, raw: bytes) -> Row | None:
-        cells = self.cells(_decoded(raw.rstrip(b"\r\n")))
+        text = _decoded(raw.rstrip(b"\r\n"))
+        if not text:
+            return None
+        cells = self.cells(text)
         if not self.columns:
             if not all(cells) or len(set(cells)) != len(cells):
                 found = f"a header with the names {', '.join(shown(name) for name in cells)}"
@@ -213,7 +218,7 @@ def _text_row(raw: bytes) -> Row:
     return {"text": _decoded(raw).replace("\r\n", "\n").rstrip()}
 
 
-# suffix -> where the rows of a file are, and a new parser of one (None: it was a header)
+# suffix -> where the rows of a file are, and a new parser of one (None: blank or a header)
 READERS: dict[str, tuple[Spans, Callable[[], Callable[[bytes], Row | None]]]] = {
     ".jsonl": (_line_spans, lambda: _json_row),
     ".csv": (_csv_spans, partial(_CsvRow, ",")),

@@ -2,11 +2,11 @@
 
     "low low" -> ["low", " low"] -> l o w | Ġ l o w -> lo w | Ġ lo w -> low | Ġ low -> ids
 
-Of all neighbours that the vocabulary can merge, the pair learned first (the lowest rank) is merged,
-the leftmost one of equals, until no pair is left. Radford et al. 2019 (GPT-2), section 2.2; Sennrich
-et al. 2016, arXiv:1508.07909. The ids are those of the tokenizers library, with two exceptions made
-on purpose: the name of a special token in a text is plain text, and a byte that the vocabulary lacks
-is an error, where the library drops it in silence.
+Of all neighbours that the vocabulary can merge, the pair learned first (the lowest rank) is
+merged, the leftmost one of equals, until no pair is left. Radford et al. 2019 (GPT-2), section 2.2;
+Sennrich et al. 2016, arXiv:1508.07909. The ids are those of the tokenizers library, with two
+exceptions made on purpose: the name of a special token in a text is plain text, and a byte that the
+vocabulary lacks is an error, where the library drops it in silence.
 
 Natural text repeats its words, so a word is merged once and then looked up.
 """
@@ -22,7 +22,7 @@ from itertools import chain, pairwise
 from typing import Any, NoReturn
 
 from minift.errors import EncodeError, FormatError
-from minift.tokenizers import chat, vocabulary
+from minift.tokenizers import chat, tokenizer_json, vocabulary
 from minift.tokenizers.split import PATTERNS
 from minift.tokenizers.vocabulary import LONGEST_TOKEN, MOST_TOKENS, Vocabulary
 
@@ -105,11 +105,11 @@ class ByteBPE:
         cls, data: Mapping[str, Any], config: Mapping[str, Any] | None, path: str
     ) -> ByteBPE:
         """The tokenizer of a parsed tokenizer.json and tokenizer_config.json."""
-        return cls(vocabulary.from_json(data, config, str(path)), str(path))
+        return cls(tokenizer_json.from_json(data, config, str(path)), str(path))
 
     def files(self) -> dict[str, bytes]:
         """tokenizer.json and tokenizer_config.json, the same bytes every time."""
-        return vocabulary.to_files(self.vocab, chat.jinja(self))
+        return tokenizer_json.to_files(self.vocab, chat.jinja(self))
 
     def encode(self, text: str) -> list[int]:
         """The ids of `text`: no BOS, no EOS, and special tokens in it are plain text."""
@@ -133,7 +133,9 @@ class ByteBPE:
             raw = word.encode()
         except UnicodeEncodeError as error:
             code = ord(word[error.start])
-            raise EncodeError(f"found U+{code:04X}, half of a surrogate pair, allowed text") from None
+            raise EncodeError(
+                f"found U+{code:04X}, half of a surrogate pair, allowed text"
+            ) from None
         if raw in self._whole:
             return [self._whole[raw]]
         ids = [self._byte_ids[byte] for byte in raw]
@@ -251,5 +253,3 @@ def _ranked(
             raise FormatError(path, where, f"{a} {b} again", "each merge once", "dup-key")
         merged.append(ordinary[a + b])
     return ranks, merged
-
-

@@ -97,8 +97,8 @@ TEMPLATES = {
         trim=True,
         jinja="{{ '<|begin_of_text|>' }}{% for message in messages %}"
         "{{ '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n' }}"
-        "{{ message['content'] | trim }}{{ '<|eot_id|>' }}{% endfor %}{% if add_generation_prompt %}"
-        "{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{% endif %}",
+        "{{ message['content'] | trim }}{{ '<|eot_id|>' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{% endif %}",
     ),
 }
 
@@ -138,14 +138,12 @@ def render(
     """
     template = find(tokenizer)
     check(messages, reply=reply)
+    first = 1  # errors count the messages that were given
     if template.system is not None and messages[0]["role"] != "system":
-        messages = [{"role": "system", "content": template.system}, *messages]
-        shift = 0  # errors count the user's messages
-    else:
-        shift = 1
+        messages, first = [{"role": "system", "content": template.system}, *messages], 0
 
     parts: list[tuple[str, int, int]] = [(part, 0, 0) for part in template.begin]
-    for n, message in enumerate(messages, shift):
+    for n, message in enumerate(messages, first):
         role, text = message["role"], message["content"]
         learned = int(role == "assistant")
         parts += [(_fill(part, role), 0, n) for part in template.header]
@@ -190,7 +188,9 @@ def check(messages: Sequence[Mapping[str, str]], *, reply: bool = False) -> None
     """Raise ConfigError unless: system or none, then user and assistant in turn, all with text."""
 
     def refuse(n: int, name: str, found: object, allowed: str) -> None:
-        raise ConfigError(f'message {n}, field "{name}": found {one_line(found)}, allowed {allowed}')
+        raise ConfigError(
+            f'message {n}, field "{name}": found {one_line(found)}, allowed {allowed}'
+        )
 
     if not isinstance(messages, list | tuple) or not messages:
         raise ConfigError(f"messages: found {one_line(messages)}, allowed a list of at least one")

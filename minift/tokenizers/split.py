@@ -37,19 +37,20 @@ def _ranges(text: str) -> list[tuple[int, int]]:
     return [(int(end[0], 16), int(end[-1], 16)) for end in ends]
 
 
+NEWER = [("a", _ranges(NEW_LETTERS)), ("0", _ranges(NEW_NUMBERS))]
+
+
 class Kinds(dict[int, str]):
     """A table for `str.translate`: code point -> an ASCII character of the same kind.
 
     Filled as characters are met, so that nothing is built beforehand.
     """
 
-    newer = [("a", _ranges(NEW_LETTERS)), ("0", _ranges(NEW_NUMBERS))]
-
     def __missing__(self, code: int) -> str:
         kind = unicodedata.category(chr(code))[0]
         found = {"L": "a", "N": "0", "Z": "\t"}.get(kind, "!")
         if kind == "C":  # unassigned, as far as this Python knows
-            for letter, ranges in self.newer:
+            for letter, ranges in NEWER:
                 if any(low <= code <= high for low, high in ranges):
                     found = letter
         self[code] = found

@@ -74,15 +74,14 @@ def light(n):
             print("on")
         else:
             print("off")
-\t\ttabs\t\tand    spaces     here\r\nand\r\n\r\nlines\n\n\n\n--- ==== !!! ??? ... <|im_end|> <|im_end|>
+\t\ttabs\t\tand    spaces     here\r\nand\r\n\r\nlines\n\n\n\n---
+==== !!! ??? ... <|im_end|> <|im_end|>
 """
 
 NASTY = """Hello
  Hello
 Hello world
- Hello  world 
    leading
-trailing   
 a b  c   d    e
 it's
 IT'S
@@ -213,6 +212,8 @@ a\u0301 e\u0301\u0302
 """
 
 CONTROLS = [
+    " Hello  world ",
+    "trailing   ",
     "",
     " ",
     "  ",
@@ -267,9 +268,7 @@ CONTROLS = [
 
 
 def texts():
-    lines = [line for line in NASTY.split("\n") if line]
-    found = [line.encode("ascii", "backslashreplace").decode("unicode_escape") for line in lines]
-    found += CONTROLS
+    found = [line for line in NASTY.split("\n") if line] + CONTROLS
     draw = random.Random(20240229)
     pieces = [
         " ",

@@ -1,0 +1,1 @@
+"""Text out: the key/value cache, sampling, batched decoding."""

@@ -1,0 +1,179 @@
+"""Batched decoding: prompts are padded on the left, read once, and go on token by token.
+
+Finished rows leave the batch. A row ends at a stop token, at a stop string (which is cut off), or
+after `max_new_tokens`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+
+from minift.errors import ConfigError
+from minift.generate.cache import KVCache
+from minift.generate.sampling import Sampling, adjust, draw
+from minift.model.transformer import Transformer
+from minift.runtime import tuned
+from minift.tokenizers.byte_bpe import ByteBPE
+from minift.tokenizers.stream import TextStream
+
+Emit = Callable[[int, int], object]  # (row, token), as soon as a token is there
+
+
+@torch.no_grad()
+def decode(
+    model: Transformer,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    stop: frozenset[int] = frozenset(),
+    sampling: Sampling | None = None,
+    finished: Callable[[int, list[int]], bool] = lambda row, ids: False,
+    emit: Emit = lambda row, token: None,
+) -> list[list[int]]:
+    """New ids of every prompt, the stop token left out. Rows of any length, none empty.
+
+    `finished(row, ids)` may end a row after any token; `emit` hears of each token that counts.
+    """
+    config = sampling or Sampling()
+    longest = max(map(len, prompts), default=0)
+    check(model, prompts, longest, max_new_tokens)
+    if not prompts:
+        return []
+    device = model.embed.weight.device
+    dtype = model.embed.weight.dtype
+    cache = KVCache(
+        model.config, len(prompts), longest + max_new_tokens, dtype=dtype, device=device
+    )
+    tokens = torch.zeros(len(prompts), longest, dtype=torch.long)
+    mask = torch.zeros(len(prompts), longest, dtype=torch.bool)
+    seen = torch.zeros(len(prompts), model.config.vocab, dtype=torch.bool, device=device)
+    for i, ids in enumerate(prompts):
+        tokens[i, longest - len(ids) :] = torch.tensor(ids)
+        mask[i, longest - len(ids) :] = True
+        seen[i, torch.tensor(ids, device=device)] = True
+    tokens, mask = tokens.to(device), mask.to(device)
+    generator = torch.Generator(device).manual_seed(config.sampling_seed)
+    out: list[list[int]] = [[] for _ in prompts]
+    rows = list(range(len(prompts)))  # which prompt each row of the batch is
+    was = model.training
+    model.eval()
+    try:
+        hidden = model(tokens, mask=mask, cache=cache, hidden_only=True)[:, -1]  # (B, D)
+        for step in range(max_new_tokens):
+            logits = model.head(hidden).float()  # (B, V)
+            next_tokens = draw(adjust(logits, seen, config), config, generator)  # (B,)
+            seen.scatter_(1, next_tokens[:, None], True)
+            going = []
+            for i, token in enumerate(next_tokens.tolist()):
+                if token in stop:
+                    continue
+                out[rows[i]].append(token)
+                emit(rows[i], token)
+                if not finished(rows[i], out[rows[i]]):
+                    going.append(i)
+            if not going or step + 1 == max_new_tokens:
+                break
+            if len(going) < len(rows):
+                kept = torch.tensor(going, device=device)
+                cache.select(kept)
+                seen, next_tokens = seen[kept], next_tokens[kept]
+                rows = [rows[i] for i in going]
+            hidden = model(next_tokens[:, None], cache=cache, hidden_only=True)[:, -1]
+    finally:
+        model.train(was)
+    return out
+
+
+def check(
+    model: Transformer, prompts: Sequence[Sequence[int]], longest: int, max_new_tokens: int
+) -> None:
+    if max_new_tokens < 1:
+        raise ConfigError(f"max_new_tokens: found {max_new_tokens}, allowed 1 or more")
+    for i, ids in enumerate(prompts):
+        if not ids:
+            raise ConfigError(f"prompt {i + 1} is empty: it needs at least one token")
+    if longest + max_new_tokens > model.config.context:
+        raise ConfigError(
+            f"{longest} prompt tokens and {max_new_tokens} new ones exceed the model's context of "
+            f"{model.config.context}"
+        )
+
+
+@dataclass(frozen=True)
+class Stops:
+    """Where text ends: at these strings, which are not part of it."""
+
+    strings: tuple[str, ...] = field(default=())
+
+    def cut(self, text: str) -> str | None:
+        """The text before the first stop string, or None where there is none."""
+        found = [text.find(s) for s in self.strings if s in text]
+        return text[: min(found)] if found else None
+
+
+def generate(
+    model: Transformer,
+    tokenizer: ByteBPE,
+    prompts: Sequence[str | Sequence[int]],
+    *,
+    max_new_tokens: int = 100,
+    stop: Sequence[str] = (),
+    threads: int | None = None,
+    stream: Callable[[int, str], object] | None = None,
+    sampling: Sampling | None = None,
+    **options: float,
+) -> list[str]:
+    """The text that follows each prompt (text, or ids as `tokenizer.chat` gives them).
+
+    Options are the fields of Sampling, `temperature=0.7` and so on. `stream(row, text)` is called
+    with whole characters as they come. Ends at the tokenizer's end token and at any `stop` string.
+    """
+    try:
+        config = replace(sampling or Sampling(), **options)  # type: ignore[arg-type]
+    except TypeError as error:
+        raise ConfigError(f"generate: {error}") from None
+    stops = Stops(tuple(stop))
+    ids = [opened(tokenizer, p) if isinstance(p, str) else list(p) for p in prompts]
+    streams = [TextStream(tokenizer) for _ in ids]
+    texts, told = [""] * len(ids), [0] * len(ids)
+    held = max((len(s) for s in stops.strings), default=1) - 1  # what may yet become a stop string
+
+    def tell(row: int, upto: int) -> None:
+        if stream is not None and upto > told[row]:
+            stream(row, texts[row][told[row] : upto])
+            told[row] = upto
+
+    def emit(row: int, token: int) -> None:
+        texts[row] += streams[row].push(token)
+
+    def finished(row: int, _: list[int]) -> bool:
+        cut = stops.cut(texts[row])
+        if cut is not None:
+            texts[row] = cut
+        tell(row, len(texts[row]) - (held if cut is None else 0))
+        return cut is not None
+
+    with tuned(threads):
+        decode(
+            model,
+            ids,
+            max_new_tokens=max_new_tokens,
+            stop=frozenset({tokenizer.eos}),
+            sampling=config,
+            finished=finished,
+            emit=emit,
+        )
+    for row, rest in enumerate(streams):
+        ended = bool(stops.strings) and told[row] >= len(texts[row]) and stops.cut(texts[row] + "") is not None
+        texts[row] += "" if ended else rest.close()
+        tell(row, len(texts[row]))
+    return texts
+
+
+def opened(tokenizer: ByteBPE, text: str) -> list[int]:
+    """The ids of a text from its beginning: with the token that opens every text, if there is one."""
+    ids = tokenizer.encode(text)
+    return [tokenizer.bos, *ids] if tokenizer.add_bos and tokenizer.bos is not None else ids

@@ -1,0 +1,1 @@
+"""Parameter-efficient fine-tuning: one method, one file; attach.py holds what they share."""

@@ -1,0 +1,161 @@
+"""What this machine can do, and the process-wide settings that follow, for as long as work lasts.
+
+Three settings, each found by a test on the spot and undone at the end of `tuned`:
+  - matrix products in float32: on CPUs where MKL takes its slow path, oneDNN's kernels are twice
+    as fast at the same precision. torch reaches them through `set_float32_matmul_precision`, which
+    on a CPU with AMX would really round to bf16: so it is used only without AMX, and only where a
+    self-test against float64 shows float32 accuracy and a gain;
+  - memory: glibc hands freed blocks back to the system and pays for fresh pages at the next
+    allocation; told to keep them, a training step stops faulting gigabytes;
+  - threads: one a core that this process may use.
+Linux-only pieces do nothing elsewhere.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+SHAPE = (256, 576, 1536)  # rows, in, out of the test product: a small model's MLP
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
+KEEP_MEMORY = ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2**31 - 1))
+GLIBC_DEFAULTS = ((M_MMAP_MAX, 65_536), (M_TRIM_THRESHOLD, 128 << 10))
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What the self-test found. Rates are GFLOP/s on `threads` threads."""
+
+    threads: int
+    float32: float  # torch's default route
+    routed: float  # through oneDNN; 0 where it is unavailable or not exact
+    bf16: float
+
+    @property
+    def route(self) -> bool:
+        return self.routed > 1.15 * self.float32
+
+    @property
+    def rate(self) -> float:
+        """The float32 rate that `tuned` gives."""
+        return self.routed if self.route else self.float32
+
+    @property
+    def prefers_bf16(self) -> bool:
+        return self.bf16 > 1.2 * self.rate
+
+
+def cores() -> int:
+    """The cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+@functools.cache
+def machine(threads: int | None = None) -> Machine:
+    """Measure once a process, in about a tenth of a second."""
+    generator = torch.Generator().manual_seed(0)
+    rows, inputs, outputs = SHAPE
+    x = torch.randn(rows, inputs, generator=generator)
+    w = torch.randn(outputs, inputs, generator=generator)
+    exact = x.double() @ w.double().T
+    wanted = threads or cores()
+    with _threads(wanted):
+        plain = _rate(lambda: torch.nn.functional.linear(x, w))
+        routed = 0.0
+        if not torch.cpu._is_amx_tile_supported():
+            with _precision("medium"):
+                if _error(torch.nn.functional.linear(x, w), exact) < 1e-6:
+                    routed = _rate(lambda: torch.nn.functional.linear(x, w))
+        xb, wb = x.bfloat16(), w.bfloat16()
+        half = _rate(lambda: torch.nn.functional.linear(xb, wb))
+    return Machine(wanted, plain, routed, half)
+
+
+def _error(y: Tensor, exact: Tensor) -> float:
+    return float((y.double() - exact).norm() / exact.norm())
+
+
+def _rate(product: Callable[[], Tensor]) -> float:
+    """The best of a few runs: what disturbs a short run only makes it slower."""
+    product()
+    best = float("inf")
+    for _ in range(4):
+        start = time.perf_counter()
+        product()
+        best = min(best, time.perf_counter() - start)
+        if best > 0.05:
+            break
+    rows, inputs, outputs = SHAPE
+    return 2e-9 * rows * inputs * outputs / best
+
+
+@contextmanager
+def tuned(threads: int | None = None) -> Iterator[Machine]:
+    """The settings above, for the time of the block; whatever was set before comes back."""
+    found = machine(threads)
+    with _threads(found.threads), _precision("medium" if found.route else None), _memory():
+        yield found
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def _precision(name: str | None) -> Iterator[None]:
+    # TRAP: reading torch.backends.mkldnn.matmul.fp32_precision beside this API raises; use one.
+    before = torch.get_float32_matmul_precision()
+    if name is not None:
+        torch.set_float32_matmul_precision(name)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+@contextmanager
+def _memory() -> Iterator[None]:
+    mallopt = _mallopt()
+    for option in KEEP_MEMORY:
+        mallopt(*option)
+    try:
+        yield
+    finally:
+        for option in GLIBC_DEFAULTS:
+            mallopt(*option)
+
+
+def _mallopt() -> Callable[[int, int], object]:
+    if sys.platform == "linux":
+        try:
+            return ctypes.CDLL(None).mallopt
+        except (AttributeError, OSError):  # a C library other than glibc
+            pass
+    return lambda option, value: None
+
+
+def peak_memory() -> int:
+    """Bytes that this process held at its peak; 0 where the system does not say."""
+    try:
+        import resource
+    except ImportError:
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

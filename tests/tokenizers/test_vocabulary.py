@@ -1,0 +1,93 @@
+"""Tokenizers in GGUF metadata: what is read, and what is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from minift.errors import FormatError
+from minift.tokenizers.byte_bpe import ALPHABET, ByteBPE
+from minift.tokenizers.vocabulary import Added, from_gguf
+
+
+def metadata(words: str = "", merges: str = "", **more: Any) -> dict[str, Any]:
+    """GGUF metadata: <eos>, the 256 bytes, then `words`; merges are separated by commas."""
+    tokens = ["<eos>", *ALPHABET, *words.split()]
+    ours = {
+        "model": "gpt2",
+        "pre": "gpt-2",
+        "tokens": tokens,
+        "token_type": [3] + [1] * (len(tokens) - 1),
+        "merges": [merge for merge in merges.split(",") if merge],
+        "eos_token_id": 0,
+    }
+    return {f"tokenizer.ggml.{key}": value for key, value in (ours | more).items()}
+
+
+GGUF_LIES: list[tuple[str, Callable[[dict[str, Any]], object], str, str]] = [
+    ("model", lambda m: "llama", "found llama, allowed one of gpt2", "unknown-field"),
+    ("model", lambda m: 3, "found 3, allowed str", "bad-type"),
+    ("pre", lambda m: "(a+)+$", "allowed one of", "unknown-field"),
+    ("pre", lambda m: None, "allowed str", "bad-type"),
+    ("tokens", lambda m: [], "token_type", "shape-mismatch"),
+    ("tokens", lambda m: [*m["tokens"][:-1], "a"], "again, after", "dup-key"),
+    ("tokens", lambda m: [*m["tokens"][:-1], ""], "not empty", "bad-type"),
+    ("tokens", lambda m: [*m["tokens"][:-1], 7], "a text", "bad-type"),
+    ("tokens", lambda m: [*m["tokens"][:-1], "\ud800"], "valid Unicode", "bad-utf8"),
+    ("tokens", lambda m: [*m["tokens"][:-1], "x" * 65_537], "65,536", "limit"),
+    ("token_type", lambda m: m["token_type"][1:], "one a token", "shape-mismatch"),
+    ("token_type", lambda m: [6, *m["token_type"][1:]], "1 to 5", "out-of-range"),
+    ("token_type", lambda m: [True, *m["token_type"][1:]], "1 to 5", "out-of-range"),
+    ("merges", lambda m: ["a zz"], r"merges\[0\]: found zz", "out-of-range"),
+    ("merges", lambda m: ["a b"], "found ab", "out-of-range"),
+    ("merges", lambda m: ["l o", "l o"], "each merge once", "dup-key"),
+    ("merges", lambda m: ["lo"], "two parts", "bad-type"),
+    ("merges", lambda m: ["l o w"], "two parts", "bad-type"),
+    ("merges", lambda m: [7], "two parts", "bad-type"),
+    ("eos_token_id", lambda m: 999, "0 to 257", "out-of-range"),
+    ("eos_token_id", lambda m: -1, "0 to 257", "out-of-range"),
+    ("eos_token_id", lambda m: True, "allowed int", "bad-type"),
+    ("bos_token_id", lambda m: 2**64, "0 to 257", "out-of-range"),
+    ("add_bos_token", lambda m: True, "bos_token_id: found nothing", "missing-field"),
+    ("add_bos_token", lambda m: 1, "allowed bool", "bad-type"),
+]
+
+
+@pytest.mark.parametrize(("key", "lie", "text", "code"), GGUF_LIES)
+def test_hostile_gguf(key: str, lie: Callable[[dict[str, Any]], object], text: str, code: str):
+    data = metadata("lo", "l o")
+    short = {name.removeprefix("tokenizer.ggml."): value for name, value in data.items()}
+    data["tokenizer.ggml." + key] = lie(short)
+    with pytest.raises(FormatError, match=text) as caught:
+        ByteBPE.from_gguf(data, "x.gguf")
+    assert (caught.value.path, caught.value.code) == ("x.gguf", code)
+
+
+@pytest.mark.parametrize("key", ["model", "pre", "tokens", "token_type", "merges", "eos_token_id"])
+def test_gguf_without_a_field(key: str) -> None:
+    data = metadata()
+    del data["tokenizer.ggml." + key]
+    with pytest.raises(FormatError, match=f"ggml.{key}: found nothing") as caught:
+        ByteBPE.from_gguf(data, "x.gguf")
+    assert caught.value.code == "missing-field"
+
+
+def test_no_merge_makes_a_special_token() -> None:
+    data = metadata("<e os>", "<e os>")
+    with pytest.raises(FormatError, match="found <eos>, allowed ordinary tokens"):
+        ByteBPE.from_gguf(data, "x.gguf")
+
+
+def test_what_metadata_says() -> None:
+    data = metadata("lo <x>", "l o", bos_token_id=0, add_bos_token=True, padding_token_id=3)
+    data["tokenizer.ggml.pre"] = "llama-bpe"
+    data["tokenizer.ggml.token_type"][-1] = 4
+    data["tokenizer.chat_template"] = "{{ messages }}"
+    vocab = from_gguf(data, "x.gguf")
+    assert (vocab.bos, vocab.eos, vocab.pad, vocab.unk, vocab.add_bos) == (0, 0, 3, None, True)
+    assert (vocab.pattern, vocab.ignore_merges, vocab.nfc) == ("llama3", True, False)
+    assert vocab.added == {0: Added("<eos>"), 258: Added("<x>", special=False)}
+    assert vocab.merges == [("l", "o")]
+    assert vocab.template == "{{ messages }}"
