@@ -57,10 +57,10 @@ def _io(call: Callable[..., Any], *args: Any) -> Any:
 def write_file(path: str | os.PathLike[str], chunks: Chunks) -> None:
     """Make `path` hold `chunks`, replacing a file that is there, or leave it as it was."""
     target = _resolve(path)
-    old = _status(target)
-    if old is not None and not stat.S_ISREG(old.st_mode):
-        raise ConfigError(f"{one_line(target, 200)}: exists and is not a plain file")
     with _reported(target) as done, contextlib.ExitStack() as held:
+        old = _status(target)
+        if old is not None and not stat.S_ISREG(old.st_mode):
+            raise ConfigError(f"{one_line(target, 200)}: exists and is not a plain file")
         folder = _prepare(target, chunks if isinstance(chunks, bytes) else b"")
         tmp, fd = _temporary(folder, held, folder_wanted=False)
         try:
@@ -132,7 +132,7 @@ def append_line(path: str | os.PathLike[str], text: str) -> None:
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             except OSError:
                 with contextlib.suppress(OSError):
-                    os.ftruncate(fd, size)  # half a line is worse than none
+                    _io(os.ftruncate, fd, size)  # half a line is worse than none
                 raise
         finally:
             os.close(fd)

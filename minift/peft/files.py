@@ -51,11 +51,11 @@ OFF: dict[str, tuple[object, ...]] = {
 }
 # What says nothing about the mathematics of a plain LoRA.
 NEUTRAL = (
-    "task_type base_model_name_or_path revision inference_mode peft_version auto_mapping "
-    "megatron_config megatron_core qalora_group_size layers_pattern loftq_config eva_config "
-    "corda_config lora_ga_config velora_config monteclora_config arrow_config kasa_config "
-    "ensure_weight_tying runtime_config"
-).split()
+    *("task_type", "base_model_name_or_path", "revision", "inference_mode", "peft_version"),
+    *("auto_mapping", "megatron_config", "megatron_core", "qalora_group_size", "layers_pattern"),
+    *("loftq_config", "eva_config", "corda_config", "lora_ga_config", "velora_config"),
+    *("monteclora_config", "arrow_config", "kasa_config", "ensure_weight_tying", "runtime_config"),
+)
 
 
 def names(model: Transformer) -> dict[str, str]:
@@ -165,7 +165,7 @@ def load_adapter(
     matched = {
         ours: name
         for ours, name in theirs.items()
-        if name.rpartition(".")[2] in short(targets, name)
+        if any(name == target or name.endswith("." + target) for target in targets)
     }
     tensors = {name: file.load(name) for name in file.tensors}
     check(model, folder / TENSORS, config, matched, targets, tensors)
@@ -183,11 +183,6 @@ def load_adapter(
             change.B.copy_(tensors[f"{PREFIX}{theirs[ours]}.lora_B.weight"])
             change.requires_grad_(trainable)
     return model
-
-
-def short(targets: list[str], name: str) -> set[str]:
-    """The last words of those targets that name this module: the whole name, or a suffix of it."""
-    return {t.rpartition(".")[2] for t in targets if name == t or name.endswith("." + t)}
 
 
 def check(
@@ -208,6 +203,12 @@ def check(
         f"target_modules: no module of the model is called {target}"
         for target in targets
         if not any(name == target or name.endswith("." + target) for name in matched.values())
+    ]
+    used = {ours.rpartition(".")[2] for ours in matched}
+    problems += [
+        f"target_modules leaves out {name}: minift's LoRA stands on every layer"
+        for ours, name in names(model).items()
+        if ours.rpartition(".")[2] in used and ours not in matched
     ]
     problems += [f"missing {name}" for name in wanted if name not in tensors]
     problems += [f"unexpected {name}" for name in tensors if name not in wanted]

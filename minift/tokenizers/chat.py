@@ -16,7 +16,7 @@ space that the vocabulary would have joined to the header's.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from minift.errors import ConfigError, EncodeError, one_line
@@ -62,32 +62,31 @@ class Template:
 # What other templates of the same tokens do and these rows do not: tools, thinking, own prompts.
 NOT_PLAIN = ("tool", "think", "You are", "date", "namespace")
 
-_CHATML = {
-    "header": (Special("<|im_start|>"), "{role}\n"),
-    "end": (Special("<|im_end|>"),),
-    "after": ("\n",),
-}
 _SMOLLM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
+_CHATML_JINJA = (
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+_CHATML = Template(
+    marks=("<|im_start|>", "<|im_end|>"),
+    without=NOT_PLAIN,
+    header=(Special("<|im_start|>"), "{role}\n"),
+    end=(Special("<|im_end|>"),),
+    after=("\n",),
+    jinja=_CHATML_JINJA,
+)
 
 TEMPLATES = {
-    "smollm2": Template(
+    "smollm2": replace(
+        _CHATML,
         marks=("<|im_start|>", _SMOLLM + "<|im_end|>"),
         without=("tool", "think"),
         system=_SMOLLM,
-        jinja="{% for message in messages %}{% if loop.first and message['role'] != 'system' %}"
-        "{{ '<|im_start|>system\\n" + _SMOLLM + "<|im_end|>\\n' }}{% endif %}"
-        "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
-        "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}",
-        **_CHATML,
+        jinja="{% if messages[0]['role'] != 'system' %}"
+        "{{ '<|im_start|>system\\n" + _SMOLLM + "<|im_end|>\\n' }}{% endif %}" + _CHATML_JINJA,
     ),
-    "chatml": Template(
-        marks=("<|im_start|>", "<|im_end|>"),
-        without=NOT_PLAIN,
-        jinja="{% for message in messages %}"
-        "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
-        "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}",
-        **_CHATML,
-    ),
+    "chatml": _CHATML,
     "llama3": Template(
         marks=("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "| trim"),
         without=NOT_PLAIN,
@@ -98,7 +97,8 @@ TEMPLATES = {
         jinja="{{ '<|begin_of_text|>' }}{% for message in messages %}"
         "{{ '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n' }}"
         "{{ message['content'] | trim }}{{ '<|eot_id|>' }}{% endfor %}"
-        "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{% endif %}",
+        "{% if add_generation_prompt %}"
+        "{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{% endif %}",
     ),
 }
 

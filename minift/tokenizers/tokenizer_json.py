@@ -11,6 +11,11 @@ from minift.errors import FormatError
 from minift.tokenizers.split import LLAMA3, QWEN2
 from minift.tokenizers.vocabulary import FLAGS, Added, Vocabulary, field_of, merge_parts, one_of
 
+# Fields of the model with the one value that minift knows; those of no effect where bytes are text.
+USUAL: dict[str, object] = {"dropout": None, "byte_fallback": False}
+USUAL |= {"continuing_subword_prefix": "", "end_of_word_suffix": ""}
+FREE = ("unk_token", "fuse_unk")
+
 
 def from_json(data: Mapping[str, Any], config: Mapping[str, Any] | None, path: str) -> Vocabulary:
     """The vocabulary of a parsed tokenizer.json; the roles of its tokens are in `config`.
@@ -22,16 +27,15 @@ def from_json(data: Mapping[str, Any], config: Mapping[str, Any] | None, path: s
     _refuse_unknown(data, (*top.split(), "model"), path, "")
     model = field_of(data, "model", dict, path)
     at = "model."
-    plain = {"unk_token": None, "dropout": None, "byte_fallback": False, "fuse_unk": False}
-    plain |= {"continuing_subword_prefix": "", "end_of_word_suffix": ""}
-    _refuse_unknown(model, ("type", "vocab", "merges", "ignore_merges", *plain), path, at)
+    fields = ("type", "vocab", "merges", "ignore_merges", *FREE, *USUAL)
+    _refuse_unknown(model, fields, path, at)
     one_of(model.get("type", "BPE"), {"BPE": None}, path, at + "type")
-    for key, usual in plain.items():
+    for key, usual in USUAL.items():
         value = model.get(key)
-        if value is not None and value != usual and key not in ("unk_token", "fuse_unk"):
+        if value is not None and value != usual:
             raise FormatError(path, at + key, value, json.dumps(usual), "unknown-field")
     ids = field_of(model, "vocab", dict, path, at=at)
-    added = _added_tokens(data.get("added_tokens") or [], ids, path)
+    added = _added_tokens(data.get("added_tokens", []), ids, path)
     decoder = field_of(data, "decoder", dict, path)
     one_of(decoder.get("type"), {"ByteLevel": None}, path, "decoder.type")
     normalizer = field_of(data, "normalizer", dict, path, none=True)
@@ -48,7 +52,8 @@ def from_json(data: Mapping[str, Any], config: Mapping[str, Any] | None, path: s
         role: _role(settings.get(role + "_token"), role, ids, added, settings_path)
         for role in ("eos", "bos", "pad", "unk")
     }
-    if roles["eos"] is None:
+    eos = roles.pop("eos")
+    if eos is None:
         raise FormatError(settings_path, "eos_token", "nothing", "a token", "missing-field")
     starts = _post_processor(data.get("post_processor"), special, path)
     if starts is not None and starts != roles["bos"]:
@@ -60,13 +65,14 @@ def from_json(data: Mapping[str, Any], config: Mapping[str, Any] | None, path: s
         merges=[merge_parts(merge, path, f"model.merges[{i}]") for i, merge in enumerate(merges)],
         added=added,
         pattern=_pattern(data.get("pre_tokenizer"), path),
+        eos=eos,
         **roles,
         add_bos=bool(add_bos) or starts is not None,
         nfc=normalizer is not None,
         ignore_merges=bool(field_of(model, "ignore_merges", bool, path, at=at, none=True)),
         template=_chat_template(settings.get("chat_template"), settings_path),
         places={"tokens": "model.vocab", "merges": "model.merges"}
-        | {role: f"{role}_token" for role in roles},
+        | {role: f"{role}_token" for role in ("eos", *roles)},
     )
 
 

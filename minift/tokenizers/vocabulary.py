@@ -94,6 +94,8 @@ def from_gguf(metadata: Mapping[str, Any], path: str) -> Vocabulary:
     for i, (text, kind) in enumerate(zip(tokens, types, strict=True)):
         if type(kind) is not int or not NORMAL <= kind <= UNUSED:
             raise FormatError(path, f"{at}token_type[{i}]", kind, "1 to 5", "out-of-range")
+        if type(text) is not str:
+            raise FormatError(path, f"{at}tokens[{i}]", text, "text", "bad-type")
         if kind in (UNKNOWN, CONTROL, USER_DEFINED):
             added[i] = Added(text, special=kind != USER_DEFINED)
     return Vocabulary(

@@ -191,8 +191,8 @@ def test_pip_failing_is_one_line(wheel: Path, monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(ConfigError) as caught:
         download("toy")
     assert str(caught.value) == (
-        "pip could not fetch toy-data==1.0: ERROR: No matching distribution found for "
-        "toy-data==1.0; or fetch the wheel of toy-data==1.0 elsewhere and give it: "
+        "could not fetch toy-data==1.0: no connection; pip says: "
+        "ERROR: No matching distribution found for toy-data==1.0; or fetch the wheel of toy-data==1.0 elsewhere and give it: "
         "minift download toy --wheel PATH"
     )
     assert left_over() == []
@@ -303,6 +303,7 @@ def test_a_pip_in_the_current_folder_is_not_run(
 ) -> None:
     (tmp_path / "pip.py").write_text("print('the wrong pip')")
     monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("PYTHONPATH", raising=False)
     assert "the wrong pip" not in module.run_pip(["--version"]).stdout
 
 

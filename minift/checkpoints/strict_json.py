@@ -1,0 +1,97 @@
+"""JSON from a file that somebody else made: what the standard forbids is refused, not guessed.
+
+Python's own parser takes duplicate keys (the last wins), NaN, Infinity, numbers too large for a
+float, lone surrogates, and fails on deep nesting or very long integers with errors of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+from collections import Counter
+from typing import Any
+
+import numpy as np
+
+from minift.errors import FormatError
+
+DEPTH, DIGITS, NUMBER = 64, 20, 100  # levels; digits of an integer; characters of any number
+
+# Everything but the brackets that nest. Possessive, so that no input makes it go back and forth.
+_NOT_BRACKETS = re.compile(rb'(?:[^"\[\]{}]++|"(?:[^"\\]++|\\.?)*+"?)++', re.DOTALL)
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+
+
+def parse(data: bytes, path: str | os.PathLike[str], where: str, *, limit_bytes: int) -> Any:
+    """The value in `data`; raises FormatError, naming `where`, and nothing else."""
+
+    def refuse(found: object, allowed: str, code: str) -> FormatError:
+        return FormatError(path, where, found, allowed, code)
+
+    def as_dict(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        result = dict(pairs)
+        if len(result) < len(pairs):
+            counts = Counter(key for key, _ in pairs)
+            twice = counts.most_common(1)[0][0]
+            raise refuse(f"key {twice!r} twice", "each key once", "dup-key")
+        return result
+
+    def as_int(text: str) -> int:
+        if len(text.removeprefix("-")) > DIGITS:
+            raise refuse(text, f"integers of at most {DIGITS} digits", "limit")
+        if text == "-0":  # the reference reader of safetensors takes it for a float
+            raise refuse(text, "0", "bad-json")
+        return int(text)
+
+    def as_float(text: str) -> float:
+        if len(text) > NUMBER:
+            raise refuse(text, f"numbers of at most {NUMBER} characters", "limit")
+        if math.isinf(value := float(text)):
+            raise refuse(text, "numbers that a float can hold", "out-of-range")
+        return value
+
+    def constant(text: str) -> None:
+        raise refuse(text, "finite numbers", "bad-json")
+
+    if len(data) > limit_bytes:
+        raise refuse(f"{len(data):,} bytes", f"at most {limit_bytes:,}", "too-large")
+    brackets = np.frombuffer(_NOT_BRACKETS.sub(b"", data), np.uint8)
+    steps = np.where((brackets == ord("[")) | (brackets == ord("{")), 1, -1)
+    if np.cumsum(steps).max(initial=0) > DEPTH:
+        raise refuse("deeper nesting", f"at most {DEPTH} levels", "limit")
+    try:
+        value = json.loads(
+            data.decode("utf-8"),  # decoded here: json.loads(bytes) would take UTF-16 and a BOM
+            object_pairs_hook=as_dict,
+            parse_int=as_int,
+            parse_float=as_float,
+            parse_constant=constant,
+        )
+    except UnicodeDecodeError as error:
+        found = f"byte {error.object[error.start]:#04x} at {error.start:,}"
+        raise refuse(found, "UTF-8", "bad-utf8") from None
+    except json.JSONDecodeError as error:
+        found = f"{error.msg} at line {error.lineno:,} column {error.colno:,}"
+        raise refuse(found, "JSON", "bad-json") from None
+    if _SURROGATE.search(data):
+        for text in _texts(value):
+            if any("\ud800" <= c <= "\udfff" for c in text):
+                raise refuse(ascii(text), "text without lone surrogates", "bad-utf8")
+    return value
+
+
+def _texts(value: object) -> list[str]:
+    """Every string in a parsed value, keys too."""
+    texts, todo = [], [value]
+    while todo:
+        match todo.pop():
+            case str(text):
+                texts.append(text)
+            case dict(mapping):
+                todo += mapping.keys()
+                todo += mapping.values()
+            case list(items):
+                todo += items
+    return texts

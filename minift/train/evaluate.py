@@ -1,0 +1,139 @@
+"""Evaluation: held-out loss, and accuracy by the log-probability of label words.
+
+A label is scored as the text that would follow the prompt: log p(label | prompt), summed over the
+label's tokens. Where every label is one token, one pass over the prompts tells all.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from minift.errors import ConfigError
+from minift.model.transformer import Transformer
+from minift.train.objectives import Objective
+
+ROWS, TOKENS = 64, 2048  # at most so much at once
+
+
+@torch.no_grad()
+def held_out_loss(model: Transformer, objective: Objective, max_tokens: int) -> float | None:
+    """Mean negative log-likelihood a target token, in nats, or None where no row is held out."""
+    was = model.training
+    model.eval()
+    total, count = 0.0, 0
+    for batch in objective.held_out_batches(max_tokens):
+        total += float(objective.loss_sum(model, batch))
+        count += batch.count
+    model.train(was)
+    return total / count if count else None
+
+
+@torch.no_grad()
+def label_logprobs(
+    model: Transformer,
+    prompts: Sequence[Sequence[int]],
+    labels: Sequence[Sequence[int]],
+    progress: Callable[[int], object] = lambda rows: None,
+) -> Tensor:
+    """log p(label | prompt): ids of N prompts and C labels -> float32 (N, C)."""
+    if not labels or not all(labels):
+        raise ConfigError("labels: each needs at least one token")
+    was = model.training
+    model.eval()
+    if all(len(label) == 1 for label in labels):
+        rows = [list(prompt) for prompt in prompts]
+        ends = last_logprobs(model, rows, torch.tensor([label[0] for label in labels]), progress)
+    else:
+        columns = []
+        for label in labels:
+            rows = [[*prompt, *label] for prompt in prompts]
+            columns.append(tail_logprobs(model, rows, len(label), progress))
+        ends = torch.stack(columns, dim=1)
+    model.train(was)
+    return ends
+
+
+def last_logprobs(
+    model: Transformer,
+    rows: list[list[int]],
+    wanted: Tensor,
+    progress: Callable[[int], object],
+) -> Tensor:
+    """Log-probabilities of the tokens `wanted` (C,) after each row -> (N, C)."""
+    out = torch.empty(len(rows), len(wanted))
+    for indices, tokens in padded(rows):
+        hidden = model(tokens, hidden_only=True)  # (B, T, D)
+        last = torch.tensor([len(rows[i]) - 1 for i in indices])
+        logits = model.head(hidden[torch.arange(len(indices)), last]).float()  # (B, V)
+        out[indices] = logits.log_softmax(-1)[:, wanted]
+        progress(len(indices))
+    return out
+
+
+def tail_logprobs(
+    model: Transformer, rows: list[list[int]], length: int, progress: Callable[[int], object]
+) -> Tensor:
+    """Summed log-probability of the last `length` tokens of each row -> (N,)."""
+    out = torch.empty(len(rows))
+    for indices, tokens in padded(rows):
+        hidden = model(tokens, hidden_only=True)  # (B, T, D)
+        for k, i in enumerate(indices):
+            stop = len(rows[i])
+            logits = model.head(hidden[k, stop - length - 1 : stop - 1]).float()  # (length, V)
+            targets = torch.tensor(rows[i][stop - length :])[:, None]
+            out[i] = logits.log_softmax(-1).gather(1, targets).sum()
+        progress(len(indices))
+    return out
+
+
+def padded(rows: list[list[int]]) -> list[tuple[list[int], Tensor]]:
+    """Rows of like length side by side, padded on the right: [(indices, tokens (B, T))]."""
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+    batches: list[list[int]] = []
+    for i in order:
+        full = not batches or len(batches[-1]) == ROWS
+        if full or (len(batches[-1]) + 1) * len(rows[i]) > TOKENS:
+            batches.append([])
+        batches[-1].append(i)
+    out = []
+    for indices in batches:
+        tokens = torch.zeros(len(indices), len(rows[indices[-1]]), dtype=torch.long)
+        for k, i in enumerate(indices):
+            tokens[k, : len(rows[i])] = torch.tensor(rows[i])
+        out.append((indices, tokens))
+    return out
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """A share of right answers with its 95 % interval."""
+
+    right: int
+    total: int
+
+    @property
+    def share(self) -> float:
+        return self.right / max(1, self.total)
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        return wilson(self.right, self.total)
+
+    def __str__(self) -> str:
+        low, high = self.interval
+        return f"{100 * self.share:.1f} %  ({100 * low:.1f} to {100 * high:.1f})"
+
+
+def wilson(right: int, total: int, z: float = 1.959964) -> tuple[float, float]:
+    """The score interval of a share. Wilson 1927, J. Amer. Statist. Assoc. 22."""
+    if total == 0:
+        return 0.0, 1.0
+    p, scale = right / total, 1 + z * z / total
+    middle = p + z * z / (2 * total)
+    half = z * math.sqrt(p * (1 - p) / total + z * z / (4 * total * total))
+    return (middle - half) / scale, (middle + half) / scale

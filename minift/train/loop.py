@@ -1,0 +1,349 @@
+"""The loop: batches in, optimizer steps out, one file a reader can follow from top to bottom.
+
+The loss of an optimizer step is the sum over all its micro-batches divided once by all their
+target tokens, so that cutting a step into pieces changes nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from minift.checkpoints.save import as_json
+from minift.data.batches import length_buckets
+from minift.errors import ConfigError
+from minift.model.transformer import Transformer
+from minift.peft.attach import changes, trainable
+from minift.peft.files import save_adapter
+from minift.runtime import peak_memory, tuned
+from minift.storage import append_line, write_file
+from minift.train.evaluate import held_out_loss
+from minift.train.objectives import Batch, Objective
+from minift.train.optimizer import SCHEDULES, adamw, learning_rate
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How long, how fast, how carefully. A step is one update of the weights."""
+
+    steps: int | None = field(default=None, metadata={"help": "updates; default: one epoch"})
+    epochs: float | None = field(default=None, metadata={"help": "passes over the data instead"})
+    batch: int = field(default=16, metadata={"help": "rows an update"})
+    micro_tokens: int = field(
+        default=4096, metadata={"help": "tokens at once; less: less memory, the same gradient"}
+    )
+    lr: float = field(default=5e-4, metadata={"help": "highest learning rate"})
+    schedule: str = field(default="linear", metadata={"help": "linear, cosine or constant"})
+    warmup: float = field(default=0.05, metadata={"help": "share of the steps that warm up"})
+    weight_decay: float = field(default=0.0, metadata={"help": "AdamW's decay"})
+    beta1: float = field(default=0.9, metadata={"help": "AdamW's memory of the gradient"})
+    beta2: float = field(default=0.999, metadata={"help": "AdamW's memory of its square"})
+    eps: float = field(default=1e-8, metadata={"help": "AdamW's floor"})
+    clip: float = field(default=1.0, metadata={"help": "largest gradient norm; 0: no clipping"})
+    eval_every: int = field(
+        default=0, metadata={"help": "steps between evaluations; 0: at the end"}
+    )
+    checkpointing: bool = field(
+        default=False, metadata={"help": "recompute activations: less memory, slower"}
+    )
+    seed: int = field(default=0, metadata={"help": "of the order of the data and of dropout"})
+    threads: int | None = field(default=None, metadata={"help": "default: one a core"})
+
+    def __post_init__(self) -> None:
+        problems = []
+
+        def rule(name: str, good: bool, allowed: str) -> None:
+            if not good:
+                problems.append(f"{name}: found {getattr(self, name)}, allowed {allowed}")
+
+        rule("steps", self.steps is None or self.steps >= 1, "a whole number from 1")
+        rule("epochs", self.epochs is None or 0 < self.epochs < math.inf, "a number above 0")
+        rule("batch", self.batch >= 1, "a whole number from 1")
+        rule("micro_tokens", self.micro_tokens >= 1, "a whole number from 1")
+        rule("lr", 0 < self.lr < math.inf, "a number above 0")
+        rule("schedule", self.schedule in SCHEDULES, ", ".join(SCHEDULES))
+        rule("warmup", 0 <= self.warmup <= 1, "from 0 to 1")
+        rule("weight_decay", 0 <= self.weight_decay < math.inf, "0 or more")
+        rule("beta1", 0 <= self.beta1 < 1, "0 or more and below 1")
+        rule("beta2", 0 <= self.beta2 < 1, "0 or more and below 1")
+        rule("eps", 0 < self.eps < math.inf, "a number above 0")
+        rule("clip", 0 <= self.clip < math.inf, "0 or more")
+        rule("eval_every", self.eval_every >= 0, "0 or more")
+        rule("threads", self.threads is None or self.threads >= 1, "a whole number from 1")
+        if self.steps is not None and self.epochs is not None:
+            problems.append("give steps or epochs, not both")
+        if problems:
+            raise ConfigError("; ".join(problems))
+
+    def resolved_steps(self, rows: int) -> int:
+        per_epoch = math.ceil(rows / self.batch)
+        if self.steps is not None:
+            return self.steps
+        return max(1, math.ceil(per_epoch * (self.epochs or 1.0)))
+
+
+class Diverged(RuntimeError):
+    """A guard rail stopped training: the loss or the gradient was not finite, again and again."""
+
+
+class Step(nn.Module):
+    """Model and objective as one module whose forward returns the loss sum: what DDP wraps."""
+
+    def __init__(self, model: Transformer, objective: Objective):
+        super().__init__()
+        self.model, self.objective = model, objective
+
+    def forward(self, batch: Batch) -> Tensor:
+        return self.objective.loss_sum(self.model, batch)
+
+
+@dataclass
+class Run:
+    """What a run did. `losses` has the mean loss a target token of every step, in nats."""
+
+    config: TrainConfig
+    steps: int
+    losses: list[float] = field(default_factory=list)
+    norms: list[float] = field(default_factory=list)
+    evaluations: list[tuple[int, float]] = field(default_factory=list)  # (step, held-out loss)
+    best_step: int | None = None
+    skipped: int = 0  # steps without a target, or not finite
+    tokens: int = 0  # read, padding left out
+    seconds: float = 0.0
+    interrupted: bool = False
+    out: Path | None = None
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.tokens / self.seconds if self.seconds else 0.0
+
+
+@dataclass(frozen=True)
+class Progress:
+    """One line of metrics.jsonl, and what a screen shows."""
+
+    step: int
+    steps: int
+    loss: float
+    lr: float
+    norm: float
+    tokens: int
+    targets: int
+    seconds: float
+    held_out_loss: float | None = None
+
+
+def fit(
+    model: Transformer,
+    objective: Objective,
+    config: TrainConfig,
+    out: str | os.PathLike[str] | None = None,
+    *,
+    overwrite: bool = False,
+    watch: Callable[[Progress], object] = lambda progress: None,
+) -> Run:
+    """Train what is trainable. With `out`, a run folder: run.json, metrics.jsonl, adapter/.
+
+    `watch` hears of every step. Ctrl-C ends after the step at hand, with everything saved. Raises
+    ConfigError where nothing is trainable or `out` holds a run, Diverged after three steps in a row
+    whose loss or gradient was not finite.
+    """
+    parameters = trainable(model)
+    if not parameters:
+        raise ConfigError("fit: nothing is trainable; attach a method first")
+    steps = config.resolved_steps(len(objective.lengths))
+    run = Run(config, steps, out=claim(out, overwrite))
+    optimizer = adamw(
+        parameters.values(),
+        betas=(config.beta1, config.beta2),
+        eps=config.eps,
+        decay=config.weight_decay,
+    )
+    step_module = Step(model, objective)
+    best: dict[str, Tensor] | None = None
+    best_loss, bad = math.inf, 0
+    torch.manual_seed(config.seed)  # dropout
+    was, model.checkpointing = (model.training, model.checkpointing), config.checkpointing
+    step_module.train()
+    begin = time.perf_counter()
+    try:
+        with tuned(config.threads) as machine, interruptible() as interrupted:
+            for step, indices in zip(range(steps), order(objective, config), strict=False):
+                lr = learning_rate(
+                    config.schedule, config.lr, round(config.warmup * steps), steps, step
+                )
+                for group in optimizer.param_groups:
+                    group["lr"] = lr
+                loss, norm, tokens, targets = gradients(step_module, indices, config, parameters)
+                if step == 0:
+                    check_gradients(parameters)
+                if targets and math.isfinite(loss) and math.isfinite(norm):
+                    optimizer.step()
+                    bad = 0
+                else:  # the weights stay as they are
+                    run.skipped += 1
+                    bad += targets > 0
+                optimizer.zero_grad(set_to_none=True)
+                run.losses.append(loss)
+                run.norms.append(norm)
+                run.tokens += tokens
+                run.seconds = time.perf_counter() - begin
+                held_out = None
+                last = step + 1 == steps or interrupted.is_set()
+                if due(config, step, last):
+                    held_out = held_out_loss(model, objective, config.micro_tokens)
+                if held_out is not None:
+                    run.evaluations.append((step + 1, held_out))
+                    if held_out < best_loss:
+                        best_loss, run.best_step = held_out, step + 1
+                        best = {n: p.detach().clone() for n, p in parameters.items()}
+                progress = Progress(
+                    step + 1, steps, loss, lr, norm, tokens, targets, run.seconds, held_out
+                )
+                if run.out is not None:
+                    append_line(run.out / "metrics.jsonl", json.dumps(asdict(progress)))
+                watch(progress)
+                if bad == 3:
+                    raise Diverged(
+                        f"step {step + 1}: the loss or the gradient was not finite three times in "
+                        f"a row (loss {loss}, gradient norm {norm}); try a lower lr than {config.lr}"
+                    )
+                if interrupted.is_set():
+                    run.interrupted = True
+                    break
+            if best is not None and not run.interrupted:
+                restore(parameters, best)
+            if run.out is not None:
+                if any(True for _ in changes(model)):
+                    save_adapter(model, run.out / "adapter", overwrite=True)
+                facts = {"data": objective.summary(), "threads": machine.threads}
+                write_file(run.out / "run.json", as_json(record(model, run) | facts))
+    finally:
+        model.train(was[0])
+        model.checkpointing = was[1]
+    return run
+
+
+def order(objective: Objective, config: TrainConfig) -> Iterator[list[int]]:
+    """The rows of every optimizer step, without end: a pure function of the seed."""
+    epoch = 0
+    while True:
+        for indices in length_buckets(objective.lengths, config.batch, config.seed, epoch):
+            yield [int(i) for i in indices]
+        epoch += 1
+
+
+def gradients(
+    step: Step, indices: list[int], config: TrainConfig, parameters: dict[str, nn.Parameter]
+) -> tuple[float, float, int, int]:
+    """Accumulate one optimizer step's gradients: (loss, norm before clipping, tokens, targets)."""
+    batches = step.objective.batches(indices, config.micro_tokens)
+    targets = sum(batch.count for batch in batches)
+    total = 0.0
+    for batch in batches:
+        if batch.count == 0:
+            continue
+        loss = step(batch)  # a sum
+        (loss / targets).backward()
+        total += float(loss.detach())
+    found = [p.grad for p in parameters.values() if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm(found) if found else torch.zeros(())
+    if config.clip and math.isfinite(float(norm)):
+        torch.nn.utils.clip_grads_with_norm_(parameters.values(), config.clip, norm)
+    tokens = sum(batch.real for batch in batches)
+    return total / max(1, targets), float(norm), tokens, targets
+
+
+def check_gradients(parameters: dict[str, nn.Parameter]) -> None:
+    """After the first backward pass: a trainable that no gradient reaches would never learn."""
+    lost = [name for name, p in parameters.items() if p.grad is None]
+    if lost:
+        raise ConfigError(f"fit: no gradient reached {len(lost)} trainables: {', '.join(lost)}")
+
+
+def due(config: TrainConfig, step: int, last: bool) -> bool:
+    return last or (config.eval_every > 0 and (step + 1) % config.eval_every == 0)
+
+
+@torch.no_grad()
+def restore(parameters: dict[str, nn.Parameter], best: dict[str, Tensor]) -> None:
+    for name, parameter in parameters.items():
+        parameter.copy_(best[name])
+
+
+def claim(out: str | os.PathLike[str] | None, overwrite: bool) -> Path | None:
+    """The run's folder, made; one that holds a run already is refused unless `overwrite`."""
+    if out is None:
+        return None
+    path = Path(out)
+    if path.exists() and not path.is_dir():
+        raise ConfigError(f"out: {path} is a file, allowed a folder")
+    if path.exists() and any(path.iterdir()):
+        if not overwrite:
+            raise ConfigError(f"out: {path} holds a run already; choose another, or --overwrite")
+        for name in ("metrics.jsonl", "run.json"):
+            (path / name).unlink(missing_ok=True)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"out: {path} cannot be made: {error.strerror}") from None
+    return path
+
+
+@contextmanager
+def interruptible() -> Iterator[threading.Event]:
+    """Ctrl-C and SIGTERM set the event; a second one ends the process as usual."""
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def note(number: int, frame: object) -> None:
+        event.set()
+        signal.signal(number, before[number])
+
+    for number in before:
+        signal.signal(number, note)
+    try:
+        yield event
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def record(model: Transformer, run: Run) -> dict[str, object]:
+    """What run.json says."""
+    methods = {type(c.config).__name__: asdict(c.config) for _, _, c in changes(model)}  # type: ignore[union-attr]
+    counts = {name: p.numel() for name, p in trainable(model).items()}
+    return {
+        "model": model.source,
+        "methods": methods,
+        "trainable": sum(counts.values()),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "config": asdict(run.config),
+        "steps": len(run.losses),
+        "final_loss": run.losses[-1] if run.losses else None,
+        "held_out": [{"step": s, "loss": loss} for s, loss in run.evaluations],
+        "best_step": run.best_step,
+        "skipped_steps": run.skipped,
+        "tokens": run.tokens,
+        "seconds": round(run.seconds, 3),
+        "peak_memory_bytes": peak_memory(),
+        "interrupted": run.interrupted,
+        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+        "device": str(model.embed.weight.device),
+        "machine": platform.machine(),
+    }

@@ -1,0 +1,185 @@
+"""Objectives: each owns its data, how rows become tensors, its loss sum and its metrics.
+
+`fit` asks an objective for rows by index, sums its losses over a whole optimizer step and divides
+once by the number of target tokens. Supervised fine-tuning is the first one.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from minift.data.batches import micro_batches
+from minift.data.read import open_records
+from minift.errors import ConfigError, DataError, EncodeError
+from minift.kernels.cross_entropy.reference import linear_cross_entropy
+from minift.model.transformer import Transformer
+from minift.tokenizers.byte_bpe import ByteBPE
+
+WINDOW = 512  # held-out rows tokenized at a time
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows side by side, padded on the right."""
+
+    tokens: Tensor  # (B, T) what the model reads
+    targets: Tensor  # (B, T) what should follow each position
+    learned: Tensor  # (B, T) True where the prediction counts
+    real: int  # tokens that are no padding
+
+    @property
+    def count(self) -> int:
+        """Target tokens."""
+        return int(self.learned.sum())
+
+
+class Objective(Protocol):
+    """What `fit` needs. Lengths are in any unit that orders rows by cost."""
+
+    lengths: np.ndarray
+
+    def batches(self, indices: Sequence[int], max_tokens: int) -> list[Batch]: ...
+
+    def held_out_batches(self, max_tokens: int) -> Iterator[Batch]: ...
+
+    def loss_sum(self, model: Transformer, batch: Batch) -> Tensor: ...
+
+    def example(self) -> tuple[list[int], list[int]]: ...
+
+    def summary(self) -> dict[str, object]: ...
+
+
+class SFT:
+    """Supervised fine-tuning: predict the answers, given what stands before them.
+
+    A row is {"prompt", "completion"}, {"messages": [...]} or {"text"}; of the first only the
+    completion and the end token are learned, of a conversation what the assistant says, of a text
+    everything. `train` and `held_out` are paths or sequences of such rows. Prompt and completion
+    are tokenized apart, so that no token straddles the border. A row over `max_length` loses the
+    beginning of its prompt (a text: its end), never its answer.
+    """
+
+    def __init__(
+        self,
+        tokenizer: ByteBPE,
+        train: str | os.PathLike[str] | Sequence[Mapping[str, object]],
+        held_out: str | os.PathLike[str] | Sequence[Mapping[str, object]] | None = None,
+        *,
+        max_length: int = 1024,
+    ):
+        if max_length < 2:
+            raise ConfigError(f"max_length: found {max_length}, allowed 2 or more")
+        self.tokenizer, self.max_length = tokenizer, max_length
+        self.train = rows_of(train)
+        self.held_out = rows_of(held_out) if held_out is not None else ()
+        if not len(self.train):
+            raise ConfigError("train: found no rows, allowed one or more")
+        self.truncated: set[tuple[bool, int]] = set()
+        self.lengths = np.fromiter((size(row) for row in self.train), np.int64, len(self.train))
+
+    def encode(self, i: int, held_out: bool = False) -> tuple[list[int], list[int]]:
+        """(ids, mask) of one row; mask is 1 on the tokens to be learned, the end token included."""
+        rows = self.held_out if held_out else self.train
+        row = rows[i]
+        try:
+            ids, mask = encode_row(self.tokenizer, row)
+        except EncodeError as error:
+            if hasattr(rows, "where"):
+                found = str(error)
+                raise DataError(
+                    rows.path, rows.where(i), None, found, "text it can spell"
+                ) from None
+            raise ConfigError(f"row {i + 1}: {error}") from None
+        if len(ids) > self.max_length:
+            self.truncated.add((held_out, i))
+            ids, mask = fit_length(ids, mask, self.max_length)
+        return ids, mask
+
+    def batches(self, indices: Sequence[int], max_tokens: int) -> list[Batch]:
+        """These rows of the training data, in pieces of at most `max_tokens` with padding."""
+        return pieces([self.encode(i) for i in indices], max_tokens)
+
+    def held_out_batches(self, max_tokens: int) -> Iterator[Batch]:
+        order = sorted(range(len(self.held_out)), key=lambda i: size(self.held_out[i]))
+        for k in range(0, len(order), WINDOW):
+            yield from pieces([self.encode(i, True) for i in order[k : k + WINDOW]], max_tokens)
+
+    def loss_sum(self, model: Transformer, batch: Batch) -> Tensor:
+        """Summed negative log-likelihood of the target tokens, in nats."""
+        # Padded on the right, a causal model needs no mask: no real position looks that far.
+        hidden = model(batch.tokens, hidden_only=True)  # (B, T, D)
+        targets = batch.targets[batch.learned]  # (N,)
+        return linear_cross_entropy(hidden[batch.learned], model.head, targets)
+
+    def example(self) -> tuple[list[int], list[int]]:
+        return self.encode(0)
+
+    def summary(self) -> dict[str, object]:
+        """What the data is, for run.json."""
+        facts: dict[str, object] = {"objective": "sft", "max_length": self.max_length}
+        for name, rows in (("train", self.train), ("held_out", self.held_out)):
+            facts[f"{name}_rows"] = len(rows)
+            if hasattr(rows, "sha256"):
+                facts[f"{name}_file"], facts[f"{name}_sha256"] = str(rows.path), rows.sha256
+        return facts
+
+
+def rows_of(data: str | os.PathLike[str] | Sequence[Mapping[str, object]]) -> Sequence[Mapping]:
+    return open_records(data) if isinstance(data, str | os.PathLike) else data
+
+
+def size(row: Mapping[str, object]) -> int:
+    """Characters of a row: near enough to its cost to sort by, without tokenizing it."""
+    if "messages" in row:
+        return sum(len(m["content"]) for m in row["messages"])  # type: ignore[attr-defined]
+    return sum(len(value) for value in row.values() if isinstance(value, str))
+
+
+def encode_row(tokenizer: ByteBPE, row: Mapping[str, object]) -> tuple[list[int], list[int]]:
+    """(ids, mask) of a row of any of the three kinds, ending with the end token."""
+    if "messages" in row:
+        return tokenizer.chat(row["messages"])  # type: ignore[arg-type]
+    head = [tokenizer.bos] if tokenizer.add_bos and tokenizer.bos is not None else []
+    if "prompt" in row:
+        prompt = head + tokenizer.encode(str(row["prompt"]))
+        answer = [*tokenizer.encode(str(row["completion"])), tokenizer.eos]
+        return prompt + answer, [0] * len(prompt) + [1] * len(answer)
+    if "text" in row:
+        text = [*tokenizer.encode(str(row["text"])), tokenizer.eos]
+        return head + text, [0] * len(head) + [1] * len(text)
+    raise ConfigError(f"a row has the keys {', '.join(row)}; allowed: prompt and completion, "
+                      "messages, or text")  # fmt: skip
+
+
+def fit_length(ids: list[int], mask: list[int], most: int) -> tuple[list[int], list[int]]:
+    """Drop tokens from the front, but none that is learned while others are left to drop."""
+    first = mask.index(1)
+    cut = min(len(ids) - most, max(0, first - 1))  # something must stand before the first target
+    ids, mask = ids[cut:], mask[cut:]
+    return ids[:most], mask[:most]
+
+
+def pieces(rows: Sequence[tuple[list[int], list[int]]], max_tokens: int) -> list[Batch]:
+    lengths = [len(ids) - 1 for ids, _ in rows]
+    cut = micro_batches(range(len(rows)), lengths, len(rows), max_tokens)
+    return [collate([rows[i] for i in piece]) for piece in cut]
+
+
+def collate(rows: Sequence[tuple[list[int], list[int]]]) -> Batch:
+    """Right-padded tensors, shifted by one: position t reads token t and predicts t + 1."""
+    longest = max(len(ids) for ids, _ in rows) - 1
+    tokens = torch.zeros(len(rows), longest, dtype=torch.long)
+    targets, learned = torch.zeros_like(tokens), torch.zeros_like(tokens, dtype=torch.bool)
+    for i, (ids, mask) in enumerate(rows):
+        n = len(ids) - 1
+        tokens[i, :n] = torch.tensor(ids[:-1])
+        targets[i, :n] = torch.tensor(ids[1:])
+        learned[i, :n] = torch.tensor(mask[1:], dtype=torch.bool)
+    return Batch(tokens, targets, learned, sum(len(ids) - 1 for ids, _ in rows))
