@@ -346,7 +346,8 @@ def _write_new(path: str, chunks: Chunks) -> None:
 
 def _write_all(fd: int, chunks: Chunks) -> None:
     for chunk in (chunks,) if isinstance(chunks, bytes) else chunks:
-        view = memoryview(chunk).cast("B")
+        view = memoryview(chunk)
+        view = view.cast("B") if view.nbytes else memoryview(b"")  # an empty one cannot be cast
         while view:  # write may take less than it was given, most of all on a disk almost full
             view = view[_io(os.write, fd, view[:_PIECE]) :]
 

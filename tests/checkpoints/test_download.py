@@ -192,7 +192,8 @@ def test_pip_failing_is_one_line(wheel: Path, monkeypatch: pytest.MonkeyPatch) -
         download("toy")
     assert str(caught.value) == (
         "could not fetch toy-data==1.0: no connection; pip says: "
-        "ERROR: No matching distribution found for toy-data==1.0; or fetch the wheel of toy-data==1.0 elsewhere and give it: "
+        "ERROR: No matching distribution found for toy-data==1.0; "
+        "or fetch the wheel of toy-data==1.0 elsewhere and give it: "
         "minift download toy --wheel PATH"
     )
     assert left_over() == []

@@ -64,7 +64,7 @@ def fill(model, size=1.0):
 
 def save_adapter(model, folder):
     """The folder as PEFT writes it, less its model card."""
-    model.save_pretrained(folder)
+    model.save_pretrained(folder, save_embedding_layers=False)  # it would look on the network
     (folder / "README.md").unlink(missing_ok=True)
     (folder / "adapter_model.safetensors").chmod(0o644)
 

@@ -1,0 +1,1 @@
+"""The command line: main.py has the table of verbs; each verb is a function in a file beside it."""

