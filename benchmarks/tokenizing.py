@@ -37,6 +37,7 @@ from minift.errors import EncodeError  # noqa: E402
 from minift.storage import write_file  # noqa: E402
 from minift.tokenizers.byte_bpe import ByteBPE  # noqa: E402
 
+PEERS = ("tokenizers", "tokenizers-tuned", "transformers")  # described in peers/tokens_parity.py
 ONE_THREAD = {
     "OMP_NUM_THREADS": "1",
     "RAYON_NUM_THREADS": "1",
@@ -116,16 +117,13 @@ def compare(work: Path, tokenizer: ByteBPE, sources: dict[str, list[str]], peer:
             except EncodeError:
                 pass
         write_texts(work, kept)
-        answers = {reader: run(reader, work, peer) for reader in PEERS | {"minift": ""}}
+        answers = {reader: run(reader, work, peer) for reader in ("minift", *PEERS)}
         ours = answers["minift"]["digests"]
         found[name] = {"texts": len(kept), "left_out": len(texts) - len(kept)} | {
             f"equal_to_{reader}": sum(map(str.__eq__, ours, answers[reader]["digests"]))
             for reader in PEERS
         }
     return found
-
-
-PEERS = {"tokenizers": "the library", "transformers": "AutoTokenizer on the folder minift saved"}
 
 
 def cpu() -> str:

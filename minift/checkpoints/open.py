@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import math
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -23,6 +25,7 @@ from minift.checkpoints.families import (
 from minift.errors import ConfigError, FormatError
 from minift.model.config import ModelConfig
 from minift.model.transformer import Transformer
+from minift.tokenizers import chat
 from minift.tokenizers.byte_bpe import ByteBPE
 
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "float64": torch.float64}
@@ -159,3 +162,42 @@ def assemble(
     if config.tied:
         model.head.weight = model.embed.weight
     return model
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What a model is made of, read off its headers."""
+
+    path: Path
+    config: ModelConfig
+    kinds: list[str]  # the stored type of every tensor
+    parameters: int
+    bytes: int
+    tokenizer: str
+    chat: str
+
+
+def survey(name: str | os.PathLike[str]) -> Survey:
+    """Look at a model without loading a weight."""
+    path = resolve(name)
+    if path.is_dir():
+        config = config_from_json(read_json(path / "config.json"), str(path / "config.json"))
+        weights = safetensors.read(weights_in(path))
+        shapes = {key: entry.shape for key, entry in weights.tensors.items()}
+        kinds = [str(entry.dtype).removeprefix("torch.") for entry in weights.tensors.values()]
+        tokenizer, size = tokenizer_in(path), weights_in(path).stat().st_size
+    else:
+        file = gguf.read(path)
+        shapes = {key: entry.shape for key, entry in file.tensors.items()}
+        kinds = [entry.kind for entry in file.tensors.values()]
+        config = config_from_gguf(file.metadata, shapes, str(path))
+        tokenizer, size = ByteBPE.from_gguf(file.metadata, str(path)), path.stat().st_size
+    return Survey(
+        path=path,
+        config=config,
+        kinds=kinds,
+        parameters=sum(math.prod(shape) for shape in shapes.values()),
+        bytes=size,
+        tokenizer=f"byte-level BPE, {tokenizer.vocab_size:,} tokens",
+        chat=str(chat.find(tokenizer).name) if tokenizer.template else "no template",
+    )

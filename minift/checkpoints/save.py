@@ -11,7 +11,7 @@ from torch import Tensor
 from minift.checkpoints import safetensors
 from minift.checkpoints.families import FAMILIES, HOW, config_to_json, rows
 from minift.errors import ConfigError
-from minift.model.transformer import Attention, MLP, Projections, Transformer
+from minift.model.transformer import MLP, Attention, Projections, Transformer
 from minift.storage import write_folder
 from minift.tokenizers.byte_bpe import ByteBPE
 

@@ -33,31 +33,31 @@ from transformers import LlamaConfig, LlamaForCausalLM
 HERE = Path(__file__).parent
 VERSIONS = {"transformers": transformers.__version__, "torch": torch.__version__}
 SHAPES = {
-    "gqa": dict(
-        vocab_size=61,
-        hidden_size=24,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        intermediate_size=40,
-        max_position_embeddings=128,
-        rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
-        tie_word_embeddings=False,
-    ),
+    "gqa": {
+        "vocab_size": 61,
+        "hidden_size": 24,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "intermediate_size": 40,
+        "max_position_embeddings": 128,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+        "tie_word_embeddings": False,
+    },
     # theta 500 and heads of 12: of the six wavelengths one is kept, one blended, four slowed.
-    "biased": dict(
-        vocab_size=50,
-        hidden_size=21,  # no multiple of head_dim * heads, and odd
-        num_hidden_layers=2,
-        num_attention_heads=3,
-        num_key_value_heads=3,
-        head_dim=12,
-        intermediate_size=28,
-        max_position_embeddings=512,
-        attention_bias=True,
-        mlp_bias=True,
-        tie_word_embeddings=True,
-        rope_parameters={
+    "biased": {
+        "vocab_size": 50,
+        "hidden_size": 21,  # no multiple of head_dim * heads, and odd
+        "num_hidden_layers": 2,
+        "num_attention_heads": 3,
+        "num_key_value_heads": 3,
+        "head_dim": 12,
+        "intermediate_size": 28,
+        "max_position_embeddings": 512,
+        "attention_bias": True,
+        "mlp_bias": True,
+        "tie_word_embeddings": True,
+        "rope_parameters": {
             "rope_type": "llama3",
             "rope_theta": 500.0,
             "factor": 8.0,
@@ -65,7 +65,7 @@ SHAPES = {
             "high_freq_factor": 4.0,
             "original_max_position_embeddings": 32,
         },
-    ),
+    },
 }
 
 
@@ -75,8 +75,8 @@ def chirp(shape, seed):
     return torch.sin(0.0137 * i * i + 0.7 * i + seed).reshape(shape)
 
 
-def build(**shape):
-    """A Llama whose every parameter is a chirp: norms around 1, biases and weights of some size."""
+def build(gain=1.0, **shape):
+    """A Llama whose every parameter is a chirp: norms around 1, matrices `gain` times wild."""
     config = LlamaConfig(bos_token_id=None, eos_token_id=None, rms_norm_eps=1e-5, **shape)
     config.dtype = "float32"
     model = LlamaForCausalLM(config).eval()
@@ -87,8 +87,10 @@ def build(**shape):
                 wave = 1 + 0.4 * wave
             elif name.endswith(".bias"):
                 wave = 0.5 * wave
-            elif "embed_tokens" not in name:
-                wave = wave * 2 / weight.shape[1] ** 0.5
+            elif "embed_tokens" in name:
+                wave = gain * wave
+            else:
+                wave = gain * wave * 2 / weight.shape[1] ** 0.5
             weight.copy_(wave)
     return model
 

@@ -1,8 +1,9 @@
 """Make lora_*.npz and lora_*/: what PEFT's LoRA computes on the tiny models of make_llama.py.
 
-    PYTHONPATH=benchmarks/peers python tests/golden/make_lora.py        (after make_llama.py)
+    PYTHONPATH=benchmarks/peers PYTHONHASHSEED=0 python tests/golden/make_lora.py
 
-Runs in the environment of benchmarks/peers/hf.txt; minift is not imported. Every adapter folder
+Runs in the environment of benchmarks/peers/hf.txt, after make_llama.py; minift is not imported.
+PEFT writes its sets in the order of their hashes, hence the fixed seed. Every adapter folder
 holds the two files that PEFT wrote, B included at sizes far from zero (as after training).
 float32: the library as it is, eager attention. Keys that end in `64`: as in make_llama.py.
 
@@ -64,7 +65,7 @@ def fill(model, size=1.0):
 
 def save_adapter(model, folder):
     """The folder as PEFT writes it, less its model card."""
-    model.save_pretrained(folder, save_embedding_layers=False)  # it would look on the network
+    model.save_pretrained(folder, save_embedding_layers=False)  # "auto" would ask the network
     (folder / "README.md").unlink(missing_ok=True)
     (folder / "adapter_model.safetensors").chmod(0o644)
 
@@ -72,7 +73,7 @@ def save_adapter(model, folder):
 def load_adapter(base, folder):
     """PEFT on `base`, every tensor of the file in it: PEFT itself only warns of strangers."""
     model = PeftModel.from_pretrained(base, folder, is_trainable=True)
-    there = set(peft.get_peft_model_state_dict(model))
+    there = set(peft.get_peft_model_state_dict(model, save_embedding_layers=False))
     assert there == set(load_file(folder / "adapter_model.safetensors")), folder
     return model
 

