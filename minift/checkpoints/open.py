@@ -199,5 +199,15 @@ def survey(name: str | os.PathLike[str]) -> Survey:
         parameters=sum(math.prod(shape) for shape in shapes.values()),
         bytes=size,
         tokenizer=f"byte-level BPE, {tokenizer.vocab_size:,} tokens",
-        chat=str(chat.find(tokenizer).name) if tokenizer.template else "no template",
+        chat=template_name(tokenizer),
     )
+
+
+def template_name(tokenizer: ByteBPE) -> str:
+    if tokenizer.template is None:
+        return "no template"
+    try:
+        row = chat.find(tokenizer)
+    except ConfigError:
+        return "a template that minift does not know: needs --chat-template"
+    return next(name for name, known in chat.TEMPLATES.items() if known is row)

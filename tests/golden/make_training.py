@@ -64,7 +64,7 @@ def main():
     save_model(build(gain=0.3, **SHAPE), HERE / "training")
     model = load_model(HERE / "training")
     model.config._name_or_path = model.name_or_path = "training"  # no path of this machine
-    config = LoraConfig(r=4, lora_alpha=5, target_modules=ALL, task_type="CAUSAL_LM")
+    config = LoraConfig(r=4, lora_alpha=4, target_modules=ALL, task_type="CAUSAL_LM")
     model = get_peft_model(model, config)
     fill(model, size=0.3)
     save_adapter(model, HERE / "training_adapter")

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-CHUNK = 8192  # blocks at a time: 2 MiB of float32, and enough to share between threads
+CHUNK = 65536  # blocks at a time: 2 MiB of float32, and enough to share between threads
 
 
 def _scales(blocks: Tensor, count: int) -> list[Tensor]:
