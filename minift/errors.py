@@ -34,7 +34,7 @@ class FormatError(ValueError):
 
 
 class ConfigError(ValueError):
-    """An option or a configuration field is wrong. The message is one line, or one line a problem."""
+    """An option or a configuration field is wrong: one line, or one line a problem."""
 
 
 class EncodeError(ConfigError):
@@ -42,7 +42,7 @@ class EncodeError(ConfigError):
 
 
 class DataError(ValueError):
-    """A data set is wrong. `FILE line N, field "F": found X, allowed Y`; line and field optional."""
+    """A data set is wrong: `FILE line N, field "F": found X, allowed Y`; not all have a line."""
 
     def __init__(
         self,

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from minift.checkpoints.safetensors import name_problem
 from minift.errors import FormatError, one_line
-from minift.kernels.quantized.reference import BLOCKS, dequantize
+from minift.kernels.quantized.reference import BLOCKS, dequantize, fresh
 from minift.storage import map_file
 
 HEADER_LIMIT = 100_000_000
@@ -104,7 +104,7 @@ class GgufFile:
         if plain is None:
             values = dequantize(entry.kind, raw, dtype)
         elif plain.is_floating_point:
-            values = raw.view(plain).to(dtype, copy=True)
+            values = fresh((math.prod(entry.shape),), dtype).copy_(raw.view(plain))
         else:
             values = raw.view(plain).clone()
         self._forget(entry)

@@ -56,29 +56,40 @@ def load(
     Raises ConfigError for a name that is not here (with the command to type), FormatError for a
     file that is not what it should be. Nothing is fetched, nothing in the files is executed.
     """
-    path = resolve(name)
-    wanted = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
-    if wanted not in DTYPES.values():
-        raise ConfigError(f"dtype: found {dtype}, allowed {', '.join(DTYPES)}")
-    file: TensorFile
+    path, wanted = resolve(name), checked_dtype(dtype)
     if path.is_dir():
-        config = config_from_json(read_json(path / "config.json"), str(path / "config.json"))
-        file, table = safetensors.read(weights_in(path)), FAMILIES[config.family].weights
-        tokenizer = tokenizer_in(path)
+        model, tokenizer = model_in(path, wanted), tokenizer_in(path)
     else:
-        found = gguf.read(path)
-        shapes = {key: entry.shape for key, entry in found.tensors.items()}
-        config = config_from_gguf(found.metadata, shapes, str(path))
-        file, table = found, FAMILIES[config.family].gguf_weights
-        tokenizer = ByteBPE.from_gguf(found.metadata, str(path))
-    if tokenizer.vocab_size > config.vocab:
-        where = f"{tokenizer.vocab_size:,} tokens"
-        raise FormatError(
-            path, "tokenizer", where, f"at most the embedding's {config.vocab:,}", "shape-mismatch"
-        )
-    model = assemble(config, file, table, str(path), wanted)
+        file = gguf.read(path)
+        model, tokenizer = model_of(file, wanted), ByteBPE.from_gguf(file.metadata, str(path))
+    if tokenizer.vocab_size > model.config.vocab:
+        found, most = f"{tokenizer.vocab_size:,} tokens", f"{model.config.vocab:,}"
+        allowed = f"at most the embedding's {most}"
+        raise FormatError(path, "tokenizer", found, allowed, "shape-mismatch")
     model.source = str(name)
     return model.to(device), tokenizer
+
+
+def checked_dtype(dtype: str | torch.dtype) -> torch.dtype:
+    wanted = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
+    if wanted is None or wanted not in DTYPES.values():
+        raise ConfigError(f"dtype: found {dtype}, allowed {', '.join(DTYPES)}")
+    return wanted
+
+
+def model_in(folder: Path, dtype: torch.dtype) -> Transformer:
+    """The model of a Hugging Face folder."""
+    path = folder / "config.json"
+    config = config_from_json(read_json(path), str(path))
+    file = safetensors.read(weights_in(folder))
+    return assemble(config, file, FAMILIES[config.family].weights, str(file.path), dtype)
+
+
+def model_of(file: gguf.GgufFile, dtype: torch.dtype) -> Transformer:
+    """The model of a GGUF file, dequantised."""
+    shapes = {key: entry.shape for key, entry in file.tensors.items()}
+    config = config_from_gguf(file.metadata, shapes, str(file.path))
+    return assemble(config, file, FAMILIES[config.family].gguf_weights, str(file.path), dtype)
 
 
 def resolve(name: str | os.PathLike[str]) -> Path:

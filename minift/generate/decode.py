@@ -174,6 +174,6 @@ def generate(
 
 
 def opened(tokenizer: ByteBPE, text: str) -> list[int]:
-    """The ids of a text from its beginning, after the token that opens every text if there is one."""
+    """The ids of a text, after the token that opens every text if there is one."""
     ids = tokenizer.encode(text)
     return [tokenizer.bos, *ids] if tokenizer.add_bos and tokenizer.bos is not None else ids

@@ -1,0 +1,208 @@
+"""The transformer against transformers' numbers (tests/golden/make_llama.py), and properties."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from minift.checkpoints.open import model_in
+from minift.errors import ConfigError
+from minift.generate.cache import KVCache
+from minift.model.config import ModelConfig
+from minift.model.transformer import Transformer
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+NAMES = ("llama_gqa", "llama_biased")
+CASES = ("plain", "one", "right", "left", "long", "far")
+TINY = ModelConfig("llama", 50, 24, 2, 4, 2, 6, 20, 64)
+
+
+def golden(name):
+    return np.load(GOLDEN / f"{name}.npz")
+
+
+def tiny(dtype=torch.float64, **fields):
+    torch.manual_seed(1)
+    model = Transformer(replace(TINY, **fields)).to(dtype)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.copy_(torch.randn(p.shape, dtype=dtype) * 0.3)
+    return model.eval()
+
+
+def inputs(data, case):
+    return (torch.from_numpy(data[f"{case}.{key}"]) for key in ("tokens", "mask", "positions"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(("dtype", "key", "close"), [
+    (torch.float32, "logits", 1e-4), (torch.float64, "logits64", 1e-10),
+])  # fmt: skip
+def test_logits_equal_transformers(name, case, dtype, key, close):
+    data = golden(name)
+    tokens, mask, positions = inputs(data, case)
+    model = model_in(GOLDEN / name, dtype)
+    given = {"positions": positions} if case == "far" else {}
+    with torch.no_grad():
+        logits = model(tokens, mask=mask.bool(), **given)
+    expected = torch.from_numpy(data[f"{case}.{key}"])
+    real = mask.bool()
+    torch.testing.assert_close(logits[real], expected[real], rtol=0, atol=close)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("case", CASES)
+def test_hidden_states_of_every_layer_equal_transformers(name, case):
+    data = golden(name)
+    tokens, mask, positions = inputs(data, case)
+    model, states = model_in(GOLDEN / name, torch.float32), []
+    model.embed.register_forward_hook(lambda m, i, o: states.append(o))
+    for block in model.blocks:
+        block.register_forward_hook(lambda m, i, o: states.append(o))
+    model.norm.register_forward_hook(lambda m, i, o: states.append(o))
+    with torch.no_grad():
+        model(tokens, mask=mask.bool(), positions=positions)
+    expected = torch.from_numpy(data[f"{case}.hidden"])
+    assert len(states) == len(expected)
+    for mine, theirs in zip(states, expected, strict=True):
+        torch.testing.assert_close(mine[mask.bool()], theirs[mask.bool()], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("case", ["plain", "left", "right"])
+def test_loss_and_gradients_equal_transformers(name, case):
+    data = golden(name)
+    tokens, mask, _ = inputs(data, case)
+    learn = torch.from_numpy(data[f"{case}.learn"]).bool()
+    model = model_in(GOLDEN / name, torch.float64)
+    logits = model(tokens, mask=mask.bool())[:, :-1]
+    loss = torch.nn.functional.cross_entropy(
+        logits[learn[:, 1:]], tokens[:, 1:][learn[:, 1:]], reduction="sum"
+    )
+    loss.backward()
+    assert float(loss.detach()) == pytest.approx(float(data[f"{case}.loss64"]), rel=1e-12)
+    for theirs, parameter in {
+        "model.embed_tokens.weight": model.embed.weight,
+        "model.layers.0.self_attn.q_proj.weight": model.blocks[0].attn.qkv.q.weight,
+        "model.layers.1.input_layernorm.weight": model.blocks[1].attn.norm.weight,
+    }.items():
+        expected = torch.from_numpy(data[f"{case}.grad64.{theirs}"])
+        torch.testing.assert_close(parameter.grad, expected, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_padded_row_equals_the_row_alone(side):
+    model = tiny()
+    rows = [torch.randint(50, (n,)) for n in (7, 1, 4)]
+    tokens, mask = torch.zeros(3, 7, dtype=torch.long), torch.zeros(3, 7, dtype=torch.bool)
+    for i, row in enumerate(rows):
+        at = slice(7 - len(row), 7) if side == "left" else slice(0, len(row))
+        tokens[i, at], mask[i, at] = row, True
+    logits = model(tokens, mask=mask)
+    for i, row in enumerate(rows):
+        torch.testing.assert_close(logits[i][mask[i]], model(row[None])[0], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("pieces", [(5, 1, 1, 1), (3, 5), (1, 1, 6)])
+@pytest.mark.parametrize("pad", [0, 2])
+def test_cached_pieces_equal_one_pass(pieces, pad):
+    model = tiny()
+    tokens = torch.randint(50, (2, 8 + pad))
+    mask = torch.ones_like(tokens, dtype=torch.bool)
+    mask[1, :pad] = False
+    whole = model(tokens, mask=mask)
+    cache, parts, at = KVCache(model.config, 2, 16, dtype=torch.float64), [], 0
+    for k, size in enumerate((pieces[0] + pad, *pieces[1:])):
+        given = {"mask": mask[:, at : at + size]} if k == 0 else {}
+        parts.append(model(tokens[:, at : at + size], cache=cache, **given))
+        at += size
+    got = torch.cat(parts, 1)
+    torch.testing.assert_close(got[mask], whole[mask], rtol=0, atol=1e-12)
+
+
+def test_segments_equal_separate_rows():
+    model = tiny()
+    parts = [torch.randint(50, (n,)) for n in (3, 1, 5)]
+    tokens = torch.cat(parts)[None]
+    segments = torch.repeat_interleave(torch.arange(3), torch.tensor([3, 1, 5]))[None]
+    packed = model(tokens, segments=segments)[0]
+    alone = torch.cat([model(part[None])[0] for part in parts])
+    torch.testing.assert_close(packed, alone, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("pad", [0, 2])
+def test_past_equals_the_tokens_that_made_it(pad):
+    model = tiny()
+    first, rest = torch.randint(50, (1, 3)), torch.randint(50, (2, 4 + pad))
+    mask = torch.ones_like(rest, dtype=torch.bool)
+    mask[1, :pad] = False
+    cache = KVCache(model.config, 1, 3, dtype=torch.float64)
+    model(first, cache=cache)
+    past = [(cache.k[layer], cache.v[layer]) for layer in range(model.config.layers)]
+    got = model(rest, mask=mask, past=past)
+    for i in range(2):
+        row = torch.cat((first[0], rest[i][mask[i]]))
+        torch.testing.assert_close(got[i][mask[i]], model(row[None])[0, 3:], rtol=0, atol=1e-12)
+
+
+def test_no_gradient_is_nan_where_a_row_is_padded():
+    model = tiny(torch.float32)
+    mask = torch.tensor([[False] * 4 + [True] * 2, [False] * 6])
+    model(torch.randint(50, (2, 6)), mask=mask)[0, -1].sum().backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+
+
+def test_checkpointing_changes_nothing():
+    model = tiny()
+    tokens = torch.randint(50, (2, 5))
+    grads = []
+    for model.checkpointing in (False, True):
+        model.zero_grad()
+        model(tokens).square().sum().backward()
+        grads.append([p.grad.clone() for p in model.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
+
+
+def test_embeds_stand_for_tokens():
+    model = tiny()
+    tokens = torch.randint(50, (2, 5))
+    assert torch.equal(model(tokens), model(embeds=model.embed(tokens)))
+
+
+def test_hidden_only_stops_before_the_head():
+    model = tiny()
+    tokens = torch.randint(50, (2, 5))
+    assert torch.equal(model.head(model(tokens, hidden_only=True)), model(tokens))
+
+
+def test_parameter_names_are_frozen():
+    names = {name for name, _ in tiny(qkv_bias=True).named_parameters() if "blocks.1" not in name}
+    assert names == {
+        "embed.weight", "norm.weight", "head.weight", "blocks.0.attn.norm.weight",
+        "blocks.0.attn.qkv.q.weight", "blocks.0.attn.qkv.q.bias", "blocks.0.attn.qkv.k.weight",
+        "blocks.0.attn.qkv.k.bias", "blocks.0.attn.qkv.v.weight", "blocks.0.attn.qkv.v.bias",
+        "blocks.0.attn.out.o.weight", "blocks.0.mlp.norm.weight", "blocks.0.mlp.hidden.gate.weight",
+        "blocks.0.mlp.hidden.up.weight", "blocks.0.mlp.out.down.weight",
+    }  # fmt: skip
+
+
+def test_a_tied_head_is_the_embedding():
+    model = tiny(tied=True)
+    assert model.head.weight is model.embed.weight
+
+
+def test_wrong_calls_are_refused():
+    model, tokens = tiny(), torch.zeros(1, 2, dtype=torch.long)
+    for call in (
+        {},
+        {"tokens": tokens, "embeds": torch.zeros(1, 2, 24)},
+        {"tokens": tokens, "token_types": tokens},
+        {"tokens": tokens, "segments": tokens, "cache": KVCache(model.config, 1, 4)},
+    ):
+        with pytest.raises(ConfigError):
+            model(**call)

@@ -1,0 +1,197 @@
+"""Adapter folders that PEFT wrote (tests/golden/make_lora.py): same numbers, strict reading."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from minift.checkpoints import safetensors
+from minift.checkpoints.open import model_in
+from minift.errors import ConfigError, FormatError
+from minift.peft.attach import changes, disabled, merge, merge_error, trainable
+from minift.peft.files import CONFIG, TENSORS, load_adapter, names, save_adapter
+from minift.peft.lora import LoRA
+from minift.peft.methods import attach
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+NAMES = ("lora_all", "lora_qv", "lora_rs")
+
+
+def loaded(name, dtype=torch.float64, **options):
+    data = np.load(GOLDEN / f"{name}.npz")
+    model = model_in(GOLDEN / str(data["base"]), dtype).eval()
+    return load_adapter(model, GOLDEN / name, **options), data
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_logits_equal_pefts_and_the_base_and_the_merged_model_too(name):
+    model, data = loaded(name)
+    tokens, real = torch.from_numpy(data["tokens"]), torch.from_numpy(data["mask"]).bool()
+    with torch.no_grad():
+        with disabled(model):
+            plain = model(tokens, mask=real)
+        got = {"logits64": model(tokens, mask=real), "plain64": plain}
+        got["merged64"] = merge(model)(tokens, mask=real)
+    for key, logits in got.items():
+        expected = torch.from_numpy(data[key])[real]
+        torch.testing.assert_close(logits[real], expected, rtol=0, atol=1e-10)
+    assert (got["logits64"] - plain)[real].abs().max() > 0.1  # the adapter does something
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_float32_logits_equal_pefts(name):
+    model, data = loaded(name, torch.float32)
+    tokens, real = torch.from_numpy(data["tokens"]), torch.from_numpy(data["mask"]).bool()
+    with torch.no_grad():
+        got = model(tokens, mask=real)[real]
+    torch.testing.assert_close(got, torch.from_numpy(data["logits"])[real], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_gradient_equals_pefts(name):
+    model, data = loaded(name, trainable=True)
+    tokens, learn = torch.from_numpy(data["tokens"]), torch.from_numpy(data["learn"]).bool()[:, 1:]
+    logits = model(tokens)[:, :-1]
+    loss = torch.nn.functional.cross_entropy(logits[learn], tokens[:, 1:][learn], reduction="sum")
+    loss.backward()
+    assert float(loss.detach()) == pytest.approx(float(data["loss64"]), rel=1e-12)
+    theirs = names(model)
+    compared = 0
+    for path, _, change in changes(model):
+        for letter in ("A", "B"):
+            key = f"grad64.base_model.model.{theirs[path]}.lora_{letter}.weight"
+            expected = torch.from_numpy(data[key])
+            torch.testing.assert_close(getattr(change, letter).grad, expected, rtol=0, atol=1e-9)
+            compared += 1
+    assert compared == sum(key.startswith("grad64.") for key in data.files)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_saving_gives_pefts_tensors_back_and_the_same_bytes_twice(name, tmp_path):
+    model, _ = loaded(name, torch.float32)
+    save_adapter(model, tmp_path / "a")
+    save_adapter(model, tmp_path / "b")
+    for file in (CONFIG, TENSORS):
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+    mine, theirs = (
+        safetensors.read(tmp_path / "a" / TENSORS),
+        safetensors.read(GOLDEN / name / TENSORS),
+    )
+    assert set(mine.tensors) == set(theirs.tensors)
+    assert all(torch.equal(mine.load(key), theirs.load(key)) for key in mine.tensors)
+    ours = json.loads((tmp_path / "a" / CONFIG).read_text())
+    pefts = json.loads((GOLDEN / name / CONFIG).read_text())
+    for key in ("peft_type", "r", "lora_alpha", "use_rslora", "task_type", "bias"):
+        assert ours[key] == pefts[key]
+    assert sorted(ours["target_modules"]) == sorted(pefts["target_modules"])
+
+
+def broken(tmp_path, edit_config=lambda c: None, edit_tensors=lambda t: None):
+    folder = tmp_path / "adapter"
+    shutil.copytree(GOLDEN / "lora_qv", folder)
+    config = json.loads((folder / CONFIG).read_text())
+    edit_config(config)
+    (folder / CONFIG).write_text(json.dumps(config))
+    file = safetensors.read(folder / TENSORS)
+    tensors = {key: file.load(key) for key in file.tensors}
+    edit_tensors(tensors)
+    safetensors.write(folder / TENSORS, tensors)
+    return folder
+
+
+def rename(tensors):
+    for key in list(tensors):
+        tensors[key.removeprefix("base_model.model.")] = tensors.pop(key)
+
+
+def refused(folder):
+    base = str(np.load(GOLDEN / "lora_qv.npz")["base"])
+    model = model_in(GOLDEN / base, torch.float32)
+    before = dict(model.named_parameters()).keys()
+    with pytest.raises(FormatError) as caught:
+        load_adapter(model, folder)
+    assert dict(model.named_parameters()).keys() == before  # nothing was attached
+    return str(caught.value)
+
+
+def test_a_wrong_prefix_lists_every_key(tmp_path):
+    text = refused(broken(tmp_path, edit_tensors=rename))
+    count = len(safetensors.read(GOLDEN / "lora_qv" / TENSORS).tensors)
+    assert text.count("missing base_model.model.") == count
+    assert text.count("unexpected model.layers.") == count
+
+
+def test_a_missing_an_extra_and_a_misshapen_tensor_are_all_named(tmp_path):
+    def edit(tensors):
+        first, second = sorted(tensors)[:2]
+        del tensors[first]
+        tensors["extra.weight"] = torch.zeros(2)
+        tensors[second] = tensors[second][:-1].clone()
+
+    text = refused(broken(tmp_path, edit_tensors=edit))
+    assert "missing " in text
+    assert "unexpected extra.weight" in text
+    assert ", not (" in text
+
+
+def test_zeros_change_nothing_and_are_refused_unless_training_goes_on(tmp_path):
+    def edit(tensors):
+        for key in tensors:
+            if "lora_B" in key:
+                tensors[key].zero_()
+
+    folder = broken(tmp_path, edit_tensors=edit)
+    assert "zeros only" in refused(folder)
+    base = str(np.load(GOLDEN / "lora_qv.npz")["base"])
+    model = load_adapter(model_in(GOLDEN / base, torch.float32), folder, trainable=True)
+    assert len(trainable(model)) == len(safetensors.read(folder / TENSORS).tensors)
+
+
+@pytest.mark.parametrize(("key", "value"), [
+    ("use_dora", True), ("bias", "all"), ("modules_to_save", ["lm_head"]), ("peft_type", "IA3"),
+    ("rank_pattern", {"q_proj": 2}), ("r", 0), ("r", True), ("lora_alpha", "8"), ("r", 4),
+    ("target_modules", ".*q_proj"), ("target_modules", ["q_proj", "nothing"]), ("new_trick", 3),
+    ("init_lora_weights", "pissa"), ("target_modules", ["model.layers.0.self_attn.q_proj"]),
+])  # fmt: skip
+def test_options_that_minift_does_not_have_are_refused(tmp_path, key, value):
+    text = refused(broken(tmp_path, edit_config=lambda c: c.__setitem__(key, value)))
+    assert key in text or "that do not fit" in text
+
+
+def test_ranks_by_pattern_are_refused_by_name():
+    data = np.load(GOLDEN / "lora_pattern.npz")
+    model = model_in(GOLDEN / str(data["base"]), torch.float32)
+    with pytest.raises(FormatError, match="rank_pattern"):
+        load_adapter(model, GOLDEN / "lora_pattern")
+
+
+def test_a_run_folder_stands_for_its_adapter(tmp_path):
+    shutil.copytree(GOLDEN / "lora_qv", tmp_path / "run" / "adapter")
+    base = str(np.load(GOLDEN / "lora_qv.npz")["base"])
+    load_adapter(model_in(GOLDEN / base, torch.float32), tmp_path / "run")
+    with pytest.raises(ConfigError, match="no adapter folder"):
+        load_adapter(model_in(GOLDEN / base, torch.float32), tmp_path / "nowhere")
+    with pytest.raises(ConfigError, match="holds no adapter"):
+        load_adapter(model_in(GOLDEN / base, torch.float32), tmp_path)
+
+
+def test_nothing_attached_is_nothing_to_save(tmp_path):
+    with pytest.raises(ConfigError, match="nothing is attached"):
+        save_adapter(model_in(GOLDEN / "llama_gqa", torch.float32), tmp_path / "a")
+
+
+def test_merging_in_bf16_says_what_rounding_cost():
+    model = attach(model_in(GOLDEN / "llama_gqa", torch.bfloat16), LoRA(rank=2))
+    with torch.no_grad():
+        for _, _, change in changes(model):
+            change.B.normal_(std=0.1, generator=torch.Generator().manual_seed(3))
+    merged = merge(model)
+    error = merge_error(model, merged, torch.arange(12).view(1, 12))
+    assert 0 < error.logit < 1
+    assert error.tokens == 12
+    assert merged.blocks[0].attn.qkv.q.weight.dtype == torch.bfloat16

@@ -1,0 +1,238 @@
+"""The loop: PEFT's own loss curve, and what must not change a gradient."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from minift.checkpoints.open import model_in
+from minift.errors import ConfigError
+from minift.peft.attach import changes, trainable
+from minift.peft.files import load_adapter, names
+from minift.peft.lora import LoRA
+from minift.peft.methods import attach
+from minift.train.loop import Diverged, Step, TrainConfig, fit, gradients
+from minift.train.objectives import SFT, Batch, pieces
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+
+
+class Fixed:
+    """An objective over given (ids, mask) rows."""
+
+    def __init__(self, rows, held_out=()):
+        self.rows, self.held_out = list(rows), list(held_out)
+        self.lengths = np.array([len(ids) for ids, _ in self.rows])
+
+    def batches(self, indices, max_tokens):
+        return pieces([self.rows[i] for i in indices], max_tokens)
+
+    def held_out_batches(self, max_tokens):
+        yield from pieces(self.held_out, max_tokens) if self.held_out else ()
+
+    loss_sum = SFT.loss_sum
+
+    def example(self):
+        return self.rows[0]
+
+    def summary(self):
+        return {"objective": "fixed"}
+
+
+def random_rows(lengths, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    rows = []
+    for n in lengths:
+        ids = torch.randint(61, (n,), generator=generator).tolist()
+        rows.append((ids, [0] * (n // 2) + [1] * (n - n // 2)))
+    return rows
+
+
+def adapted(dtype=torch.float64):
+    model = attach(model_in(GOLDEN / "llama_gqa", dtype), LoRA(rank=2))
+    with torch.no_grad():
+        for k, (_, _, change) in enumerate(changes(model)):
+            change.B.copy_(torch.sin(torch.arange(change.B.numel()) + k).view(change.B.shape) * 0.1)
+    return model
+
+
+def test_fifty_steps_follow_pefts_loss_curve(monkeypatch):
+    data = np.load(GOLDEN / "training.npz")
+    rows = []
+    for tokens, mask, learn in zip(data["tokens"], data["mask"], data["learn"], strict=True):
+        for t, m, wanted in zip(tokens, mask, learn, strict=True):
+            rows.append((t[: m.sum()].tolist(), wanted[: m.sum()].tolist()))
+    steps, batch = data["tokens"].shape[:2]
+    model = model_in(GOLDEN / "training", torch.float64)
+    load_adapter(model, GOLDEN / "training_adapter", trainable=True)
+    in_order = [list(range(k * batch, (k + 1) * batch)) for k in range(steps)]
+    monkeypatch.setattr("minift.train.loop.order", lambda objective, config: iter(in_order))
+    config = TrainConfig(steps=int(steps), lr=0.01, warmup=int(data["warmup"]) / steps, threads=1)
+    run = fit(model, Fixed(rows), config)
+    assert np.abs(np.array(run.losses) - data["losses"]).max() < 1e-9
+    assert np.abs(np.array(run.norms) - data["grad_norms"]).max() < 1e-7
+    theirs = names(model)
+    for path, _, change in changes(model):
+        for letter in ("A", "B"):
+            key = f"final.base_model.model.{theirs[path]}.lora_{letter}.weight"
+            expected = torch.from_numpy(data[key])
+            torch.testing.assert_close(getattr(change, letter).data, expected, rtol=0, atol=1e-8)
+
+
+def grads_with(micro_tokens, checkpointing=False):
+    model = adapted()
+    model.checkpointing = checkpointing
+    objective = Fixed(random_rows([3, 12, 5, 7, 2, 9, 4, 6]))
+    config = TrainConfig(steps=1, clip=0, micro_tokens=micro_tokens)
+    parameters = trainable(model)
+    loss, norm, _, _ = gradients(Step(model, objective), list(range(8)), config, parameters)
+    return loss, norm, [p.grad for p in parameters.values()]
+
+
+@pytest.mark.parametrize("micro_tokens", [1, 24, 40])
+def test_micro_batches_of_unequal_length_give_the_same_gradient(micro_tokens):
+    whole, cut = grads_with(10_000), grads_with(micro_tokens)
+    assert cut[0] == pytest.approx(whole[0], rel=1e-12)
+    for mine, expected in zip(cut[2], whole[2], strict=True):
+        torch.testing.assert_close(mine, expected, rtol=0, atol=1e-10)
+
+
+def test_checkpointing_changes_no_gradient():
+    whole, again = grads_with(10_000), grads_with(10_000, checkpointing=True)
+    assert all(torch.equal(a, b) for a, b in zip(whole[2], again[2], strict=True))
+
+
+def test_one_batch_is_learned_by_heart():
+    model = attach(model_in(GOLDEN / "llama_gqa", torch.float32), LoRA(rank=4))
+    run = fit(model, Fixed(random_rows([9, 9])), TrainConfig(steps=150, batch=2, lr=0.05, threads=1))
+    assert run.losses[0] > 3
+    assert run.losses[-1] < 0.1
+
+
+def test_two_runs_are_the_same_bit_for_bit():
+    losses = []
+    for _ in range(2):
+        model = attach(model_in(GOLDEN / "llama_gqa", torch.float32), LoRA(rank=2, dropout=0.3))
+        config = TrainConfig(steps=5, batch=2, threads=1)
+        losses.append(fit(model, Fixed(random_rows([5, 6, 7, 8, 9])), config).losses)
+    assert losses[0] == losses[1]
+
+
+def test_the_best_held_out_adapter_is_kept(tmp_path):
+    rows, held = random_rows([9, 8]), random_rows([7, 7], seed=9)
+    model = attach(model_in(GOLDEN / "llama_gqa", torch.float32), LoRA(rank=4))
+    config = TrainConfig(steps=20, batch=2, lr=0.05, eval_every=5, threads=1)
+    objective = Fixed(rows, held)
+    run = fit(model, objective, config, tmp_path / "run")
+    assert [step for step, _ in run.evaluations] == [5, 10, 15, 20]
+    best = min(run.evaluations, key=lambda pair: pair[1])
+    assert run.best_step == best[0]
+    fresh = load_adapter(model_in(GOLDEN / "llama_gqa", torch.float32), tmp_path / "run")
+    (batch,) = pieces(held, 4096)
+    again = float(objective.loss_sum(fresh, batch).detach()) / batch.count
+    assert again == pytest.approx(best[1], rel=1e-5)
+
+
+def test_a_run_folder_says_everything(tmp_path):
+    model = attach(model_in(GOLDEN / "llama_gqa", torch.float32), LoRA(rank=2))
+    fit(
+        model,
+        Fixed(random_rows([5, 6, 7])),
+        TrainConfig(steps=4, batch=2, threads=1),
+        tmp_path / "r",
+    )
+    lines = [json.loads(line) for line in (tmp_path / "r/metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4]
+    assert all(math.isfinite(line["loss"]) and line["targets"] > 0 for line in lines)
+    facts = json.loads((tmp_path / "r/run.json").read_text())
+    assert facts["config"]["steps"] == 4
+    assert facts["methods"]["LoRA"]["rank"] == 2
+    assert facts["trainable"] == sum(p.numel() for p in trainable(model).values())
+    with pytest.raises(ConfigError, match="holds a run already"):
+        fit(model, Fixed(random_rows([5])), TrainConfig(steps=1), tmp_path / "r")
+
+
+def test_a_loss_that_is_not_finite_leaves_the_weights_and_stops():
+    model = attach(model_in(GOLDEN / "llama_gqa", torch.float32), LoRA(rank=2))
+    before = {n: p.detach().clone() for n, p in trainable(model).items()}
+    with torch.no_grad():
+        model.norm.weight.fill_(float("nan"))
+    with pytest.raises(Diverged, match="step 3"):
+        fit(model, Fixed(random_rows([5, 6])), TrainConfig(steps=9, batch=2, threads=1))
+    assert all(torch.equal(p, before[n]) for n, p in trainable(model).items())
+
+
+def test_a_step_without_a_target_is_skipped():
+    rows = [([1, 2, 3], [0, 0, 0])]
+    model = attach(model_in(GOLDEN / "llama_gqa", torch.float32), LoRA(rank=2))
+    before = {n: p.detach().clone() for n, p in trainable(model).items()}
+    with pytest.raises(ConfigError, match="no gradient"):
+        fit(model, Fixed(rows), TrainConfig(steps=2, batch=1, threads=1))
+    assert all(torch.equal(p, before[n]) for n, p in trainable(model).items())
+
+
+def test_ctrl_c_ends_after_the_step_and_saves(tmp_path):
+    model = attach(model_in(GOLDEN / "llama_gqa", torch.float32), LoRA(rank=2))
+
+    def watch(progress):
+        if progress.step == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    before = signal.getsignal(signal.SIGINT)
+    config = TrainConfig(steps=50, batch=2, threads=1)
+    run = fit(model, Fixed(random_rows([5, 6, 7])), config, tmp_path / "r", watch=watch)
+    assert run.interrupted
+    assert len(run.losses) == 3
+    assert (tmp_path / "r/adapter/adapter_model.safetensors").exists()
+    assert json.loads((tmp_path / "r/run.json").read_text())["interrupted"] is True
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_settings_come_back_after_training():
+    model = attach(model_in(GOLDEN / "llama_gqa", torch.float32), LoRA(rank=2))
+    model.eval()
+    threads = torch.get_num_threads()
+    fit(
+        model, Fixed(random_rows([5])), TrainConfig(steps=1, batch=1, threads=2, checkpointing=True)
+    )
+    assert torch.get_num_threads() == threads
+    assert not model.training
+    assert not model.checkpointing
+
+
+def test_nothing_trainable_is_refused():
+    model = model_in(GOLDEN / "llama_gqa", torch.float32).requires_grad_(False)
+    with pytest.raises(ConfigError, match="nothing is trainable"):
+        fit(model, Fixed(random_rows([5])), TrainConfig(steps=1))
+
+
+@pytest.mark.parametrize("fields", [
+    {"steps": 0}, {"epochs": 0.0}, {"batch": 0}, {"micro_tokens": 0}, {"lr": 0.0},
+    {"lr": float("nan")}, {"schedule": "step"}, {"warmup": 1.5}, {"clip": -1.0}, {"beta1": 1.0},
+    {"eval_every": -1}, {"threads": 0}, {"eps": 0.0}, {"weight_decay": -1.0}, {"beta2": 1.0},
+])  # fmt: skip
+def test_a_config_that_cannot_be_is_refused(fields):
+    with pytest.raises(ConfigError, match=next(iter(fields))):
+        TrainConfig(**fields)
+
+
+def test_steps_and_epochs_together_are_refused():
+    with pytest.raises(ConfigError, match="not both"):
+        TrainConfig(steps=1, epochs=1.0)
+
+
+def test_epochs_become_steps():
+    assert TrainConfig(epochs=2.0, batch=4).resolved_steps(9) == 6
+    assert TrainConfig(batch=4).resolved_steps(9) == 3
+
+
+def test_batch_counts():
+    batch = Batch(torch.zeros(1, 3), torch.zeros(1, 3), torch.tensor([[True, False, True]]), 3)
+    assert batch.count == 2
