@@ -178,7 +178,7 @@ def read_fields(
         elif value is None:
             values[field.ours] = field.default
         elif type(value) is field.type or (field.type is float and type(value) is int):
-            values[field.ours] = field.type(value)
+            values[field.ours] = float(value) if field.type is float else value  # type: ignore[arg-type]
         else:
             kind = {int: "a whole number", float: "a number", bool: "true or false"}[field.type]
             problems.append(f"{prefix + field.theirs} is {one_line(value)}, not {kind}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -44,7 +45,7 @@ def save(
     for name, value in (("bos_token_id", tokenizer.bos), ("pad_token_id", tokenizer.pad)):
         if value is not None:
             generation[name] = value
-    files = {
+    files: dict[str, bytes | Iterable[bytes | memoryview]] = {
         "config.json": as_json(config | generation),
         "generation_config.json": as_json(generation),
         "model.safetensors": safetensors.encode(tensors, {"format": "pt"}),

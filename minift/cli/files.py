@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from pathlib import Path
 
@@ -66,7 +67,7 @@ def adapter_info(folder: Path, screen: Screen) -> int:
     place = adapter_folder(folder)
     lora, targets, base = read_config(place)
     file = safetensors.read(place / TENSORS)
-    numbers = sum(size for size in map(elements, file.tensors.values()))
+    numbers = sum(math.prod(entry.shape) for entry in file.tensors.values())
     lines = [
         f"adapter      {place} · LoRA r={lora.rank} alpha={lora.alpha:g} on {', '.join(targets)}",
         f"             {numbers:,} parameters in {len(file.tensors)} tensors · base {base}",
@@ -77,13 +78,6 @@ def adapter_info(folder: Path, screen: Screen) -> int:
         lines.append(f"run          {facts.get('steps')} steps · loss {facts.get('final_loss')}")
     screen.result("\n".join(lines), {"path": str(place), "parameters": numbers, "base": base})
     return 0
-
-
-def elements(entry) -> int:
-    count = 1
-    for size in entry.shape:
-        count *= size
-    return count
 
 
 def merge(parsed: Parsed, screen: Screen) -> int:

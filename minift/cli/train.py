@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from minift.checkpoints.open import load
 from minift.cli.models import base_dtype, headline
 from minift.cli.options import Parsed
 from minift.cli.screen import Bar, Screen, duration, megabytes
-from minift.data.read import open_records, unescape_template
-from minift.data.split import held_out
+from minift.data.read import Records, open_records, unescape_template
+from minift.data.split import Rows, held_out
 from minift.errors import ConfigError
 from minift.model.transformer import Transformer
 from minift.peft.attach import trainable
@@ -28,8 +27,8 @@ def sft(parsed: Parsed, screen: Screen) -> int:
     lora, config = parsed.config(LoRA), parsed.config(TrainConfig)  # refused before any work
     claim(out, parsed.flag("overwrite"))
     records = read(parsed, data)
-    held: Sequence[Mapping[str, object]] | None = None
-    train: Sequence[Mapping[str, object]] = records
+    held: Records | Rows | None = None
+    train: Records | Rows = records
     if parsed.flag("held_out") is not None:
         held = read(parsed, parsed.flag("held_out"))
     elif parsed.flag("held_out_share") > 0 and len(records) > 1:
@@ -57,7 +56,7 @@ def sft(parsed: Parsed, screen: Screen) -> int:
     return 130 if run.interrupted else 0
 
 
-def read(parsed: Parsed, path: str):
+def read(parsed: Parsed, path: str) -> Records:
     """The data file as the options say."""
     template = parsed.flag("template")
     return open_records(

@@ -96,8 +96,8 @@ def save_adapter(
         "fan_in_fan_out": False,
         "init_lora_weights": True,
     }
-    files = {CONFIG: as_json(config), TENSORS: safetensors.encode(tensors, {"format": "pt"})}
-    write_folder(path, files, overwrite=overwrite)
+    written = safetensors.encode(tensors, {"format": "pt"})
+    write_folder(path, {CONFIG: as_json(config), TENSORS: written}, overwrite=overwrite)
 
 
 def adapter_folder(path: str | os.PathLike[str]) -> Path:
@@ -193,7 +193,7 @@ def check(
     targets: list[str],
     tensors: Mapping[str, Tensor],
 ) -> None:
-    """Every tensor that the configuration asks for, in its shape, and no other; else all at once."""
+    """Every tensor that the configuration asks for, in its shape, and no other."""
     wanted: dict[str, tuple[int, ...]] = {}
     for ours, name in matched.items():
         linear = model.get_submodule(ours)

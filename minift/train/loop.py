@@ -218,7 +218,7 @@ def fit(
                 if bad == 3:
                     raise Diverged(
                         f"step {step + 1}: the loss or the gradient was not finite three times in "
-                        f"a row (loss {loss}, gradient norm {norm}); try a lower lr than {config.lr}"
+                        f"a row (loss {loss}, gradient norm {norm}); try an lr below {config.lr}"
                     )
                 if interrupted.is_set():
                     run.interrupted = True
@@ -309,7 +309,8 @@ def interruptible() -> Iterator[threading.Event]:
     if threading.current_thread() is not threading.main_thread():
         yield event
         return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers: tuple[int, ...] = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in numbers}
 
     def note(number: int, frame: object) -> None:
         event.set()
@@ -326,7 +327,7 @@ def interruptible() -> Iterator[threading.Event]:
 
 def record(model: Transformer, run: Run) -> dict[str, object]:
     """What run.json says."""
-    methods = {type(c.config).__name__: asdict(c.config) for _, _, c in changes(model)}  # type: ignore[union-attr]
+    methods = {type(c.config).__name__: asdict(c.config) for _, _, c in changes(model)}  # type: ignore[call-overload]
     counts = {name: p.numel() for name, p in trainable(model).items()}
     return {
         "model": model.source,

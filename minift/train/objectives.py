@@ -16,12 +16,14 @@ import torch
 from torch import Tensor
 
 from minift.data.batches import micro_batches
-from minift.data.read import open_records
-from minift.errors import ConfigError, DataError, EncodeError
+from minift.data.read import Records, open_records
+from minift.data.split import Rows
+from minift.errors import ConfigError, EncodeError
 from minift.kernels.cross_entropy.reference import linear_cross_entropy
 from minift.model.transformer import Transformer
 from minift.tokenizers.byte_bpe import ByteBPE
 
+Rowset = Sequence[Mapping[str, object]] | Records | Rows
 WINDOW = 512  # held-out rows tokenized at a time
 
 
@@ -69,8 +71,8 @@ class SFT:
     def __init__(
         self,
         tokenizer: ByteBPE,
-        train: str | os.PathLike[str] | Sequence[Mapping[str, object]],
-        held_out: str | os.PathLike[str] | Sequence[Mapping[str, object]] | None = None,
+        train: str | os.PathLike[str] | Rowset,
+        held_out: str | os.PathLike[str] | Rowset | None = None,
         *,
         max_length: int = 1024,
     ):
@@ -78,7 +80,7 @@ class SFT:
             raise ConfigError(f"max_length: found {max_length}, allowed 2 or more")
         self.tokenizer, self.max_length = tokenizer, max_length
         self.train = rows_of(train)
-        self.held_out = rows_of(held_out) if held_out is not None else ()
+        self.held_out: Rowset = rows_of(held_out) if held_out is not None else ()
         if not len(self.train):
             raise ConfigError("train: found no rows, allowed one or more")
         self.truncated: set[tuple[bool, int]] = set()
@@ -91,11 +93,8 @@ class SFT:
         try:
             ids, mask = encode_row(self.tokenizer, row)
         except EncodeError as error:
-            if hasattr(rows, "where"):
-                found = str(error)
-                raise DataError(
-                    rows.path, rows.where(i), None, found, "text it can spell"
-                ) from None
+            if isinstance(rows, Records | Rows):
+                raise rows.error(i, None, str(error), "text that the vocabulary spells") from None
             raise ConfigError(f"row {i + 1}: {error}") from None
         if len(ids) > self.max_length:
             self.truncated.add((held_out, i))
@@ -126,19 +125,19 @@ class SFT:
         facts: dict[str, object] = {"objective": "sft", "max_length": self.max_length}
         for name, rows in (("train", self.train), ("held_out", self.held_out)):
             facts[f"{name}_rows"] = len(rows)
-            if hasattr(rows, "sha256"):
+            if isinstance(rows, Records | Rows):
                 facts[f"{name}_file"], facts[f"{name}_sha256"] = str(rows.path), rows.sha256
         return facts
 
 
-def rows_of(data: str | os.PathLike[str] | Sequence[Mapping[str, object]]) -> Sequence[Mapping]:
+def rows_of(data: str | os.PathLike[str] | Rowset) -> Rowset:
     return open_records(data) if isinstance(data, str | os.PathLike) else data
 
 
 def size(row: Mapping[str, object]) -> int:
     """Characters of a row: near enough to its cost to sort by, without tokenizing it."""
     if "messages" in row:
-        return sum(len(m["content"]) for m in row["messages"])  # type: ignore[attr-defined]
+        return sum(len(m["content"]) for m in row["messages"])  # type: ignore[attr-defined, misc]
     return sum(len(value) for value in row.values() if isinstance(value, str))
 
 

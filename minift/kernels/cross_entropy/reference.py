@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 
-def linear_cross_entropy(hidden: Tensor, head: nn.Module, targets: Tensor, rows: int = 512):
+def linear_cross_entropy(
+    hidden: Tensor, head: nn.Module, targets: Tensor, rows: int = 512
+) -> Tensor:
     """Sum of the negative log-probabilities: hidden (N, D), targets (N,) -> a float32+ scalar."""
     if len(hidden) <= rows or not torch.is_grad_enabled():
         parts = [block_loss(h, head, t) for h, t in blocks(hidden, targets, rows)]
