@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 from collections.abc import Callable
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 from minift.checkpoints.download import cached
+from minift.tokenizers.byte_bpe import ByteBPE
 
 # Bit-equal sums need one fixed order of addition, and so one thread.
 torch.set_num_threads(1)
@@ -53,3 +55,12 @@ def asset() -> Callable[[str], Path]:
         pytest.skip(text)
 
     return find
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer() -> ByteBPE:
+    """A byte-level BPE of 700 tokens that the reference trained (tests/golden/make_tokens.py)."""
+    golden = json.loads(Path(__file__).with_name("golden").joinpath("tokens.json").read_text())
+    data = golden["tokenizer"] | golden["small"]["smollm"]["tokenizer"]
+    config = {"eos_token": "<|im_end|>", "bos_token": "<|im_start|>", "pad_token": None}
+    return ByteBPE.from_json(data, config, "tokenizer.json")

@@ -1,0 +1,71 @@
+"""Saving and loading again: the same bits, the same ids, nothing half-written."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from minift.checkpoints.open import load, load_tokenizer, model_in
+from minift.checkpoints.save import save
+from minift.errors import ConfigError
+from minift.peft.lora import LoRA
+from minift.peft.methods import attach
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+
+
+@pytest.fixture
+def tokenizer(tiny_tokenizer):
+    return tiny_tokenizer
+
+
+@pytest.mark.parametrize("name", ["llama_gqa", "llama_biased"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_load_save_load_is_bit_exact(name, dtype, tokenizer, tmp_path):
+    model = model_in(GOLDEN / name, dtype)
+    save(model, tokenizer, tmp_path / "out")
+    again = model_in(tmp_path / "out", dtype)
+    assert again.config == model.config
+    before, after = dict(model.named_parameters()), dict(again.named_parameters())
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+def test_the_folder_has_what_others_read(tokenizer, tmp_path):
+    save(model_in(GOLDEN / "llama_biased", torch.float32), tokenizer, tmp_path / "out")
+    config = json.loads((tmp_path / "out/config.json").read_text())
+    assert config["architectures"] == ["LlamaForCausalLM"]
+    assert config["model_type"] == "llama"
+    assert config["rope_scaling"]["rope_type"] == "llama3"
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names >= {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json"}
+
+
+def test_an_attached_adapter_is_not_saved_away(tokenizer, tmp_path):
+    model = attach(model_in(GOLDEN / "llama_gqa", torch.float32), LoRA(rank=2))
+    with pytest.raises(ConfigError, match="merge it first"):
+        save(model, tokenizer, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_stands_there_is_kept_unless_told(tokenizer, tmp_path):
+    model = model_in(GOLDEN / "llama_gqa", torch.float32)
+    save(model, tokenizer, tmp_path / "out")
+    with pytest.raises(ConfigError):
+        save(model, tokenizer, tmp_path / "out")
+    save(model, tokenizer, tmp_path / "out", overwrite=True)
+
+
+@pytest.mark.assets
+def test_the_real_checkpoint_survives(asset, tmp_path):
+    model, tokenizer = load(asset("smollm2-135m-instruct"))
+    save(model, tokenizer, tmp_path / "out")
+    again, other = load(tmp_path / "out")
+    for one, two in zip(model.parameters(), again.parameters(), strict=True):
+        assert torch.equal(one, two)
+    text = "Naïve café, 12,345 🙂 <|im_end|>"
+    assert other.encode(text) == tokenizer.encode(text)
+    assert other.eos == load_tokenizer(asset("smollm2-135m-instruct")).eos
