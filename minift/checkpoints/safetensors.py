@@ -5,8 +5,9 @@
                 "__metadata__": {"text": "text"}}
     data       the tensors, row-major, little-endian, without gaps; offsets count from here
 
-The reader takes what the reference implementation takes, and refuses besides: duplicate keys, unknown
-fields, names that are paths, booleans that are neither 0 nor 1, and counts beyond the limits below.
+The reader takes what the reference implementation takes, and refuses besides: duplicate keys,
+unknown fields, names that are paths, booleans that are neither 0 nor 1, and counts beyond the
+limits below.
 The writer gives the same bytes for the same tensors, in the order of the reference implementation
 (widest dtype first, then by name), so every tensor lies at a multiple of its item size.
 """
@@ -79,13 +80,12 @@ class SafetensorsFile:
         entry = self.tensors[name]
         size = len(self._map)
         if isinstance(self._map, mmap.mmap) and self._map.size() < size:
-            raise FormatError(self.path, "file", "cut short since it was opened", f"{size:,} bytes",
-                              "truncated")  # fmt: skip
+            found, allowed = "cut short since it was opened", f"{size:,} bytes"
+            raise FormatError(self.path, "file", found, allowed, "truncated")
         if entry.start == entry.stop:
             return torch.empty(entry.shape, dtype=entry.dtype)
-        count = math.prod(entry.shape)
-        raw = torch.frombuffer(self._map, dtype=torch.uint8, count=entry.stop - entry.start,
-                               offset=entry.start)  # fmt: skip
+        size = entry.stop - entry.start
+        raw = torch.frombuffer(self._map, dtype=torch.uint8, count=size, offset=entry.start)
         if entry.dtype == torch.bool:
             if bool((raw > 1).any()):
                 found = f"byte {int(raw.max())}"
@@ -93,8 +93,7 @@ class SafetensorsFile:
             return (raw == 1).reshape(entry.shape)
         if entry.start % entry.dtype.itemsize:  # legal, and no torch operation expects it
             return raw.clone().view(entry.dtype).reshape(entry.shape)
-        tensor = torch.frombuffer(self._map, dtype=entry.dtype, count=count, offset=entry.start)
-        return tensor.reshape(entry.shape)
+        return raw.view(entry.dtype).reshape(entry.shape)
 
 
 def read(path: str | os.PathLike[str]) -> SafetensorsFile:
@@ -156,8 +155,8 @@ def _entry(path: str | os.PathLike[str], name: str, value: Any, data_start: int)
         raise FormatError(path, f"{where} shape", list(shape), "a size below 2^63", "overflow")
     offsets = _counts(path, f"{where} data_offsets", value["data_offsets"])
     if len(offsets) != 2 or offsets[0] > offsets[1]:
-        found, allowed = list(offsets), "[begin, end] with begin <= end"
-        raise FormatError(path, f"{where} data_offsets", found, allowed, "out-of-range")
+        allowed = "[begin, end] with begin <= end"
+        raise FormatError(path, f"{where} data_offsets", list(offsets), allowed, "out-of-range")
     needed = math.prod(shape) * dtype.itemsize
     if offsets[1] - offsets[0] != needed:
         found = f"{offsets[1] - offsets[0]:,} bytes"
@@ -246,7 +245,7 @@ def encode(
         yield len(text).to_bytes(8, "little") + text
         for name in names:
             flat = tensors[name].detach().cpu().contiguous().reshape(-1)
-            yield memoryview(flat.view(torch.uint8).numpy())
+            yield flat.view(torch.uint8).numpy().data
 
     return chunks()
 

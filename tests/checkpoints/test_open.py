@@ -84,7 +84,7 @@ def test_a_config_that_does_not_fit_is_refused(tmp_path, key, value, text):
 
 def test_a_name_that_is_not_here_says_what_to_type(monkeypatch, tmp_path):
     monkeypatch.setenv("MINIFT_CACHE", str(tmp_path))
-    with pytest.raises(ConfigError, match="nearest: smollm2-135m-instruct .*minift download"):
+    with pytest.raises(ConfigError, match=r"nearest: smollm2-135m-instruct .*minift download"):
         resolve("smolm2-135m")
     with pytest.raises(ConfigError, match="is not downloaded: minift download smollm2"):
         resolve("smollm2-135m-instruct")
@@ -95,7 +95,7 @@ def test_a_name_that_is_not_here_says_what_to_type(monkeypatch, tmp_path):
 def test_a_folder_without_weights_and_an_unknown_dtype_are_refused(tmp_path):
     place = folder(tmp_path)
     (place / "model.safetensors").unlink()
-    with pytest.raises(FormatError, match="allowed model.safetensors"):
+    with pytest.raises(FormatError, match=r"allowed model\.safetensors"):
         model_in(place, torch.float32)
     with pytest.raises(ConfigError, match="dtype: found int8"):
         load(place, dtype="int8")

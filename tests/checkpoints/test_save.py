@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from minift.checkpoints.open import load, load_tokenizer, model_in
+from minift.checkpoints.open import load, model_in
 from minift.checkpoints.save import save
 from minift.errors import ConfigError
 from minift.peft.lora import LoRA
@@ -68,4 +68,4 @@ def test_the_real_checkpoint_survives(asset, tmp_path):
         assert torch.equal(one, two)
     text = "Naïve café, 12,345 🙂 <|im_end|>"
     assert other.encode(text) == tokenizer.encode(text)
-    assert other.eos == load_tokenizer(asset("smollm2-135m-instruct")).eos
+    assert other.eos == load(asset("smollm2-135m-instruct"))[1].eos
