@@ -74,8 +74,9 @@ class SafetensorsFile:
     def load(self, name: str) -> Tensor:
         """The tensor, on memory of this process alone: writing to it never changes the file.
 
-        Where possible that is the mapped file itself, copied page by page when written to; so
-        another program must not change the file in place meanwhile (minift never does).
+        Where possible that is the mapped file itself, copied page by page when written to. So the
+        same tensor loaded twice shares memory, and another program must not change the file in
+        place meanwhile (minift never does).
         """
         entry = self.tensors[name]
         size = len(self._map)

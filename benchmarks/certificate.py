@@ -1,0 +1,43 @@
+"""A result's birth certificate: commit, machine, versions, time. Shared by every benchmark."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import time
+from pathlib import Path
+
+import torch
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+def certificate() -> dict[str, object]:
+    def git(*words: str) -> str:
+        return subprocess.run(
+            ["git", *words], cwd=REPOSITORY, capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    cpu = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        rows = [line.partition(":") for line in info.read_text().splitlines()]
+        found = {key.strip(): value.strip() for key, _, value in rows}
+        cpu = f"{found.get('model name', cpu)}, family {found.get('cpu family', '?')}"
+    return {
+        "commit": git("rev-parse", "HEAD"),
+        "clean": not git("status", "--porcelain", "--", "minift", "benchmarks"),
+        "cpu": cpu,
+        "cores": len(os.sched_getaffinity(0)),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+def write(name: str, result: dict[str, object]) -> Path:
+    path = REPOSITORY / "benchmarks" / "results" / f"{name}.json"
+    path.write_text(json.dumps(result | {"certificate": certificate()}, indent=2) + "\n")
+    return path
