@@ -136,8 +136,7 @@ def main() -> None:
             folder = Path(name) / dtype
             folder.mkdir()
             mine, job = run_minift(steps, layers, dtype, folder)
-            options = ["--label-logp"] if layers is None else ["--layers", str(layers)]
-            options += ["--dtype", dtype] if dtype == "float64" else []
+            options = [] if layers is None else ["--layers", str(layers), "--dtype", dtype]
             theirs = peer(arguments.peer_python, job, folder, *options)
             result = compare(mine, theirs) | {"peer_versions": theirs["versions"]}
             path = write(f"reference_{dtype}", result)

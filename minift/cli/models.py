@@ -34,6 +34,7 @@ def open_model(parsed: Parsed, *, trainable: bool = False) -> tuple[Transformer,
         raise ConfigError("--model is missing")
     dtype = base_dtype(parsed.values["dtype"], parsed.values.get("threads"))
     model, tokenizer = load(name, dtype=dtype)
+    tokenizer.chat_template = parsed.values["chat_template"]
     if folder is not None:
         load_adapter(model, folder, trainable=trainable)
     return model, tokenizer

@@ -20,7 +20,7 @@ from minift.data.split import Rows, published_reviews
 from minift.errors import ConfigError
 from minift.peft.lora import LoRA
 from minift.peft.methods import attach
-from minift.train.loop import TrainConfig, claim
+from minift.train.loop import TrainConfig, check_out
 from minift.train.objectives import SFT
 
 MODEL, DATA = "smollm2-135m-instruct", "movie-reviews"
@@ -37,7 +37,7 @@ def quickstart(parsed: Parsed, screen: Screen) -> int:
     config = replace(
         RECIPE, steps=RECIPE.steps if steps is None else steps, threads=parsed.flag("threads")
     )
-    claim(out, parsed.flag("overwrite"))
+    check_out(out, parsed.flag("overwrite"))
     screen.say(headline())
     screen.say()
     fetched = fetch(screen)

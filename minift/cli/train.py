@@ -18,14 +18,14 @@ from minift.peft.lora import LoRA
 from minift.peft.methods import attach
 from minift.runtime import machine, peak_memory
 from minift.tokenizers.byte_bpe import ByteBPE
-from minift.train.loop import Progress, Run, TrainConfig, claim, fit
+from minift.train.loop import Progress, Run, TrainConfig, check_out, fit
 from minift.train.objectives import SFT, Objective
 
 
 def sft(parsed: Parsed, screen: Screen) -> int:
     name, data, out = parsed.need("model"), parsed.need("data"), parsed.need("out")
     lora, config = parsed.config(LoRA), parsed.config(TrainConfig)  # refused before any work
-    claim(out, parsed.flag("overwrite"))
+    check_out(out, parsed.flag("overwrite"))
     records = read(parsed, data)
     held: Records | Rows | None = None
     train: Records | Rows = records
@@ -35,6 +35,7 @@ def sft(parsed: Parsed, screen: Screen) -> int:
         train, held = held_out(records, parsed.flag("held_out_share"), config.seed)
     dtype = base_dtype(parsed.flag("dtype"), config.threads)
     model, tokenizer = load(name, dtype=dtype)
+    tokenizer.chat_template = parsed.flag("chat_template")
     screen.say(headline())
     objective = SFT(tokenizer, train, held, max_length=parsed.flag("max_length"))
     if parsed.flag("adapter") is not None:

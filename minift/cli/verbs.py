@@ -8,6 +8,7 @@ from minift.cli.options import Flag
 
 MODEL = Flag("model", str, None, "a downloaded name, a folder or a .gguf file", common=True)
 DTYPE = Flag("dtype", str, "auto", "of the base: float32, bf16, or auto: the faster one here")
+CHAT_TEMPLATE = Flag("chat_template", str, None, "in place of the model's own: chatml, ...")
 OVERWRITE = Flag("overwrite", bool, False, "replace what stands at --out")
 ADAPTER = Flag("adapter", str, None, "an adapter's folder, or a run's", common=True)
 OUT = Flag("out", str, None, "the folder to write", common=True)
@@ -80,6 +81,7 @@ VERBS = {
             LIMIT,
             Flag("max_length", int, 1024, "longest row in tokens; prompts are cut, answers kept"),
             Flag("adapter", str, None, "go on from this adapter"),
+            CHAT_TEMPLATE,
             DTYPE,
             OVERWRITE,
         ),
@@ -96,6 +98,7 @@ VERBS = {
             *TEMPLATE,
             LIMIT,
             Flag("max_length", int, 1024, "longest row in tokens; prompts are cut, answers kept"),
+            CHAT_TEMPLATE,
             DTYPE,
             THREADS,
         ),
@@ -109,6 +112,7 @@ VERBS = {
             ADAPTER,
             *GENERATION,
             Flag("chat", bool, False, "treat the prompt as a user's message"),
+            CHAT_TEMPLATE,
             DTYPE,
             THREADS,
         ),
@@ -124,6 +128,7 @@ VERBS = {
             ADAPTER,
             *GENERATION,
             Flag("system", str, None, "the system's message"),
+            CHAT_TEMPLATE,
             DTYPE,
             THREADS,
         ),

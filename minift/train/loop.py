@@ -164,7 +164,7 @@ def fit(
     if not parameters:
         raise ConfigError("fit: nothing is trainable; attach a method first")
     steps = config.resolved_steps(len(objective.lengths))
-    run = Run(config, steps, out=claim(out, overwrite))
+    run = Run(config, steps, out=None if out is None else claim(out, overwrite))
     optimizer = adamw(
         parameters.values(),
         betas=(config.beta1, config.beta2),
@@ -283,22 +283,25 @@ def restore(parameters: dict[str, nn.Parameter], best: dict[str, Tensor]) -> Non
         parameter.copy_(best[name])
 
 
-def claim(out: str | os.PathLike[str] | None, overwrite: bool) -> Path | None:
-    """The run's folder, made; one that holds a run already is refused unless `overwrite`."""
-    if out is None:
-        return None
+def check_out(out: str | os.PathLike[str], overwrite: bool) -> Path:
+    """The run's folder, not made yet; one that holds a run is refused unless `overwrite`."""
     path = Path(out)
     if path.exists() and not path.is_dir():
         raise ConfigError(f"out: {path} is a file, allowed a folder")
-    if path.exists() and any(path.iterdir()):
-        if not overwrite:
-            raise ConfigError(f"out: {path} holds a run already; choose another, or --overwrite")
-        for name in ("metrics.jsonl", "run.json"):
-            (path / name).unlink(missing_ok=True)
+    if path.exists() and any(path.iterdir()) and not overwrite:
+        raise ConfigError(f"out: {path} holds a run already; choose another, or --overwrite")
+    return path
+
+
+def claim(out: str | os.PathLike[str], overwrite: bool) -> Path:
+    """The run's folder, made and empty of an older run's records."""
+    path = check_out(out, overwrite)
     try:
         path.mkdir(parents=True, exist_ok=True)
+        for name in ("metrics.jsonl", "run.json"):
+            (path / name).unlink(missing_ok=True)
     except OSError as error:
-        raise ConfigError(f"out: {path} cannot be made: {error.strerror}") from None
+        raise ConfigError(f"out: {path} cannot be written: {error.strerror}") from None
     return path
 
 
