@@ -89,7 +89,7 @@ def test_nothing_foreign_is_imported(name):
 
 @pytest.mark.parametrize("name", TREES)
 def test_nothing_in_a_file_can_be_executed(name):
-    assert not re.search(r"\bpickle\b|\btorch\.load\b|\beval\(|\bexec\(", code(name))
+    assert not re.search(r"\bpickle\b|\btorch\.load\b|(?<![.\w])(eval|exec)\(", code(name))
 
 
 def code(name):
@@ -144,7 +144,7 @@ def configs():
         yield getattr(import_module(module), name)
 
 
-@pytest.mark.parametrize("kind", configs(), ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("kind", list(configs()), ids=lambda kind: kind.__name__)
 def test_every_config_field_is_read_somewhere(kind):
     assert is_dataclass(kind)
     reads = {

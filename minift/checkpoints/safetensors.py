@@ -18,6 +18,7 @@ import json
 import math
 import mmap
 import os
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,6 +37,8 @@ RANK_LIMIT = 8
 NAME_LIMIT = 512  # bytes
 TEXT_LIMIT = 16 << 20  # bytes of a metadata value
 METADATA = "__metadata__"
+FIELDS = ("dtype", "shape", "data_offsets")
+CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 DTYPES = {  # in the order that the writer puts them in
     "I64": torch.int64,
@@ -133,46 +136,42 @@ def _metadata(path: str | os.PathLike[str], value: Any) -> dict[str, str]:
 
 
 def _entry(path: str | os.PathLike[str], name: str, value: Any, data_start: int) -> Entry:
-    where = f'tensor "{one_line(name)}"'
+    def refuse(what: str, found: object, allowed: str, code: str) -> FormatError:
+        return FormatError(path, f'tensor "{one_line(name)}"{what}', found, allowed, code)
+
     if problem := name_problem(name):
-        raise FormatError(path, where, problem, "a plain name of 1 to 512 bytes", "unsafe")
+        raise refuse("", problem, f"a plain name of 1 to {NAME_LIMIT} bytes", "unsafe")
     if type(value) is not dict:
-        raise FormatError(path, where, value, "an object", "bad-type")
-    for key in ("dtype", "shape", "data_offsets"):
+        raise refuse("", value, "an object", "bad-type")
+    for key in FIELDS:
         if key not in value:
-            raise FormatError(path, where, f"no {key}", f"an entry with {key}", "missing-field")
-    if len(value) > 3:
-        key = next(key for key in value if key not in ("dtype", "shape", "data_offsets"))
-        raise FormatError(path, where, key, "dtype, shape, data_offsets", "unknown-field")
+            raise refuse("", f"no {key}", f"an entry with {key}", "missing-field")
+    if len(value) > len(FIELDS):
+        key = next(key for key in value if key not in FIELDS)
+        raise refuse("", key, ", ".join(FIELDS), "unknown-field")
     dtype = DTYPES.get(value["dtype"]) if type(value["dtype"]) is str else None
     if dtype is None:
-        raise FormatError(path, f"{where} dtype", value["dtype"], ", ".join(DTYPES), "bad-dtype")
-    shape = _counts(path, f"{where} shape", value["shape"])
+        raise refuse(" dtype", value["dtype"], ", ".join(DTYPES), "bad-dtype")
+    shape, offsets = value["shape"], value["data_offsets"]
+    for key in ("shape", "data_offsets"):
+        numbers = value[key]
+        if type(numbers) is not list or not set(map(type, numbers)) <= {int}:  # True is no int here
+            raise refuse(f" {key}", numbers, "a list of whole numbers", "bad-type")
+        if min(numbers, default=0) < 0 or max(numbers, default=0) >= 1 << 64:
+            raise refuse(f" {key}", numbers, "numbers from 0 to 2^64 - 1", "out-of-range")
     if len(shape) > RANK_LIMIT:
-        found = f"{len(shape)} dimensions"
-        raise FormatError(path, f"{where} shape", found, f"at most {RANK_LIMIT}", "limit")
+        raise refuse(" shape", f"{len(shape)} dimensions", f"at most {RANK_LIMIT}", "limit")
     # Zeros count as one: torch multiplies the other dimensions for the strides.
-    if math.prod(max(d, 1) for d in shape) * dtype.itemsize >= 1 << 63:
-        raise FormatError(path, f"{where} shape", list(shape), "a size below 2^63", "overflow")
-    offsets = _counts(path, f"{where} data_offsets", value["data_offsets"])
+    if math.prod(d or 1 for d in shape) * dtype.itemsize >= 1 << 63:
+        raise refuse(" shape", shape, "a size below 2^63", "overflow")
     if len(offsets) != 2 or offsets[0] > offsets[1]:
-        allowed = "[begin, end] with begin <= end"
-        raise FormatError(path, f"{where} data_offsets", list(offsets), allowed, "out-of-range")
+        raise refuse(" data_offsets", offsets, "[begin, end] with begin <= end", "out-of-range")
+    begin, end = offsets
     needed = math.prod(shape) * dtype.itemsize
-    if offsets[1] - offsets[0] != needed:
-        found = f"{offsets[1] - offsets[0]:,} bytes"
-        allowed = f"{needed:,} for {value['dtype']} {list(shape)}"
-        raise FormatError(path, f"{where} data_offsets", found, allowed, "shape-mismatch")
-    return Entry(dtype, shape, data_start + offsets[0], data_start + offsets[1])
-
-
-def _counts(path: str | os.PathLike[str], where: str, value: Any) -> tuple[int, ...]:
-    """A list of whole numbers from 0 to 2^64 - 1; True and 2.0 are none."""
-    if type(value) is not list or any(type(item) is not int for item in value):
-        raise FormatError(path, where, value, "a list of whole numbers", "bad-type")
-    if any(not 0 <= item < 1 << 64 for item in value):
-        raise FormatError(path, where, value, "numbers from 0 to 2^64 - 1", "out-of-range")
-    return tuple(value)
+    if end - begin != needed:
+        allowed = f"{needed:,} for {value['dtype']} {shape}"
+        raise refuse(" data_offsets", f"{end - begin:,} bytes", allowed, "shape-mismatch")
+    return Entry(dtype, tuple(shape), data_start + begin, data_start + end)
 
 
 def _check_coverage(
@@ -198,7 +197,7 @@ def name_problem(name: str) -> str | None:
         return f"{len(name.encode()):,} bytes"
     if "/" in name or "\\" in name or name in (".", ".."):
         return "a path"
-    if any(ord(c) < 32 or ord(c) == 127 for c in name):
+    if CONTROL.search(name):
         return "a control character"
     return None
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from pathlib import Path
@@ -62,6 +61,7 @@ def info(parsed: Parsed, screen: Screen) -> int:
 
 def adapter_info(folder: Path, screen: Screen) -> int:
     from minift.checkpoints import safetensors
+    from minift.checkpoints.open import read_json
     from minift.peft.files import TENSORS, adapter_folder, read_config
 
     place = adapter_folder(folder)
@@ -74,7 +74,7 @@ def adapter_info(folder: Path, screen: Screen) -> int:
     ]
     run = folder / "run.json"
     if run.exists():
-        facts = json.loads(run.read_text(encoding="utf-8"))
+        facts = read_json(run)
         lines.append(f"run          {facts.get('steps')} steps · loss {facts.get('final_loss')}")
     screen.result("\n".join(lines), {"path": str(place), "parameters": numbers, "base": base})
     return 0

@@ -46,6 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except RuntimeError as error:
         if type(error).__name__ != "Diverged":
             raise
+        if debug:
+            traceback.print_exc()
         print(f"minift: {error}", file=sys.stderr)
         return 3
 

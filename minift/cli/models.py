@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 from minift.checkpoints.open import load
 from minift.cli.options import Parsed
 from minift.errors import ConfigError
@@ -52,12 +49,3 @@ def headline(screen_text: str = "") -> str:
     route = " through oneDNN, self-test passed" if found.route else ""
     parts.append(f"{found.rate:.0f} GFLOP/s float32{route}, {found.bf16:.0f} bf16")
     return " · ".join([*parts, screen_text] if screen_text else parts)
-
-
-def run_facts(folder: Path) -> dict[str, object]:
-    """run.json of a run's folder, or nothing."""
-    path = folder / "run.json"
-    if not path.exists():
-        return {}
-    value = json.loads(path.read_text(encoding="utf-8"))
-    return value if isinstance(value, dict) else {}

@@ -28,6 +28,7 @@ class Flag:
     default: Any
     help: str
     common: bool = False
+    least: int | None = None  # smallest number allowed
 
     @property
     def option(self) -> str:
@@ -48,6 +49,8 @@ class Flag:
             raise ConfigError(f'{self.option}: found "{text}", allowed {kind}') from None
         if self.type is float and not math.isfinite(value):
             raise ConfigError(f'{self.option}: found "{text}", allowed a finite number')
+        if self.least is not None and value < self.least:
+            raise ConfigError(f"{self.option}: found {text}, allowed {self.least} or more")
         return value
 
 

@@ -18,10 +18,13 @@ TEMPLATE = (
     Flag("labels", tuple, None, "words for the target's values, as negative,positive"),
 )
 DATA = Flag("data", str, None, "a .jsonl, .csv, .tsv or .txt file", common=True)
-LIMIT = Flag("limit", int, None, "use the first rows only")
-THREADS = Flag("threads", int, None, "default: one a core")
+LIMIT = Flag("limit", int, None, "use the first rows only", least=1)
+MAX_LENGTH = Flag(
+    "max_length", int, 1024, "longest row in tokens; prompts are cut, answers kept", least=2
+)
+THREADS = Flag("threads", int, None, "default: one a core", least=1)
 GENERATION = (
-    Flag("max_new_tokens", int, 200, "longest answer, in tokens", common=True),
+    Flag("max_new_tokens", int, 200, "longest answer, in tokens", common=True, least=1),
     Flag("stop", tuple, (), "end at any of these strings, comma-separated"),
 )
 
@@ -44,8 +47,10 @@ VERBS = {
         (
             Flag("source", str, "rotten_tomatoes", "rotten_tomatoes, or imdb: longer", common=True),
             Flag("out", str, "runs/quickstart", "the run's folder", common=True),
-            Flag("steps", int, None, "training steps of 8 reviews; default 150", common=True),
-            Flag("limit", int, None, "test on the first reviews only"),
+            Flag(
+                "steps", int, None, "training steps of 8 reviews; default 150", common=True, least=1
+            ),
+            Flag("limit", int, None, "test on the first reviews only", least=1),
             OVERWRITE,
             DTYPE,
             THREADS,
@@ -76,10 +81,10 @@ VERBS = {
             DATA,
             OUT,
             Flag("held_out", str, None, "a file to evaluate on; default: a share of --data"),
-            Flag("held_out_share", float, 0.05, "share of --data to evaluate on; 0: none"),
+            Flag("held_out_share", float, 0.05, "share of --data to evaluate on; 0: none", least=0),
             *TEMPLATE,
             LIMIT,
-            Flag("max_length", int, 1024, "longest row in tokens; prompts are cut, answers kept"),
+            MAX_LENGTH,
             Flag("adapter", str, None, "go on from this adapter"),
             CHAT_TEMPLATE,
             DTYPE,
@@ -97,7 +102,7 @@ VERBS = {
             DATA,
             *TEMPLATE,
             LIMIT,
-            Flag("max_length", int, 1024, "longest row in tokens; prompts are cut, answers kept"),
+            MAX_LENGTH,
             CHAT_TEMPLATE,
             DTYPE,
             THREADS,

@@ -6,6 +6,7 @@ import json
 import os
 import random
 import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -202,6 +203,20 @@ def opened(folder: Path, data: bytes) -> safetensors.SafetensorsFile:
     return safetensors.read(path)
 
 
+Read = Callable[[bytes], safetensors.SafetensorsFile]
+
+
+@pytest.fixture
+def in_memory(monkeypatch: pytest.MonkeyPatch) -> Read:
+    """Read bytes without a file in between: for the tests that read thousands."""
+
+    def read(data: bytes) -> safetensors.SafetensorsFile:
+        monkeypatch.setattr(safetensors, "map_file", lambda path: bytearray(data))
+        return safetensors.read("memory")
+
+    return read
+
+
 def same(found: Tensor, expected: Tensor) -> bool:
     return found.dtype == expected.dtype and torch.equal(found, expected)
 
@@ -258,12 +273,12 @@ def test_limit_of_tensors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert caught.value.code == "limit"
 
 
-def test_hundred_thousand_tensors(tmp_path: Path) -> None:
-    header = {f"w{i}": entry("U8", [1], [i, i + 1]) for i in range(100_000)}
-    file = opened(tmp_path, built(header, bytes(100_000)))
+def test_hundred_thousand_tensors(in_memory: Read) -> None:
+    entries = (
+        f'"w{i}":{{"dtype":"U8","shape":[1],"data_offsets":[{i},{i + 1}]}}' for i in range(10**5)
+    )
+    file = in_memory(raw(f"{{{','.join(entries)}}}".encode(), bytes(100_000)))
     assert len(file.tensors) == 100_000
-    with pytest.raises(FormatError, match="100,001 tensors"):
-        opened(tmp_path, built(header | {"x": header["w0"]}, bytes(100_000)))
 
 
 def test_limit_of_a_metadata_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -274,27 +289,27 @@ def test_limit_of_a_metadata_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert caught.value.code == "limit"
 
 
-def test_every_cut_is_refused(tmp_path: Path) -> None:
+def test_every_cut_is_refused(in_memory: Read) -> None:
     for size in range(len(GOLDEN)):
         with pytest.raises(FormatError):
-            opened(tmp_path, GOLDEN[:size])
+            in_memory(GOLDEN[:size])
 
 
-def test_every_flipped_bit_of_the_header_is_refused_or_keeps_the_rules(tmp_path: Path) -> None:
+def test_every_flipped_bit_of_the_header_is_refused_or_keeps_the_rules(in_memory: Read) -> None:
     """What is still accepted differs in a name, a text, or in one-for-one dtypes; never in sizes."""
     end = 8 + int.from_bytes(GOLDEN[:8], "little")
     for bit in range(8 * end):
         data = bytearray(GOLDEN)
         data[bit // 8] ^= 1 << bit % 8
         try:
-            file = opened(tmp_path, bytes(data))
+            file = in_memory(bytes(data))
         except FormatError:
             continue
         assert sum(e.stop - e.start for e in file.tensors.values()) == len(GOLDEN) - end
         assert len(file.tensors) in (len(TENSORS), len(TENSORS) + 1)  # "__metadata__" misspelt
 
 
-def test_fuzz(tmp_path: Path) -> None:
+def test_fuzz(in_memory: Read) -> None:
     """Mutated headers: a FormatError, or tensors that all load and cover the data."""
     seed = random.Random(0)
     numbers = [0, 1, 8, 255, 1 << 31, 1 << 32, 1 << 60, (1 << 63) - 1, BIG - 1]
@@ -315,7 +330,7 @@ def test_fuzz(tmp_path: Path) -> None:
             end = data.rfind(b"}      ") + 7
             data[:8] = max(0, end - 8).to_bytes(8, "little")
         try:
-            file = opened(tmp_path, bytes(data))
+            file = in_memory(bytes(data))
             for name in file.tensors:
                 file.load(name)
         except FormatError:
@@ -381,7 +396,12 @@ def test_what_is_no_file(kind: str, tmp_path: Path) -> None:
 
 def test_writer_takes_any_strides_and_shared_memory(tmp_path: Path) -> None:
     base = torch.arange(12.0).reshape(3, 4)
-    tensors = {"t": base.T, "half": base[:, ::2], "same": base, "grad": base.clone().requires_grad_()}
+    tensors = {
+        "t": base.T,
+        "half": base[:, ::2],
+        "same": base,
+        "grad": base.clone().requires_grad_(),
+    }
     path = tmp_path / "w"
     safetensors.write(path, tensors)
     file = safetensors.read(path)

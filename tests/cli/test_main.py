@@ -1,0 +1,165 @@
+"""Every wrong input is one line on stderr and exit code 2; the other codes; help that fits."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from minift import __version__
+from minift.cli import main as module
+from minift.cli.main import main
+from minift.cli.verbs import VERBS
+from minift.train.loop import Diverged
+
+
+def refused(result, *parts):
+    code, _, err = result
+    assert code == 2
+    assert err.startswith("minift: ")
+    assert "Traceback" not in err
+    for part in parts:
+        assert part in err
+    assert max(map(len, err.splitlines())) < 400
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (["quikstart"], ['unknown command "quikstart"', "nearest: quickstart"]),
+        (["sft", "--epocs", "2"], ["unknown option --epocs; nearest: --epochs"]),
+        (["sft", "--model"], ["--model needs a value"]),
+        (["sft", "--model", "--data", "x"], ["--model needs a value"]),
+        (["sft"], ["--model is missing"]),
+        (["sft", "--lr", "fast"], ['--lr: found "fast", allowed a number']),
+        (["sft", "--lr", "nan"], ["--lr", "finite"]),
+        (["sft", "--steps", "1.5"], ["--steps", "a whole number"]),
+        (["sft", "--debug=yes"], ["--debug takes no value"]),
+        (["sft", "word"], ['unexpected word "word"']),
+        (["info"], ["path is missing"]),
+        (["eval", "--threads", "0"], ["--threads: found 0, allowed 1 or more"]),
+        (["eval", "--max-length", "0"], ["--max-length: found 0, allowed 2 or more"]),
+        (["generate", "x", "--max-new-tokens", "0"], ["--max-new-tokens", "allowed 1 or more"]),
+        (["generate", "x", "--top-p", "0"], ["top_p: found 0.0"]),
+        (["generate", "x"], ["--model is missing"]),
+        (["quickstart", "--limit", "0"], ["--limit: found 0"]),
+        (["quickstart", "--source", "amazon"], ["amazon", "rotten_tomatoes"]),
+        (["download", "smollm2-135m"], ["smollm2-135m-instruct"]),
+        (["info", "smolm2-135m-instruct"], ["smolm2-135m", "nearest: smollm2-135m-instruct"]),
+        (["merge", "no-run", "--out", "x"], ['no adapter folder "no-run" here']),
+    ],
+    ids=" ".join,
+)  # fmt: skip
+def test_wrong_words_are_refused(cli, words, parts, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    refused(cli(*words), *parts)
+    assert not list(tmp_path.iterdir())
+
+
+def put(path, text):
+    path.write_text(text, encoding="utf-8")
+    return str(path)
+
+
+GOOD = '{"prompt": "a", "completion": "b"}\n'
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "options", "parts"),
+    [
+        ("rows.jsonl", GOOD, ["--steps", "0"], ["steps: found 0"]),
+        ("rows.jsonl", GOOD, ["--rank", "0"], ["rank: found 0"]),
+        ("rows.jsonl", GOOD, ["--targets", "atention"], ["atention", "nearest: attention"]),
+        ("rows.jsonl", GOOD, ["--dtype", "int3"], ["dtype: found int3"]),
+        ("rows.jsonl", GOOD, ["--held-out", "none.jsonl"], ["none.jsonl"]),
+        ("rows.jsonl", GOOD, ["--held-out-share", "-1"], ["--held-out-share"]),
+        ("rows.jsonl", "", [], ["rows.jsonl", "an empty file"]),
+        ("rows.jsonl", GOOD + '{"prompt": "a", "completion": null}\n', [],
+         ["rows.jsonl line 2", 'field "completion"', "null"]),
+        ("rows.jsonl", GOOD + '{"prompt": "a"\n', [], ["rows.jsonl line 2"]),
+        ("rows.xlsx", "x", [], ["rows.xlsx", "unknown file type"]),
+        ("rows.csv", "text,label\nfine,7\n",
+         ["--template", "{text}:", "--target", "label", "--labels", "bad,good"],
+         ["rows.csv line 2", 'field "label"', "7"]),
+        ("rows.csv", "text,label\nfine,1\n", ["--template", "{txt}:", "--target", "label"],
+         ["txt", "text"]),
+    ],
+)  # fmt: skip
+def test_wrong_data_and_settings_leave_nothing(
+    cli, tiny_model, tmp_path, name, text, options, parts
+):
+    path = put(tmp_path / name, text)
+    out = tmp_path / "out"
+    refused(cli("sft", "--model", tiny_model, "--data", path, "--out", out, *options), *parts)
+    assert [p.name for p in tmp_path.iterdir()] == [name]
+
+
+def test_a_missing_file_and_a_missing_model_are_refused(cli, tiny_model, data, tmp_path):
+    out = tmp_path / "out"
+    refused(cli("sft", "--model", tiny_model, "--data", "no.jsonl", "--out", out), "no.jsonl")
+    refused(cli("sft", "--model", "smolm2-135m-instruct", "--data", data, "--out", out),
+            "nearest: smollm2-135m-instruct")  # fmt: skip
+    refused(cli("info", tmp_path), "config.json")
+    assert not out.exists()
+
+
+def test_debug_shows_the_traceback(cli):
+    code, _, err = cli("info", "nowhere", "--debug")
+    assert code == 2
+    assert "Traceback" in err
+    assert err.splitlines()[-1].startswith("minift: ")
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (Diverged("step 3: too far"), 3, "minift: step 3: too far"),
+        (KeyboardInterrupt(), 130, "minift: interrupted"),
+    ],
+)
+def test_the_other_exit_codes(monkeypatch, capsys, error, code, line):
+    def fails(words):
+        raise error
+
+    monkeypatch.setattr(module, "run", fails)
+    assert main(["sft"]) == code
+    assert capsys.readouterr().err == line + "\n"
+    assert main(["sft", "--debug"]) == code
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_a_bug_is_not_hidden(monkeypatch):
+    def fails(words):
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(module, "run", fails)
+    with pytest.raises(RuntimeError, match="a bug"):
+        main(["sft"])
+
+
+@pytest.mark.parametrize("words", [[], ["--help"], *([verb, "--help"] for verb in VERBS)], ids=str)
+def test_help_fits_a_screen(cli, words):
+    code, out, err = cli(*words)
+    assert (code, err) == (0, "")
+    lines = out.splitlines()
+    assert len(lines) <= 24
+    assert max(map(len, lines)) <= 100
+    assert "minift" in lines[0]
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_all_help_names_every_option_within_the_width(cli, verb):
+    _, out, _ = cli(verb, "--help-all")
+    assert max(map(len, out.splitlines())) <= 100
+    assert "--debug" in out
+
+
+def test_version(cli):
+    assert cli("--version") == (0, f"minift {__version__}\n", "")
+
+
+def test_json_is_one_object(cli, tiny_model, run_folder):
+    for words in (["download", "--list"], ["info", tiny_model], ["info", run_folder]):
+        code, out, _ = cli(*words, "--json")
+        assert code == 0
+        assert isinstance(json.loads(out), dict)

@@ -1,0 +1,94 @@
+"""`minift sft` on a tiny model: the run, the refusals, Ctrl-C, going on."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+
+import pytest
+
+from minift.train import loop
+
+
+def test_a_run_says_what_it_does_and_leaves_a_run_folder(cli, tiny_model, data, tmp_path):
+    out = tmp_path / "out"
+    code, text, _ = cli("sft", "--model", tiny_model, "--data", data, "--out", out,
+                        "--steps", 3, "--batch", 2, "--held-out-share", 0.3)  # fmt: skip
+    assert code == 0
+    assert "▐ good<|im_end|>▌" in text
+    assert "LoRA r=8 on all" in text
+    assert "held out     loss" in text
+    assert {p.name for p in out.iterdir()} == {"adapter", "metrics.jsonl", "run.json"}
+    facts = json.loads((out / "run.json").read_text())
+    assert facts["config"]["steps"] == 3
+    assert len((out / "metrics.jsonl").read_text().splitlines()) == 3
+
+
+def test_a_run_is_not_written_over_unless_told(cli, tiny_model, data, tmp_path):
+    words = ["sft", "--model", tiny_model, "--data", data, "--out", tmp_path / "out"]
+    assert cli(*words, "--steps", 2, "--json")[0] == 0
+    before = (tmp_path / "out/run.json").read_text()
+    code, _, err = cli(*words, "--steps", 1)
+    assert code == 2
+    assert "holds a run already" in err
+    # A run that is refused later takes nothing away either.
+    code, _, err = cli(*words, "--overwrite", "--held-out", "none.jsonl")
+    assert code == 2
+    assert (tmp_path / "out/run.json").read_text() == before
+    code, text, _ = cli(*words, "--steps", 1, "--overwrite", "--json")
+    assert code == 0
+    assert json.loads(text)["out"] == str(tmp_path / "out")
+    assert len((tmp_path / "out/metrics.jsonl").read_text().splitlines()) == 1
+
+
+def test_ctrl_c_saves_what_there_is(cli, tiny_model, data, tmp_path, monkeypatch):
+    honest = loop.gradients
+    calls = []
+
+    def pressed(*arguments):
+        calls.append(1)
+        if len(calls) == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        return honest(*arguments)
+
+    monkeypatch.setattr(loop, "gradients", pressed)
+    out = tmp_path / "out"
+    code, text, _ = cli("sft", "--model", tiny_model, "--data", data, "--out", out, "--steps", 50)
+    assert code == 130
+    assert "interrupted  after step 2; the adapter so far is saved" in text
+    assert (out / "adapter/adapter_model.safetensors").exists()
+    assert json.loads((out / "run.json").read_text())["interrupted"] is True
+
+
+def test_a_loss_that_explodes_is_exit_code_3(cli, tiny_model, data, tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "gradients", lambda *rest: (float("nan"), 1.0, 4, 2))
+    monkeypatch.setattr(loop, "check_gradients", lambda parameters: None)
+    out = tmp_path / "out"
+    code, _, err = cli("sft", "--model", tiny_model, "--data", data, "--out", out, "--steps", 9,
+                       "--quiet")  # fmt: skip
+    assert code == 3
+    assert err.startswith("minift: step 3: the loss or the gradient was not finite")
+    assert not (out / "adapter").exists()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bf16"])
+def test_going_on_from_an_adapter_keeps_its_shape(
+    cli, tiny_model, run_folder, data, tmp_path, dtype
+):
+    out = tmp_path / "out"
+    code, text, _ = cli("sft", "--model", tiny_model, "--data", data, "--out", out, "--steps", 1,
+                        "--adapter", run_folder, "--dtype", dtype)  # fmt: skip
+    assert code == 0
+    assert "LoRA r=2" in text
+    assert json.loads((out / "adapter/adapter_config.json").read_text())["r"] == 2
+
+
+def test_a_csv_with_a_template(cli, tiny_model, tmp_path):
+    table = tmp_path / "t.csv"
+    table.write_text("text,label\n" + "".join(f"number {i},{i % 2}\n" for i in range(8)))
+    code, text, _ = cli("sft", "--model", tiny_model, "--data", table, "--out", tmp_path / "out",
+                        "--template", r"{text}\nWord:", "--target", "label",
+                        "--labels", "bad,good", "--steps", 1)  # fmt: skip
+    assert code == 0
+    assert "⏎Word:▐ " in text
