@@ -159,16 +159,18 @@ def recover(path: str | os.PathLike[str]) -> None:
     this before saying that a folder is missing.
     """
     target = _resolve(path)
+    folder = os.path.dirname(target)
     with contextlib.suppress(OSError):
-        for entry in os.scandir(os.path.dirname(target)):
-            if entry.name.startswith(_dead_prefix(target)):
+        for name in os.listdir(folder):
+            if name.startswith(_dead_prefix(target)):
+                dead = os.path.join(folder, name)
                 with contextlib.ExitStack() as held:
-                    if _lock(entry.path, held) is None:
+                    if _lock(dead, held) is None:
                         continue
                     if _status(target) is None:
-                        _io(os.rename, entry.path, target)
+                        _io(os.rename, dead, target)
                     else:
-                        _remove(entry.path)
+                        _remove(dead)
 
 
 # ---- reading -------------------------------------------------------------------------------------
@@ -263,10 +265,10 @@ def _check_replaceable(target: str, old: os.stat_result, overwrite: bool) -> Non
         raise ConfigError(f"{shown}: exists and is not a folder")
     if not overwrite:
         raise ConfigError(f"{shown}: exists; choose another name or ask to overwrite it")
-    for entry in os.scandir(target):
-        if not entry.is_file(follow_symlinks=False):
-            name = one_line(entry.name)
-            raise ConfigError(f"{shown}: holds {name}, which is no plain file; not overwritten")
+    for name in os.listdir(target):
+        if not stat.S_ISREG(os.lstat(os.path.join(target, name)).st_mode):
+            inside = one_line(name)
+            raise ConfigError(f"{shown}: holds {inside}, which is no plain file; not overwritten")
 
 
 def _prepare(target: str, *known: bytes) -> str:
@@ -290,11 +292,12 @@ def _clean(folder: str) -> None:
     """Remove the temporary entries in `folder` whose writer is dead."""
     if fcntl is None:
         return
-    for entry in os.scandir(folder):
-        if entry.name.startswith(_TMP):
+    for name in os.listdir(folder):
+        if name.startswith(_TMP):
+            stale = os.path.join(folder, name)
             with contextlib.ExitStack() as held, contextlib.suppress(OSError):
-                if _lock(entry.path, held) is not None:
-                    _remove(entry.path)
+                if _lock(stale, held) is not None:
+                    _remove(stale)
 
 
 def _dead_prefix(target: str) -> str:
@@ -396,8 +399,8 @@ def _remove(path: str) -> None:
     with contextlib.suppress(OSError):
         status = _status(path)
         if status is not None and stat.S_ISDIR(status.st_mode):
-            for entry in os.scandir(path):
-                _remove(entry.path)
+            for name in os.listdir(path):
+                _remove(os.path.join(path, name))
             _io(os.rmdir, path)
         elif status is not None:
             _io(os.unlink, path)

@@ -17,7 +17,8 @@ JOB (everything after "lrs" may be left out):
 RESULT: losses, grad_norms, step_seconds, real_tokens, target_tokens (per step); load_seconds,
 train_seconds; rss_loaded_mb, peak_rss_mb (VmHWM after the last step, before the second evaluation);
 accuracy_before, accuracy_after, label_logp_before, label_logp_after ([row][label], if asked for);
-options, versions.
+options, versions, machine (load averages of the last minute before and after the steps: with other
+work on the cores, two threads wait for each other and a step can take ten times as long).
 
 A step is what a user writes: model(labels=...).loss, clip_grad_norm_, AdamW. The loss is the mean
 over targets, which equals sum / count. --dtype float64 takes out the library's float32 casts
@@ -29,6 +30,7 @@ allocator, fused AdamW.
 import argparse
 import ctypes
 import json
+import os
 import platform
 import time
 from pathlib import Path
@@ -194,7 +196,7 @@ def main():
     clip = job.get("clip", 1.0)
     for name in ("losses", "grad_norms", "step_seconds", "real_tokens", "target_tokens"):
         result[name] = []
-    began = time.perf_counter()
+    load_before, began = os.getloadavg()[0], time.perf_counter()
     for rows, masks, lr in zip(job["batches"], job["masks"], job["lrs"], strict=True):
         tick = time.perf_counter()
         tokens, real, labels = collate(rows, masks)
@@ -212,6 +214,12 @@ def main():
         del loss
     result |= {
         "train_seconds": time.perf_counter() - began,
+        "machine": {
+            "cores": os.cpu_count(),
+            "capability": torch.backends.cpu.get_cpu_capability(),
+            "load_before": load_before,
+            "load_after": os.getloadavg()[0],
+        },
         "load_seconds": load_seconds,
         "rss_loaded_mb": rss_loaded,
         "peak_rss_mb": memory_mb("VmHWM"),

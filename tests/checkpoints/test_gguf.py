@@ -153,7 +153,7 @@ BAD = {
     "2^32 tensors": (built(counts=(1 << 32, 0)), "limit"),
     "2^60 tensors": (built(counts=(1 << 60, 0)), "limit"),
     "2^64 - 1 tensors": (built(counts=(BIG - 1, 0)), "limit"),
-    "one tensor too many": (built(counts=(2, 0)), "unsafe"),
+    "one tensor too many": (built(counts=(2, 0)), "truncated"),
     "a tensor less than there is": (built(counts=(0, 0)), "trailing"),
     "1,000 pairs, none there": (built(counts=(1, 1000)), "truncated"),
     "2^32 pairs": (built(counts=(1, 1 << 32)), "truncated"),
@@ -255,7 +255,7 @@ BAD = {
     "no data": (built(data=b""), "truncated"),
     "no padding before the data": (built(filler=b"", data=b""), "truncated"),
     "one byte after the padding": (built(data=bytes(33)), "trailing"),
-    "data after the tensors": (built(data=bytes(8) + b"hidden"), "hole"),
+    "data after the tensors": (built(data=bytes(8) + b"hidden"), "trailing"),
     "data in the padding before": (built(filler=b"\1"), "hole"),
     "data in the padding between": (
         built(infos=(info("a"), info("b", offset=32)), data=bytes(8) + b"x" * 24 + bytes(8)),
@@ -362,7 +362,12 @@ def test_integers_stay_integers(kind: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("limit", "value", "at_limit", "over"),
     [
-        ("TENSOR_LIMIT", 1, built(), built(infos=(info("a"), info("b", offset=32)), data=bytes(40))),
+        (
+            "TENSOR_LIMIT",
+            1,
+            built(),
+            built(infos=(info("a"), info("b", offset=32)), data=bytes(40)),
+        ),
         ("TEXT_LIMIT", 4, built((pair("k", TEXT, "1234"),)), built((pair("k", TEXT, "12345"),))),
         ("HEADER_LIMIT", 24 + 33, built(), built(infos=(info("ww"),))),
         ("RANK_LIMIT", 1, built(), built(infos=(info(dims=(2, 1)),))),
@@ -382,10 +387,10 @@ def test_limits(
 def test_hostile_megabyte_stays_small(in_memory: Read) -> None:
     """A million bytes, arranged to become as many Python objects as they can."""
     files = [
-        built((arrays("k", TEXT, [], 125_000),), data=bytes(1 << 20)),
+        built((arrays("k", TEXT, [], 50_000),), data=bytes(1 << 20)),
         built((arrays("k", BOOL, [], 1 << 20),), data=bytes(1 << 20)),
         built((arrays("k", F64, [], 131_000),), data=bytes(1 << 20)),
-        built(tuple(pair(f"{i:x}", U8, 0) for i in range(50_000))),
+        built(tuple(pair(f"{i:x}", U8, 0) for i in range(30_000))),
     ]
     for data in files:
         tracemalloc.start()

@@ -6,6 +6,7 @@ import io
 import json
 
 from minift.checkpoints.open import load
+from minift.cli import talk
 from minift.generate.decode import generate
 
 
@@ -15,8 +16,8 @@ def test_generate_prints_the_text_and_nothing_else(cli, tiny_model):
     code, text, err = cli(*words)
     assert (code, err) == (0, "")
     model, tokenizer = load(tiny_model)
-    expected = generate(model, tokenizer, "The movie", max_new_tokens=5)
-    assert text.removesuffix("\n") == (expected if isinstance(expected, str) else expected[0])
+    expected = generate(model, tokenizer, ["The movie"], max_new_tokens=5)
+    assert text.removesuffix("\n") == expected[0]
     data = json.loads(cli(*words, "--json")[1])
     assert data == {"prompt": "The movie", "text": text.removesuffix("\n")}
 
@@ -32,13 +33,37 @@ def test_a_prompt_over_the_context_is_refused(cli, tiny_model):
     assert "128" in err
 
 
+def test_an_answer_without_text_does_not_end_the_chat(cli, tiny_model, monkeypatch):
+    asked = []
+
+    def silent(model, tokenizer, prompts, **options):
+        asked.append(tokenizer.decode(prompts[0], skip_special=False))
+        return [" \n"]
+
+    monkeypatch.setattr(talk, "continue_text", silent)
+    monkeypatch.setattr("sys.stdin", io.StringIO("one\ntwo\n"))
+    code, _, err = cli("chat", "--model", tiny_model, "--chat-template", "chatml",
+                       "--max-new-tokens", 4)  # fmt: skip
+    assert (code, err) == (0, "")
+    assert ["one" in asked[0], "one" in asked[1], "two" in asked[1]] == [True, False, True]
+
+
 def test_chat_answers_every_line_and_forgets_the_oldest(cli, tiny_model, monkeypatch):
     typed = "".join(f"this is question number {i}\n\n" for i in range(6))
     monkeypatch.setattr("sys.stdin", io.StringIO(typed))
+    asked = []
+
+    def counted(model, tokenizer, prompts, **options):
+        asked.append(len(prompts[0]))
+        assert asked[-1] + 4 <= model.config.context
+        return ["an answer of a few words"]
+
+    monkeypatch.setattr(talk, "continue_text", counted)
     words = ["--model", tiny_model, "--max-new-tokens", 4, "--chat-template", "chatml"]
     code, text, err = cli("chat", *words)
     assert (code, err) == (0, "")
     assert text.count("\n") >= 6
+    assert len(asked) == 6
     monkeypatch.setattr("sys.stdin", io.StringIO(""))
     code, _, err = cli("chat", *words[:2], "--max-new-tokens", 128)
     assert code == 2

@@ -1,0 +1,91 @@
+"""The blocked loss against one cross-entropy over all rows at once."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from minift.kernels.cross_entropy.reference import linear_cross_entropy
+
+D, V = 6, 11
+
+
+def made(N, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(N)
+    hidden = torch.randn(N, D, generator=generator, dtype=torch.float64).to(dtype)
+    head = nn.Linear(D, V, bias=False).to(dtype)
+    with torch.no_grad():
+        head.weight.copy_(torch.randn(V, D, generator=generator, dtype=torch.float64))
+    targets = torch.randint(V, (N,), generator=generator)
+    return hidden.requires_grad_(), head, targets
+
+
+def whole(hidden, head, targets):
+    return F.cross_entropy(F.linear(hidden, head.weight), targets, reduction="sum")
+
+
+def gradients(loss, hidden, head):
+    return torch.autograd.grad(loss, (hidden, head.weight))
+
+
+@pytest.mark.parametrize(("N", "rows"), [
+    (0, 512), (1, 512), (512, 512), (513, 512), (1030, 512), (7, 1), (7, 3), (6, 3),
+])  # fmt: skip
+def test_value_and_gradients_equal_one_cross_entropy(N, rows):
+    hidden, head, targets = made(N)
+    loss = linear_cross_entropy(hidden, head, targets, rows)
+    expected = whole(hidden, head, targets)
+    assert loss.shape == ()
+    torch.testing.assert_close(loss, expected, rtol=1e-13, atol=1e-13)
+    found = gradients(loss, hidden, head)
+    for a, b in zip(found, gradients(expected, hidden, head), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-12)
+    with torch.no_grad():
+        assert linear_cross_entropy(hidden, head, targets, rows) == loss
+
+
+def test_no_rows_no_loss():
+    hidden, head, targets = made(0)
+    loss = linear_cross_entropy(hidden, head, targets)
+    assert loss == 0
+    assert gradients(loss, hidden, head)[1].abs().max() == 0
+
+
+def test_a_head_that_knows_nothing_costs_the_log_of_the_vocabulary():
+    hidden, head, targets = made(600)
+    nn.init.zeros_(head.weight)
+    loss = linear_cross_entropy(hidden, head, targets)
+    assert float(loss) == pytest.approx(600 * math.log(V), rel=1e-13)
+
+
+def test_a_head_of_any_kind_is_called_as_a_module():
+    hidden, head, targets = made(20)
+    twice = nn.Sequential(head, nn.Linear(V, V, bias=False).double())
+    loss = linear_cross_entropy(hidden, twice, targets, 6)
+    expected = F.cross_entropy(twice(hidden), targets, reduction="sum")
+    torch.testing.assert_close(loss, expected)
+
+
+@pytest.mark.parametrize(("N", "calls"), [(4, [4]), (5, [4, 1, 1, 4]), (10, [4, 4, 2, 2, 4, 4])])
+def test_above_one_block_each_is_computed_again_in_the_backward_pass(N, calls):
+    hidden, head, targets = made(N)
+    seen = []
+    head.register_forward_pre_hook(lambda _, args: seen.append(len(args[0])))
+    linear_cross_entropy(hidden, head, targets, 4).backward()
+    assert seen == calls
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_narrow_logits_are_summed_in_float32(dtype):
+    hidden, head, targets = made(700, dtype)
+    loss = linear_cross_entropy(hidden, head, targets)
+    assert loss.dtype == torch.float32
+    logits = F.linear(hidden, head.weight).double()
+    exact = F.cross_entropy(logits, targets, reduction="sum")
+    torch.testing.assert_close(loss.double(), exact, rtol=1e-5, atol=0)
+    loss.backward()
+    assert hidden.grad.dtype == head.weight.grad.dtype == dtype
