@@ -71,7 +71,7 @@ def test_more_than_reserved_is_refused(tiny):
     made = cache(capacity=4)
     with torch.no_grad():
         tiny(torch.tensor([[1, 2, 3]]), cache=made)
-        with pytest.raises(ConfigError, match="5 columns asked of a cache .* reserved for 4"):
+        with pytest.raises(ConfigError, match=r"5 columns asked of a cache .* reserved for 4"):
             tiny(torch.tensor([[4, 5]]), cache=made)
         tiny(torch.tensor([[4]]), cache=made)
     assert made.length == 4

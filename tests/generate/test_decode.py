@@ -129,7 +129,7 @@ def test_the_training_flag_comes_back_even_after_an_error(tiny, training):
 def test_context_is_a_limit(tiny):
     full = [1] * 54
     assert len(decode(tiny, [full], max_new_tokens=10)[0]) == 10
-    with pytest.raises(ConfigError, match="55 prompt tokens and 10 new ones exceed .* of 64"):
+    with pytest.raises(ConfigError, match=r"55 prompt tokens and 10 new ones exceed .* of 64"):
         decode(tiny, [[1], [*full, 1]], max_new_tokens=10)
 
 

@@ -123,5 +123,5 @@ def test_refusals(options, text):
 
 
 def test_every_problem_is_told_at_once():
-    with pytest.raises(ConfigError, match="top_k: .*; top_p: "):
+    with pytest.raises(ConfigError, match=r"top_k: .*; top_p: "):
         Sampling(top_k=-1, top_p=0)

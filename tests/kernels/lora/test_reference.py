@@ -71,9 +71,7 @@ def test_a_narrow_base_keeps_its_dtype_and_the_change_its_precision():
     g2, x2 = g.double().reshape(-1, OUT), x.double().reshape(-1, IN)
     expected = 2 * g2.T @ (x2 @ A.double().T)
     torch.testing.assert_close(B.grad.double(), expected, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(
-        A.grad.double(), 2 * (g2 @ B.double()).T @ x2, rtol=1e-5, atol=1e-5
-    )
+    torch.testing.assert_close(A.grad.double(), 2 * (g2 @ B.double()).T @ x2, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("cut", ["columns", "transposed", "expanded"])

@@ -1,0 +1,33 @@
+import pytest
+
+from minift.errors import ConfigError, DataError, EncodeError, FormatError, one_line
+
+
+def test_a_format_error_says_where_and_what():
+    error = FormatError("a.gguf", "magic", "GGML", "GGUF", "bad-magic")
+    assert str(error) == "a.gguf: magic: found GGML, allowed GGUF"
+    assert (error.path, error.where, error.code) == ("a.gguf", "magic", "bad-magic")
+
+
+def test_every_problem_has_a_line_of_its_own():
+    error = FormatError("a", "tensors", "2", "none", "shape-mismatch", ["missing x", "missing\ny"])
+    assert str(error).splitlines()[1:] == ["  missing x", r"  missing\ny"]
+
+
+@pytest.mark.parametrize(("line", "field", "text"), [
+    (41, "completion", 'r.jsonl line 41, field "completion": found null, allowed text'),
+    (1_000_000, None, "r.jsonl line 1,000,000: found null, allowed text"),
+    (None, None, "r.jsonl: found null, allowed text"),
+])  # fmt: skip
+def test_a_data_error_says_file_line_and_field(line, field, text):
+    assert str(DataError("r.jsonl", line, field, "null", "text")) == text
+
+
+def test_one_line_is_one_line_that_a_terminal_survives():
+    assert one_line("a\x1b[31m\nb\ud800") == r"a\x1b[31m\nb\ud800"
+    assert one_line("x" * 100) == "x" * 79 + "…"
+    assert one_line(3) == "3"
+
+
+def test_a_text_that_cannot_be_spelled_is_a_config_error():
+    assert issubclass(EncodeError, ConfigError)
