@@ -1,0 +1,199 @@
+"""Supervised fine-tuning: what is learned, what is cut, and the loss against float64 by hand."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from minift.errors import ConfigError, DataError, EncodeError
+from minift.model.config import ModelConfig
+from minift.model.transformer import Transformer
+from minift.tokenizers import chat
+from minift.train.objectives import SFT, collate, fit_length, pieces
+
+START, END = 256, 257
+
+
+class Bytes:
+    """A tokenizer of single bytes, so that every id can be read off the text."""
+
+    eos, bos, add_bos, template, chat_template = END, START, False, None, "chatml"
+    special = {"<|im_start|>": START, "<|im_end|>": END}  # noqa: RUF012
+
+    def encode(self, text):
+        if "\x00" in text:
+            raise EncodeError("found byte 00, allowed others")
+        return list(text.encode())
+
+    def chat(self, messages, reply=False):
+        return chat.render(self, messages, reply=reply)
+
+
+class WithStart(Bytes):
+    add_bos = True
+
+
+PAIR = {"prompt": "2+2=", "completion": "4."}
+TEXT = {"text": "once"}
+TALK = {"messages": [
+    {"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"},
+    {"role": "user", "content": "b"}, {"role": "assistant", "content": "bye"},
+]}  # fmt: skip
+
+
+def encoded(row, tokenizer=None, **options):
+    return SFT(tokenizer or Bytes(), [row], **options).encode(0)
+
+
+def learned(ids, mask):
+    return [i for i, bit in zip(ids, mask, strict=True) if bit]
+
+
+def test_of_a_pair_the_completion_and_the_end_are_learned():
+    ids, mask = encoded(PAIR)
+    assert ids == [*b"2+2=4.", END]
+    assert mask == [0, 0, 0, 0, 1, 1, 1]
+    assert encoded(PAIR, WithStart()) == ([START, *ids], [0, *mask])
+
+
+def test_of_a_text_everything_is_learned_but_its_opening_token():
+    assert encoded(TEXT) == ([*b"once", END], [1] * 5)
+    assert encoded(TEXT, WithStart()) == ([START, *b"once", END], [0] + [1] * 5)
+
+
+@pytest.mark.parametrize("tokenizer", [Bytes(), WithStart()])
+def test_of_a_conversation_the_assistant_and_its_ends_are_learned(tokenizer):
+    ids, mask = encoded(TALK, tokenizer)  # the template says how it begins, not add_bos
+    parts = [
+        ([START, *b"user\nhi", END, 10, START, *b"assistant\n"], 0), ([*b"yo", END], 1),
+        ([10, START, *b"user\nb", END, 10, START, *b"assistant\n"], 0), ([*b"bye", END], 1),
+        ([10], 0),
+    ]  # fmt: skip
+    assert ids == [i for part, _ in parts for i in part]
+    assert mask == [bit for part, bit in parts for _ in part]
+    assert learned(ids, mask) == [*b"yo", END, *b"bye", END]
+
+
+@pytest.mark.parametrize("kind", [PAIR, TEXT, TALK])
+def test_the_end_token_is_learned(kind):
+    ids, mask = encoded(kind)
+    assert learned(ids, mask)[-1] == END
+
+
+@pytest.mark.parametrize(("most", "prompt"), [
+    (7, b"2+2="), (6, b"+2="), (5, b"2="), (4, b"="),
+])  # fmt: skip
+def test_a_long_row_loses_the_beginning_of_its_prompt(most, prompt):
+    rows = SFT(Bytes(), [PAIR], max_length=most)
+    assert rows.encode(0) == ([*prompt, *b"4.", END], [0] * len(prompt) + [1] * 3)
+    assert rows.truncated == (set() if most == 7 else {(False, 0)})
+
+
+def test_an_answer_too_long_by_itself_loses_its_end():
+    assert encoded(PAIR, max_length=3) == ([*b"=4."], [0, 1, 1])
+    assert encoded(TEXT, max_length=3) == ([*b"onc"], [1, 1, 1])
+    assert encoded(TEXT, WithStart(), max_length=3) == ([START, *b"on"], [0, 1, 1])
+
+
+def test_every_cut_keeps_a_token_before_the_first_target():
+    for before in range(5):
+        for after in range(1, 5):
+            ids, mask = list(range(before + after)), [0] * before + [1] * after
+            for most in range(2, before + after):
+                short, bits = fit_length(ids, mask, most)
+                assert len(short) == len(bits) == most
+                assert sum(bits) == min(after, most - min(before, 1))
+                assert bits[0] == (before == 0)
+
+
+def test_collate_shifts_by_one_and_pads_on_the_right():
+    batch = collate([([5, 6, 7, 8], [0, 0, 1, 1]), ([3, 4], [0, 1])])
+    assert batch.tokens.tolist() == [[5, 6, 7], [3, 0, 0]]
+    assert batch.targets.tolist() == [[6, 7, 8], [4, 0, 0]]
+    assert batch.learned.tolist() == [[False, True, True], [True, False, False]]
+    assert batch.real == 4
+    assert batch.count == 3
+
+
+@pytest.mark.parametrize("most", [1, 9, 10, 24, 1000])
+def test_pieces_hold_every_row_once_within_the_limit(most):
+    lengths = [3, 9, 2, 5, 5, 10, 2, 8]  # a row of n + 1 ids makes n positions
+    rows = [([k] * (n + 1), [1] * (n + 1)) for k, n in enumerate(lengths)]
+    cut = pieces(rows, most)
+    for batch in cut:
+        assert batch.tokens.numel() <= most or len(batch.tokens) == 1
+    seen = sorted((int(r[0]), int(m.sum())) for b in cut for r, m in zip(b.tokens, b.learned,
+                                                                        strict=True))  # fmt: skip
+    assert seen == list(enumerate(lengths))
+    assert sum(batch.real for batch in cut) == sum(lengths)
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    generator = torch.Generator().manual_seed(6)
+    model = Transformer(ModelConfig("llama", 258, 16, 2, 4, 2, 4, 12, 64)).double()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.copy_(torch.randn(p.shape, generator=generator, dtype=p.dtype) * 0.5)
+    return model.eval()
+
+
+def by_hand(model, tokenizer, rows):
+    """(loss sum, targets): each row alone, one target at a time."""
+    total, count = 0.0, 0
+    for row in rows:
+        ids, mask = encoded(row, tokenizer)
+        with torch.no_grad():
+            logp = model(torch.tensor([ids]))[0].log_softmax(-1)
+        for t in range(1, len(ids)):
+            if mask[t]:
+                total -= logp[t - 1, ids[t]].item()
+                count += 1
+    return total, count
+
+
+@pytest.mark.parametrize("tokenizer", [Bytes(), WithStart()])
+@pytest.mark.parametrize("most", [1, 40, 1000])
+def test_the_loss_equals_one_target_at_a_time(tiny, tokenizer, most):
+    rows = [PAIR, TEXT, TALK, {"prompt": "a", "completion": "b"}]
+    data = SFT(tokenizer, rows[:1], rows)
+    batches = list(data.held_out_batches(most))
+    total, count = by_hand(tiny, tokenizer, rows)
+    assert sum(b.count for b in batches) == count
+    found = sum(data.loss_sum(tiny, b).item() for b in batches)
+    assert found == pytest.approx(total, rel=1e-12)
+
+
+def test_batches_are_of_the_rows_asked_for(tiny):
+    data = SFT(Bytes(), [PAIR, TEXT, TALK])
+    [batch] = data.batches([1], 1000)
+    assert batch.tokens.tolist() == [[*b"once"]]
+    assert data.batches([2, 0], 1000)[0].tokens.shape[0] == 2
+    assert data.example() == data.encode(0)
+
+
+def test_files_are_read_and_errors_name_the_line(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in [PAIR, PAIR | {"prompt": "\x00"}]))
+    data = SFT(Bytes(), path)
+    assert data.encode(0) == encoded(PAIR)
+    with pytest.raises(DataError, match="rows.jsonl line 2: found .*byte 00"):
+        data.encode(1)
+    facts = data.summary()
+    assert facts["train_rows"] == 2
+    assert facts["held_out_rows"] == 0
+    assert facts["train_file"] == str(path)
+    assert len(facts["train_sha256"]) == 64
+
+
+def test_refusals():
+    with pytest.raises(ConfigError, match="max_length: found 1"):
+        SFT(Bytes(), [PAIR], max_length=1)
+    with pytest.raises(ConfigError, match="no rows"):
+        SFT(Bytes(), [])
+    with pytest.raises(ConfigError, match="row 2: found byte 00"):
+        SFT(Bytes(), [PAIR, {"text": "\x00"}]).encode(1)
+    with pytest.raises(ConfigError, match="question, reply; allowed"):
+        encoded({"question": "a", "reply": "b"})
