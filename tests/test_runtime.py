@@ -1,0 +1,150 @@
+"""Process-wide settings: measured, set for a while, and put back whatever happens."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from dataclasses import fields
+
+import pytest
+import torch
+
+from minift import runtime
+from minift.runtime import Machine, cores, machine, peak_memory, tuned
+
+FAST = Machine(threads=2, float32=100.0, routed=200.0, bf16=50.0)
+PLAIN = Machine(threads=2, float32=100.0, routed=0.0, bf16=50.0)
+
+
+@pytest.fixture
+def fresh():
+    """What is measured here stays here."""
+    machine.cache_clear()
+    yield
+    machine.cache_clear()
+
+
+def settings():
+    return torch.get_num_threads(), torch.get_float32_matmul_precision()
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """What mallopt is told, in order."""
+    made = []
+    monkeypatch.setattr(runtime, "_mallopt", lambda: lambda *call: made.append(call))
+    return made
+
+
+@pytest.mark.parametrize("before", ["highest", "high", "medium"])
+@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize("found", [FAST, PLAIN])
+def test_settings_come_back_even_after_an_error(monkeypatch, calls, before, fails, found):
+    monkeypatch.setattr(runtime, "machine", lambda threads: found)
+    original = settings()
+    torch.set_float32_matmul_precision(before)
+    try:
+        try:
+            with tuned() as given:
+                assert given is found
+                assert settings() == (2, "medium" if found is FAST else before)
+                assert calls == list(runtime.KEEP_MEMORY)
+                if fails:
+                    raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            assert fails
+        assert settings() == (original[0], before)
+        assert calls == [*runtime.KEEP_MEMORY, *runtime.GLIBC_DEFAULTS]
+    finally:
+        torch.set_float32_matmul_precision(original[1])
+
+
+@pytest.mark.usefixtures("fresh")
+def test_the_self_test_measures_and_changes_nothing():
+    before = settings()
+    found = machine(1)
+    assert settings() == before
+    assert [f.name for f in fields(found)] == ["threads", "float32", "routed", "bf16"]
+    assert found.threads == 1
+    assert found.float32 > 0
+    assert found.bf16 > 0
+    assert found.routed >= 0
+    assert machine(1) is found  # once a process
+
+
+@pytest.mark.usefixtures("fresh")
+def test_threads_are_the_cores_unless_given(monkeypatch):
+    monkeypatch.setattr(runtime, "_rate", lambda product: 1.0)
+    assert machine().threads == cores() >= 1
+    with tuned(1) as found:
+        assert found.threads == torch.get_num_threads() == 1
+
+
+@pytest.mark.usefixtures("fresh")
+@pytest.mark.parametrize(("error", "amx", "route"), [
+    (1e-7, False, True), (1e-3, False, False), (float("nan"), False, False), (1e-7, True, False),
+])  # fmt: skip
+def test_the_route_needs_an_exact_result_and_no_amx(monkeypatch, error, amx, route):
+    rates = iter([100.0, *([300.0] if route else []), 70.0])
+    monkeypatch.setattr(runtime, "_rate", lambda product: next(rates))
+    monkeypatch.setattr(runtime, "_error", lambda y, exact: error)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    found = machine(1)
+    assert found == Machine(1, 100.0, 300.0 if route else 0.0, 70.0)
+    assert found.route is route
+    before = torch.get_float32_matmul_precision()
+    with tuned(1):
+        assert torch.get_float32_matmul_precision() == ("medium" if route else before)
+
+
+def test_the_error_is_relative():
+    exact = torch.tensor([[3.0, 4.0]], dtype=torch.float64)
+    assert runtime._error(torch.tensor([[3.0, 4.0]]), exact) == 0
+    assert runtime._error(torch.tensor([[3.0, 4.5]]), exact) == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize(("routed", "bf16", "route", "rate", "prefers"), [
+    (0.0, 100.0, False, 100.0, False), (110.0, 130.0, False, 100.0, True),
+    (200.0, 130.0, True, 200.0, False), (200.0, 300.0, True, 200.0, True),
+])  # fmt: skip
+def test_a_gain_has_to_be_worth_it(routed, bf16, route, rate, prefers):
+    found = Machine(1, 100.0, routed, bf16)
+    assert (found.route, found.rate, found.prefers_bf16) == (route, rate, prefers)
+
+
+@pytest.mark.parametrize("platform", ["linux", "darwin", "win32"])
+def test_without_mallopt_nothing_breaks(monkeypatch, platform):
+    def library(name):
+        assert platform == "linux", "only Linux is asked for its C library"
+        return object()  # has no mallopt, like musl
+
+    monkeypatch.setattr(sys, "platform", platform)
+    monkeypatch.setattr(ctypes, "CDLL", library)
+    monkeypatch.setattr(runtime, "machine", lambda threads: PLAIN)
+    with tuned():
+        assert torch.get_num_threads() == 2
+    assert torch.get_num_threads() == 1
+
+
+def test_cores_where_affinity_is_unknown(monkeypatch):
+    monkeypatch.delattr(runtime.os, "sched_getaffinity", raising=False)
+    monkeypatch.setattr(runtime.os, "cpu_count", lambda: 6)
+    assert cores() == 6
+    monkeypatch.setattr(runtime.os, "cpu_count", lambda: None)
+    assert cores() == 1
+
+
+def test_peak_memory_is_in_bytes(monkeypatch):
+    resource = pytest.importorskip("resource")
+    assert peak_memory() > 10 << 20  # torch alone takes more
+
+    class Usage:
+        ru_maxrss = 5000
+
+    monkeypatch.setattr(resource, "getrusage", lambda who: Usage)
+    monkeypatch.setattr(sys, "platform", "linux")
+    assert peak_memory() == 5_120_000
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert peak_memory() == 5000
+    monkeypatch.setitem(sys.modules, "resource", None)
+    assert peak_memory() == 0
