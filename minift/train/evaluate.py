@@ -26,10 +26,12 @@ def held_out_loss(model: Transformer, objective: Objective, max_tokens: int) -> 
     was = model.training
     model.eval()
     total, count = 0.0, 0
-    for batch in objective.held_out_batches(max_tokens):
-        total += float(objective.loss_sum(model, batch))
-        count += batch.count
-    model.train(was)
+    try:
+        for batch in objective.held_out_batches(max_tokens):
+            total += float(objective.loss_sum(model, batch))
+            count += batch.count
+    finally:
+        model.train(was)
     return total / count if count else None
 
 
@@ -43,19 +45,22 @@ def label_logprobs(
     """log p(label | prompt): ids of N prompts and C labels -> float32 (N, C)."""
     if not labels or not all(labels):
         raise ConfigError("labels: each needs at least one token")
+    if not all(prompts):
+        raise ConfigError("prompts: each needs at least one token")
     was = model.training
     model.eval()
-    if all(len(label) == 1 for label in labels):
-        rows = [list(prompt) for prompt in prompts]
-        ends = last_logprobs(model, rows, torch.tensor([label[0] for label in labels]), progress)
-    else:
+    try:
+        if all(len(label) == 1 for label in labels):
+            rows = [list(prompt) for prompt in prompts]
+            wanted = torch.tensor([label[0] for label in labels])
+            return last_logprobs(model, rows, wanted, progress)
         columns = []
         for label in labels:
             rows = [[*prompt, *label] for prompt in prompts]
             columns.append(tail_logprobs(model, rows, len(label), progress))
-        ends = torch.stack(columns, dim=1)
-    model.train(was)
-    return ends
+        return torch.stack(columns, dim=1)
+    finally:
+        model.train(was)
 
 
 def last_logprobs(

@@ -179,7 +179,7 @@ def test_files_are_read_and_errors_name_the_line(tmp_path):
     path.write_text("".join(json.dumps(row) + "\n" for row in [PAIR, PAIR | {"prompt": "\x00"}]))
     data = SFT(Bytes(), path)
     assert data.encode(0) == encoded(PAIR)
-    with pytest.raises(DataError, match="rows.jsonl line 2: found .*byte 00"):
+    with pytest.raises(DataError, match=r"rows\.jsonl line 2: found .*byte 00"):
         data.encode(1)
     facts = data.summary()
     assert facts["train_rows"] == 2
