@@ -95,6 +95,8 @@ def check(
     for i, ids in enumerate(prompts):
         if not ids:
             raise ConfigError(f"prompt {i + 1} is empty: it needs at least one token")
+        if not 0 <= min(ids) <= max(ids) < model.config.vocab:
+            raise ConfigError(f"prompt {i + 1} has ids outside of 0 to {model.config.vocab - 1}")
     if longest + max_new_tokens > model.config.context:
         raise ConfigError(
             f"{longest} prompt tokens and {max_new_tokens} new ones exceed the model's context of "

@@ -64,8 +64,8 @@ class SFT:
     A row is {"prompt", "completion"}, {"messages": [...]} or {"text"}; of the first only the
     completion and the end token are learned, of a conversation what the assistant says, of a text
     everything. `train` and `held_out` are paths or sequences of such rows. Prompt and completion
-    are tokenized apart, so that no token straddles the border. A row over `max_length` loses the
-    beginning of its prompt (a text: its end), never its answer.
+    are tokenized apart, so that no token straddles the border. A row over `max_length` loses its
+    beginning, never its last answer; an answer (or a text) longer than that loses its end.
     """
 
     def __init__(
@@ -158,11 +158,14 @@ def encode_row(tokenizer: ByteBPE, row: Mapping[str, object]) -> tuple[list[int]
 
 
 def fit_length(ids: list[int], mask: list[int], most: int) -> tuple[list[int], list[int]]:
-    """Drop tokens from the front, but none that is learned while others are left to drop."""
-    first = mask.index(1)
-    cut = min(len(ids) - most, max(0, first - 1))  # something must stand before the first target
-    ids, mask = ids[cut:], mask[cut:]
-    return ids[:most], mask[:most]
+    """The last `most` tokens, or as much as fits of a last answer that is longer than that."""
+    answer = len(mask)  # where the last run of learned tokens begins
+    while answer > 0 and mask[answer - 1] == 0:
+        answer -= 1
+    while answer > 0 and mask[answer - 1] == 1:
+        answer -= 1
+    cut = min(len(ids) - most, max(0, answer - 1))  # something must stand before the first target
+    return ids[cut : cut + most], mask[cut : cut + most]
 
 
 def pieces(rows: Sequence[tuple[list[int], list[int]]], max_tokens: int) -> list[Batch]:

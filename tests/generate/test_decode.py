@@ -136,6 +136,8 @@ def test_context_is_a_limit(tiny):
 def test_refusals(tiny):
     with pytest.raises(ConfigError, match="prompt 2 is empty"):
         decode(tiny, [[1], []], max_new_tokens=2)
+    with pytest.raises(ConfigError, match="prompt 2 has ids outside of 0 to"):
+        decode(tiny, [[1], [tiny.config.vocab]], max_new_tokens=2)
     with pytest.raises(ConfigError, match="max_new_tokens: found 0, allowed 1"):
         decode(tiny, [[1]], max_new_tokens=0)
     assert decode(tiny, [], max_new_tokens=5) == []
