@@ -164,7 +164,9 @@ def fit_length(ids: list[int], mask: list[int], most: int) -> tuple[list[int], l
         answer -= 1
     while answer > 0 and mask[answer - 1] == 1:
         answer -= 1
-    cut = min(len(ids) - most, max(0, answer - 1))  # something must stand before the first target
+    cut = len(ids) - most
+    if 1 in mask:
+        cut = min(cut, max(0, answer - 1))  # something must stand before the first target
     return ids[cut : cut + most], mask[cut : cut + most]
 
 
