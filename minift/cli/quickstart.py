@@ -106,7 +106,7 @@ def fetch(screen: Screen) -> float:
 def look(screen: Screen, objective: SFT, train: Rows, test: Rows) -> None:
     gold = gold_of(test)
     sample = range(0, len(train), max(1, len(train) // 500))
-    lengths = sorted(len(objective.encode(i)[0]) for i in sample)
+    lengths = sorted(objective.lengths(sample))
     screen.say(
         f"2/5 look     {len(train):,} train · {len(test):,} test · "
         f"{100 * sum(gold) / len(gold):.0f} % positive · "

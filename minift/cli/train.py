@@ -122,9 +122,8 @@ def train_shown(
     label: str = "train",
 ) -> Run:
     """`fit` with the plan before it, a bar beside it, and what it really took after it."""
-    steps = config.resolved_steps(len(objective.lengths))
-    sample = [len(objective.encode(i)[0]) for i in range(0, len(objective.lengths),
-              max(1, len(objective.lengths) // 200))]  # fmt: skip
+    steps = config.resolved_steps(objective.rows)
+    sample = objective.lengths(range(0, objective.rows, max(1, objective.rows // 200)))
     tokens = config.batch * sum(sample) / len(sample)
     plan = estimate(model, steps * tokens)
     screen.say(f"{label:<12} {describe(model, lora, steps, tokens)}")

@@ -1,16 +1,17 @@
 """Which rows go together: batches of like length, as a pure function of seed and epoch.
 
-    shuffle the rows -> sort by length within each window -> cut into batches -> shuffle the batches
+    shuffle the rows -> for each window: sort by length -> cut into batches -> shuffle the batches
 
-Rows of like length waste little on padding, and the windows keep each epoch's batches new. No
-generator state has to be saved: batch k of epoch e is the same in a resumed run, on any machine and
-with any version of numpy, because the random order is made here (splitmix64, Steele et al. 2014)
-and not by a generator whose stream may change.
+Rows of like length waste little on padding, and the windows keep each epoch's batches new. A
+window's lengths are asked for when it is reached, so that they may be exact (in tokens) without
+reading a whole data set first. No generator state has to be saved: batch k of epoch e is the same
+in a resumed run, on any machine and with any version of numpy, because the random order is made
+here (splitmix64, Steele et al. 2014) and not by a generator whose stream may change.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,24 +43,31 @@ def shuffled(count: int, *key: int) -> Indices:
 
 
 def length_buckets(
-    lengths: Lengths, batch: int, seed: int, epoch: int, *, window: int = WINDOW
-) -> list[Indices]:
+    rows: int,
+    batch: int,
+    seed: int,
+    epoch: int,
+    lengths: Callable[[list[int]], Lengths],
+    *,
+    window: int = WINDOW,
+) -> Iterator[Indices]:
     """Batches of row indices for one epoch: every row once, `batch` rows each, one perhaps fewer.
 
-    `window` is rounded up to whole batches; with 1 the rows are only shuffled.
+    `lengths(indices)` is called once a window, of `window` rows rounded up to whole batches.
     """
     if batch < 1 or window < 1:
         raise ConfigError(f"batch is {batch} and window {window}; allowed: 1 or more")
-    size = np.asarray(lengths)
-    order = shuffled(len(size), seed, epoch, 0)
-    step = -(-window // batch) * batch
-    batches = []
-    for start in range(0, len(order) if window > 1 else 0, step):
-        part = order[start : start + step]
-        order[start : start + step] = part[np.argsort(size[part], kind="stable")]
-    for start in range(0, len(order), batch):
-        batches.append(order[start : start + batch])
-    return [batches[k] for k in shuffled(len(batches), seed, epoch, 1)]
+    order = shuffled(rows, seed, epoch, 0)
+    for number, part in enumerate(cut(order, -(-window // batch) * batch)):
+        alike = part[np.argsort(np.asarray(lengths(part.tolist())), kind="stable")]
+        batches = cut(alike, batch)
+        for k in shuffled(len(batches), seed, epoch, 1, number):
+            yield batches[k]
+
+
+def cut(rows: Indices, size: int) -> list[Indices]:
+    """Pieces of `size` rows, the last perhaps shorter."""
+    return [rows[start : start + size] for start in range(0, len(rows), size)]
 
 
 def micro_batches(
@@ -76,11 +84,11 @@ def micro_batches(
     size = np.asarray(lengths)[rows]
     longest_first = np.argsort(-size, kind="stable")
     rows, size = rows[longest_first], size[longest_first]
-    cut: list[Indices] = []
+    parts: list[Indices] = []
     start = 0
     while start < len(rows):
         fit = max_tokens // max(1, int(size[start]))
         stop = start + max(1, min(max_rows, fit))
-        cut.append(rows[start:stop])
+        parts.append(rows[start:stop])
         start = stop
-    return cut
+    return parts

@@ -163,7 +163,7 @@ def fit(
     parameters = trainable(model)
     if not parameters:
         raise ConfigError("fit: nothing is trainable; attach a method first")
-    steps = config.resolved_steps(len(objective.lengths))
+    steps = config.resolved_steps(objective.rows)
     run = Run(config, steps, out=None if out is None else claim(out, overwrite))
     optimizer = adamw(
         parameters.values(),
@@ -240,7 +240,9 @@ def order(objective: Objective, config: TrainConfig) -> Iterator[list[int]]:
     """The rows of every optimizer step, without end: a pure function of the seed."""
     epoch = 0
     while True:
-        for indices in length_buckets(objective.lengths, config.batch, config.seed, epoch):
+        for indices in length_buckets(
+            objective.rows, config.batch, config.seed, epoch, objective.lengths
+        ):
             yield [int(i) for i in indices]
         epoch += 1
 

@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -43,9 +42,14 @@ class Batch:
 
 
 class Objective(Protocol):
-    """What `fit` needs. Lengths are in any unit that orders rows by cost."""
+    """What `fit` needs."""
 
-    lengths: np.ndarray
+    @property
+    def rows(self) -> int:
+        """Rows to train on."""
+
+    def lengths(self, indices: Sequence[int]) -> Sequence[int]:
+        """Tokens of these rows; asked once for every window of rows, before its batches."""
 
     def batches(self, indices: Sequence[int], max_tokens: int) -> list[Batch]: ...
 
@@ -84,7 +88,15 @@ class SFT:
         if not len(self.train):
             raise ConfigError("train: found no rows, allowed one or more")
         self.truncated: set[tuple[bool, int]] = set()
-        self.lengths = np.fromiter((size(row) for row in self.train), np.int64, len(self.train))
+        self.window: dict[int, tuple[list[int], list[int]]] = {}  # rows whose ids are at hand
+
+    @property
+    def rows(self) -> int:
+        return len(self.train)
+
+    def lengths(self, indices: Sequence[int]) -> list[int]:
+        self.window = {i: self.encode(i) for i in indices}
+        return [len(ids) for ids, _ in self.window.values()]
 
     def encode(self, i: int, held_out: bool = False) -> tuple[list[int], list[int]]:
         """(ids, mask) of one row; mask is 1 on the tokens to be learned, the end token included."""
@@ -103,7 +115,8 @@ class SFT:
 
     def batches(self, indices: Sequence[int], max_tokens: int) -> list[Batch]:
         """These rows of the training data, in pieces of at most `max_tokens` with padding."""
-        return pieces([self.encode(i) for i in indices], max_tokens)
+        rows = [self.window[i] if i in self.window else self.encode(i) for i in indices]
+        return pieces(rows, max_tokens)
 
     def held_out_batches(self, max_tokens: int) -> Iterator[Batch]:
         order = sorted(range(len(self.held_out)), key=lambda i: size(self.held_out[i]))

@@ -28,11 +28,14 @@ class Fixed:
     """An objective over given (ids, mask) rows."""
 
     def __init__(self, rows, held_out=()):
-        self.rows, self.held_out = list(rows), list(held_out)
-        self.lengths = np.array([len(ids) for ids, _ in self.rows])
+        self.train, self.held_out = list(rows), list(held_out)
+        self.rows = len(self.train)
+
+    def lengths(self, indices):
+        return [len(self.train[i][0]) for i in indices]
 
     def batches(self, indices, max_tokens):
-        return pieces([self.rows[i] for i in indices], max_tokens)
+        return pieces([self.train[i] for i in indices], max_tokens)
 
     def held_out_batches(self, max_tokens):
         yield from pieces(self.held_out, max_tokens) if self.held_out else ()
@@ -40,7 +43,7 @@ class Fixed:
     loss_sum = SFT.loss_sum
 
     def example(self):
-        return self.rows[0]
+        return self.train[0]
 
     def summary(self):
         return {"objective": "fixed"}
