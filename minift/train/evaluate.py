@@ -13,8 +13,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from minift.data.read import Records
+from minift.data.split import Rows
 from minift.errors import ConfigError
+from minift.generate.decode import opened
 from minift.model.transformer import Transformer
+from minift.runtime import tuned
+from minift.tokenizers.byte_bpe import ByteBPE
 from minift.train.objectives import Objective
 
 ROWS, TOKENS = 64, 2048  # at most so much at once
@@ -33,6 +38,51 @@ def held_out_loss(model: Transformer, objective: Objective, max_tokens: int) -> 
     finally:
         model.train(was)
     return total / count if count else None
+
+
+def label_accuracy(
+    model: Transformer,
+    tokenizer: ByteBPE,
+    records: Records | Rows,
+    *,
+    max_length: int = 1024,
+    threads: int | None = None,
+    progress: Callable[[int], object] = lambda rows: None,
+) -> tuple[Accuracy, Tensor]:
+    """How often the likeliest label word is the right one, and log p of every label (N, C).
+
+    `records` come from `open_records` with a template, a target and labels. A prompt over
+    `max_length` tokens loses its beginning. Raises ConfigError where a row has no label.
+    """
+    gold = gold_of(records)
+    prompts, words = label_ids(tokenizer, records, max_length)
+    with tuned(threads):
+        scores = label_logprobs(model, prompts, words, progress)
+    right = int((scores.argmax(1) == torch.tensor(gold)).sum())
+    return Accuracy(right, len(gold)), scores
+
+
+def gold_of(records: Records | Rows) -> list[int]:
+    """The index of every row's label."""
+    gold = []
+    for i in range(len(records)):
+        index = records.label_index(i)
+        if index is None:
+            raise ConfigError("eval: a row has no label; give --template, --target and --labels")
+        gold.append(index)
+    return gold
+
+
+def label_ids(
+    tokenizer: ByteBPE, records: Records | Rows, max_length: int
+) -> tuple[list[list[int]], list[list[int]]]:
+    """Ids of every prompt (its end, where it is too long) and of every label word."""
+    rows = [records[i] for i in range(len(records))]
+    prompts = [opened(tokenizer, str(row["prompt"]))[-max_length:] for row in rows]
+    spaced = str(rows[0]["completion"]).startswith(" ")
+    labels = records.labels or ()
+    words = [tokenizer.encode(" " + word if spaced else word) for word in labels]
+    return prompts, words
 
 
 @torch.no_grad()

@@ -33,6 +33,7 @@ def test_the_five_stages(cli, tiny_model, tmp_path, monkeypatch):
                   "4/5 train", "5/5 after", "the critic: ", "saved        ", "next  "):  # fmt: skip
         assert stage in text
     assert text.count("the critic: ") == 3
+    assert text.count("  wrote ") == 6
     assert (tmp_path / "out/adapter/adapter_config.json").exists()
     code, _, err = cli(*words)
     assert code == 2

@@ -1,0 +1,145 @@
+"""Does minift compute what transformers and PEFT compute, on the real checkpoint?
+
+    python benchmarks/parity.py --peer-python PATH/TO/python
+
+SmolLM2-135M-Instruct from its GGUF file, float32, both sides on the ids that minift's tokenizer
+gives. Compared, each with its limit, and the script fails where one is not kept:
+  - logits at every position of 20 prompts (1e-3), and 40 greedy tokens after each, minift's in one
+    left-padded batch (identical);
+  - logits under an adapter that minift wrote and PEFT loads, and under one that PEFT trained for
+    two steps and wrote and minift loads (1e-4 of the base's own difference aside: 1e-3 absolute
+    would hide an adapter, so each adapter must also move the logits by more than 1).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from certificate import write
+
+import minift
+from minift.checkpoints.download import cached
+from minift.generate.decode import decode
+from minift.model.transformer import Transformer
+from minift.runtime import tuned
+
+MODEL = "smollm2-135m-instruct"
+PEERS = Path(__file__).with_name("peers")
+NEW_TOKENS = 40
+TEXTS = (
+    "The capital of France is",
+    "Once upon a time, in a village by the sea,",
+    "def fibonacci(n):\n",
+    "Water boils at",
+    "Review: a gorgeous , witty , seductive movie .\nSentiment:",
+    "1, 2, 3, 5, 8, 13,",
+    "Dear Sir or Madam,\n\nI am writing to",
+    "The three laws of thermodynamics are",
+    "Q: How many legs does a spider have?\nA:",
+    "SELECT name, COUNT(*) FROM orders",
+    "Im Jahr 1789 begann in Frankreich",
+    "To make an omelette, first",
+    "E",
+    "In 2019, 4,096 people took part; 17.5 % of them",
+    "Photosynthesis is the process by which plants",
+)
+QUESTIONS = (
+    "What is the capital of France?",
+    "Write a haiku about autumn.",
+    "Name three colours.",
+    "Why is the sky blue?",
+    "Translate to Spanish: good morning",
+)
+
+
+def peer(python: str, script: str, *words: object) -> None:
+    command = [python, str(PEERS / script), *map(str, words)]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+
+
+@torch.no_grad()
+def logits(model: Transformer, prompts: list[list[int]]) -> list[np.ndarray]:
+    return [model(torch.tensor([ids]))[0].numpy() for ids in prompts]
+
+
+def largest(ours: list[np.ndarray], theirs: np.lib.npyio.NpzFile) -> float:
+    return max(float(np.abs(a - theirs[f"logits.{i}"]).max()) for i, a in enumerate(ours))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--peer-python", required=True, help="with transformers and PEFT")
+    parser.add_argument("--out", type=Path, help="the folder of the result file")
+    options = parser.parse_args()
+    path = cached(MODEL)
+    if path is None:
+        sys.exit(f"{MODEL} is not in the cache: minift download {MODEL}")
+    model, tokenizer = minift.load(MODEL)
+    prompts = [tokenizer.encode(text) for text in TEXTS]
+    prompts += [tokenizer.chat([{"role": "user", "content": q}], reply=True)[0] for q in QUESTIONS]
+    model.eval()
+    with tempfile.TemporaryDirectory() as name, tuned(2):
+        work = Path(name)
+        ids, out = work / "ids.json", work / "out.npz"
+        ids.write_text(json.dumps({"prompts": prompts}))
+        peer(options.peer_python, "hf_logits.py", path, ids, out, "--new-tokens", NEW_TOKENS,
+             "--eos", tokenizer.eos)  # fmt: skip
+        theirs = np.load(out)
+        base = logits(model, prompts)
+        result: dict[str, object] = {"prompts": len(prompts), "logits": largest(base, theirs)}
+        ours = decode(model, prompts, max_new_tokens=NEW_TOKENS, stop=frozenset({tokenizer.eos}))
+        same = 0
+        for i, text in enumerate(ours):
+            peers = theirs[f"continuation.{i}"].tolist()
+            same += text == peers[: -1 if peers[-1] == tokenizer.eos else None]
+        result["greedy_identical"] = same
+
+        minift.attach(model, minift.LoRA(rank=4))
+        generator = torch.Generator().manual_seed(1)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.requires_grad:
+                    noise = torch.randn(parameter.shape, generator=generator)
+                    parameter.add_(noise, alpha=0.05)
+        minift.save_adapter(model, work / "ours")
+        peer(options.peer_python, "hf_logits.py", path, ids, out, "--new-tokens", 0,
+             "--adapter", work / "ours")  # fmt: skip
+        adapted = logits(model, prompts)
+        result["adapter_by_minift"] = largest(adapted, np.load(out))
+        moved = [max(float(np.abs(a - b).max()) for a, b in zip(adapted, base, strict=True))]
+
+        job = {
+            "model": str(path),
+            "adapter": str(work / "ours"),
+            "batches": [prompts[:4], prompts[4:8]],
+            "masks": [[[1] * len(p) for p in part] for part in (prompts[:4], prompts[4:8])],
+            "lrs": [0.01, 0.01],
+        }
+        (work / "job.json").write_text(json.dumps(job))
+        peer(options.peer_python, "hf_sft.py", work / "job.json", work / "result.json",
+             "--save", work / "theirs")  # fmt: skip
+        peer(options.peer_python, "hf_logits.py", path, ids, out, "--new-tokens", 0,
+             "--adapter", work / "theirs")  # fmt: skip
+        model, _ = minift.load(MODEL)
+        minift.load_adapter(model.eval(), work / "theirs")
+        loaded = logits(model, prompts)
+        result["adapter_by_peft"] = largest(loaded, np.load(out))
+        moved += [max(float(np.abs(a - b).max()) for a, b in zip(loaded, adapted, strict=True))]
+        result["adapters_move_logits_by"] = moved
+        result["peer_versions"] = json.loads(str(theirs["versions"]))
+    print(json.dumps(result, indent=2), write("parity", result, options.out), sep="\n")
+    kept = result["logits"] < 1e-3 and result["greedy_identical"] == len(prompts)
+    kept = kept and max(result["adapter_by_minift"], result["adapter_by_peft"]) < 1e-3
+    if not kept or min(moved) < 1:
+        sys.exit("parity: a limit is not kept")
+
+
+if __name__ == "__main__":
+    main()
