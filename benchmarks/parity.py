@@ -26,7 +26,7 @@ from certificate import write
 
 import minift
 from minift.checkpoints.download import cached
-from minift.generate.decode import decode
+from minift.generation.decode import decode
 from minift.model.transformer import Transformer
 from minift.runtime import tuned
 

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from minift.errors import ConfigError as ConfigError
     from minift.errors import DataError as DataError
     from minift.errors import FormatError as FormatError
-    from minift.generate.decode import generate as generate
-    from minift.generate.sampling import Sampling as Sampling
+    from minift.generation.decode import generate as generate
+    from minift.generation.sampling import Sampling as Sampling
     from minift.peft.attach import disabled as disabled
     from minift.peft.attach import merge as merge
     from minift.peft.attach import merge_error as merge_error
@@ -41,8 +41,8 @@ PUBLIC = {
     "ConfigError": "minift.errors",
     "DataError": "minift.errors",
     "FormatError": "minift.errors",
-    "generate": "minift.generate.decode",
-    "Sampling": "minift.generate.sampling",
+    "generate": "minift.generation.decode",
+    "Sampling": "minift.generation.sampling",
     "disabled": "minift.peft.attach",
     "merge": "minift.peft.attach",
     "merge_error": "minift.peft.attach",
@@ -60,8 +60,6 @@ PUBLIC = {
 def __getattr__(name: str) -> object:
     if name not in PUBLIC:
         raise AttributeError(f"module 'minift' has no attribute {name!r}")
-    # TRAP: importing minift.generate also sets the attribute `generate` to that package; the
-    # name is bound to the function here, after the import.
     value = getattr(importlib.import_module(PUBLIC[name]), name)
     globals()[name] = value
     return value

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from minift import PUBLIC
 from minift.cli.main import COMMON
 from minift.cli.options import of
 from minift.cli.verbs import VERBS
@@ -22,7 +23,7 @@ SOURCES = {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8") for pat
 TREES = {name: ast.parse(text) for name, text in SOURCES.items()}
 LAYERS = (
     {"errors", "storage", "runtime"}, {"kernels"}, {"model"}, {"tokenizers"}, {"checkpoints"},
-    {"generate"}, {"data"}, {"peft"}, {"train"}, {"cli"},
+    {"generation"}, {"data"}, {"peft"}, {"train"}, {"cli"},
 )  # fmt: skip
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 FOREIGN = {"transformers", "peft", "trl", "datasets", "safetensors", "tokenizers", "requests"}
@@ -74,6 +75,12 @@ def test_imports_go_one_way(name):
 def test_every_package_has_its_place():
     packages = {Path(name).parts[1].removesuffix(".py") for name in TREES}
     assert packages - {"__init__", "__main__"} == set(RANK)
+
+
+def test_no_public_name_is_a_package():
+    # Importing a package binds its name in minift, over a function of the same name.
+    packages = {path.name.removesuffix(".py") for path in (ROOT / "minift").iterdir()}
+    assert not set(PUBLIC) & packages
 
 
 @pytest.mark.parametrize("name", TREES)

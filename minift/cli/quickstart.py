@@ -18,7 +18,7 @@ from minift.cli.screen import Screen, duration, megabytes
 from minift.cli.train import show_example, train_shown
 from minift.data.split import Rows, published_reviews
 from minift.errors import ConfigError, one_line
-from minift.generate.decode import generate
+from minift.generation.decode import generate
 from minift.model.transformer import Transformer
 from minift.peft.attach import disabled
 from minift.peft.lora import LoRA

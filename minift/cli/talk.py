@@ -8,8 +8,8 @@ from minift.cli.models import open_model
 from minift.cli.options import Parsed
 from minift.cli.screen import Screen
 from minift.errors import ConfigError
-from minift.generate.decode import generate as continue_text
-from minift.generate.sampling import Sampling
+from minift.generation.decode import generate as continue_text
+from minift.generation.sampling import Sampling
 
 
 def generate(parsed: Parsed, screen: Screen) -> int:

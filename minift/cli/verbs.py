@@ -121,7 +121,7 @@ VERBS = {
             DTYPE,
             THREADS,
         ),
-        configs=("minift.generate.sampling:Sampling",),
+        configs=("minift.generation.sampling:Sampling",),
         positional="prompt",
     ),
     "chat": Verb(
@@ -137,7 +137,7 @@ VERBS = {
             DTYPE,
             THREADS,
         ),
-        configs=("minift.generate.sampling:Sampling",),
+        configs=("minift.generation.sampling:Sampling",),
     ),
     "merge": Verb(
         "files",

@@ -31,7 +31,7 @@ Past = Sequence[tuple[Tensor, Tensor]]  # per layer: keys and values, each (1 or
 
 
 class Cache(Protocol):
-    """What the forward pass asks of a key/value cache (generate/cache.py has the one)."""
+    """What the forward pass asks of a key/value cache (generation/cache.py has the one)."""
 
     length: int  # columns already written
 

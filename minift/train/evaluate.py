@@ -16,7 +16,7 @@ from torch import Tensor
 from minift.data.read import Records
 from minift.data.split import Rows
 from minift.errors import ConfigError
-from minift.generate.decode import opened
+from minift.generation.decode import opened
 from minift.model.transformer import Transformer
 from minift.runtime import tuned
 from minift.tokenizers.byte_bpe import ByteBPE

@@ -7,7 +7,7 @@ import json
 
 from minift.checkpoints.open import load
 from minift.cli import talk
-from minift.generate.decode import generate
+from minift.generation.decode import generate
 
 
 def test_generate_prints_the_text_and_nothing_else(cli, tiny_model):

@@ -11,7 +11,7 @@ import torch
 
 from minift.checkpoints.open import model_in
 from minift.errors import ConfigError
-from minift.generate.cache import KVCache
+from minift.generation.cache import KVCache
 from minift.model.config import ModelConfig
 from minift.model.transformer import Transformer
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from minift.errors import ConfigError
-from minift.generate.sampling import Sampling, adjust, draw
+from minift.generation.sampling import Sampling, adjust, draw
 
 NONE = float("-inf")
 LOGITS = [2.0, -1.0, 0.5, 3.0, 0.0]

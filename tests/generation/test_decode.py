@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from minift.errors import ConfigError
-from minift.generate.decode import Stops, decode, generate
-from minift.generate.sampling import Sampling
+from minift.generation.decode import Stops, decode, generate
+from minift.generation.sampling import Sampling
 from minift.model.config import ModelConfig
 from minift.model.transformer import Transformer
 

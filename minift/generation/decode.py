@@ -12,8 +12,8 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from minift.errors import ConfigError
-from minift.generate.cache import KVCache
-from minift.generate.sampling import Sampling, adjust, draw
+from minift.generation.cache import KVCache
+from minift.generation.sampling import Sampling, adjust, draw
 from minift.model.transformer import Transformer
 from minift.runtime import tuned
 from minift.tokenizers.byte_bpe import ByteBPE

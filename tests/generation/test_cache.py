@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from minift.errors import ConfigError
-from minift.generate.cache import KVCache
+from minift.generation.cache import KVCache
 from minift.model.config import ModelConfig
 from minift.model.transformer import Transformer
 
