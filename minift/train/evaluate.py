@@ -22,7 +22,7 @@ from minift.runtime import tuned
 from minift.tokenizers.byte_bpe import ByteBPE
 from minift.train.objectives import Objective
 
-ROWS, TOKENS = 64, 2048  # at most so much at once
+ROWS, TOKENS = 64, 1024  # at once: more would leave the cache, fewer slow the products
 
 
 @torch.no_grad()
