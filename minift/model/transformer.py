@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from minift.errors import ConfigError
+from minift.kernels.attention.dispatch import attend
 from minift.model.config import ModelConfig
 from minift.model.rope import frequencies, rotary_table, rotate
 
@@ -116,9 +117,7 @@ class Attention(nn.Module):
             before_k, before_v = shared.past[self.layer]
             k = torch.cat((before_k.to(k.dtype).expand(B, -1, -1, -1), k), dim=2)
             v = torch.cat((before_v.to(v.dtype).expand(B, -1, -1, -1), v), dim=2)
-        y = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=shared.visible, is_causal=shared.causal, enable_gqa=True
-        )  # (B, H, T, E)
+        y = attend(q, k, v, shared.visible, shared.causal)  # (B, H, T, E)
         return self.out(y.transpose(1, 2).reshape(B, T, -1))[0]  # (B, T, D)
 
 

@@ -1,0 +1,33 @@
+"""Both ways give the same, on either side of the border."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from minift.kernels.attention import dispatch
+
+
+@pytest.mark.parametrize(("T", "called"), [(256, 0), (257, 1)])
+def test_the_border(T, called, monkeypatch):
+    calls = []
+    fused = F.scaled_dot_product_attention
+
+    def counted(*parts, **options):
+        calls.append(1)
+        return fused(*parts, **options)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", counted)
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(1, n, T, 8, generator=generator).double() for n in (4, 2, 2))
+    y = dispatch.attend(q, k, v, None, True)
+    assert len(calls) == called
+    exact = fused(q, k, v, is_causal=True, enable_gqa=True)
+    torch.testing.assert_close(y, exact, atol=1e-12, rtol=1e-10)
+
+
+def test_one_query_against_a_long_cache_stays_whole(monkeypatch):
+    monkeypatch.delattr(F, "scaled_dot_product_attention")
+    q, k = torch.ones(2, 4, 1, 8), torch.ones(2, 2, 5000, 8)
+    assert dispatch.attend(q, k, k, None, False).shape == (2, 4, 1, 8)
