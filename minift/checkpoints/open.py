@@ -16,12 +16,11 @@ from torch import Tensor, nn
 from minift.checkpoints import download, gguf, safetensors, strict_json
 from minift.checkpoints.families import (
     FAMILIES,
-    HOW,
-    Row,
     config_from_gguf,
     config_from_json,
-    rows,
+    prefix_in,
 )
+from minift.checkpoints.mapping import HOW, Layout, Pair, fill, is_passed_over, pairs
 from minift.errors import ConfigError, FormatError
 from minift.model.config import ModelConfig
 from minift.model.transformer import Transformer
@@ -32,6 +31,7 @@ DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "float64": torch.flo
 MODELS = (".gguf", "/model/")  # how the inside of an asset ends that is a model
 CONFIG_LIMIT = 1 << 20
 TOKENIZER_LIMIT = 64 << 20
+ROPE_FACTORS = "rope_freqs.weight"
 
 
 class Entry(Protocol):
@@ -80,16 +80,28 @@ def checked_dtype(dtype: str | torch.dtype) -> torch.dtype:
 def model_in(folder: Path, dtype: torch.dtype) -> Transformer:
     """The model of a Hugging Face folder."""
     path = folder / "config.json"
-    config = config_from_json(read_json(path), str(path))
+    data = read_json(path)
     file = safetensors.read(weights_in(folder))
-    return assemble(config, file, FAMILIES[config.family].weights, str(file.path), dtype)
+    config = config_from_json(data, str(path), file.tensors)
+    family = FAMILIES[config.family]
+    prefix = prefix_in(family, file.tensors)
+    return assemble(config, file, family.folder, prefix, str(file.path), dtype)
 
 
 def model_of(file: gguf.GgufFile, dtype: torch.dtype) -> Transformer:
     """The model of a GGUF file, dequantised."""
+    config = gguf_config(file)
+    layout = FAMILIES[config.family].gguf
+    assert layout is not None
+    return assemble(config, file, layout, "", str(file.path), dtype)
+
+
+def gguf_config(file: gguf.GgufFile) -> ModelConfig:
     shapes = {key: entry.shape for key, entry in file.tensors.items()}
-    config = config_from_gguf(file.metadata, shapes, str(file.path))
-    return assemble(config, file, FAMILIES[config.family].gguf_weights, str(file.path), dtype)
+    factors = None
+    if math.prod(shapes.get(ROPE_FACTORS, (0,))) in range(1, 4096):
+        factors = tuple(file.load(ROPE_FACTORS).flatten().tolist())
+    return config_from_gguf(file.metadata, shapes, str(file.path), factors)
 
 
 def resolve(name: str | os.PathLike[str]) -> Path:
@@ -143,7 +155,12 @@ def read_json(path: Path, limit: int = CONFIG_LIMIT) -> dict[str, object]:
 
 
 def assemble(
-    config: ModelConfig, file: TensorFile, table: tuple[Row, ...], path: str, dtype: torch.dtype
+    config: ModelConfig,
+    file: TensorFile,
+    layout: Layout,
+    prefix: str,
+    path: str,
+    dtype: torch.dtype,
 ) -> Transformer:
     """Fill a transformer from a weight file: every tensor used, every parameter filled."""
     if config.layers > len(file.tensors):  # before anything is built from that number
@@ -153,26 +170,52 @@ def assemble(
         )
     with torch.device("meta"):
         model = Transformer(config)
-    shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
-    wanted = {row.theirs: row for row in rows(table, config)}
+    wanted = {pair.theirs: pair for pair in pairs(layout, config, prefix)}
+    copies = {fill(one, prefix): fill(other, prefix) for one, other in layout.copies.items()}
+    check_tensors(model, file, wanted, copies, layout, path)
+    for name, pair in wanted.items():
+        values = HOW[pair.how][0](config, file.load(name))
+        for ours, tensor in zip(pair.ours, values, strict=True):
+            module, _, leaf = ours.rpartition(".")
+            parameter = nn.Parameter(tensor.to(dtype).contiguous())
+            setattr(model.get_submodule(module), leaf, parameter)
+    if config.tied:
+        model.tie()
+    return model
+
+
+def check_tensors(
+    model: Transformer,
+    file: TensorFile,
+    wanted: Mapping[str, Pair],
+    copies: Mapping[str, str],
+    layout: Layout,
+    path: str,
+) -> None:
+    """The file has what the configuration asks for, in its shapes, and nothing else."""
+    parameters = dict(model.named_parameters())
+    shapes = {
+        name: tuple(HOW[pair.how][1](model.config, [parameters[o] for o in pair.ours]).shape)
+        for name, pair in wanted.items()
+    }
     problems = [f"missing {name}" for name in wanted if name not in file.tensors]
-    problems += [f"unexpected {name}" for name in file.tensors if name not in wanted]
     problems += [
-        f"{name} is {tuple(file.tensors[name].shape)}, not {shapes[row.ours]}"
-        for name, row in wanted.items()
-        if name in file.tensors and tuple(file.tensors[name].shape) != shapes[row.ours]
+        f"{name} is {tuple(file.tensors[name].shape)}, not {shape}"
+        for name, shape in shapes.items()
+        if name in file.tensors and tuple(file.tensors[name].shape) != shape
     ]
+    for name in file.tensors:
+        if name in wanted or is_passed_over(layout, name):
+            continue
+        original = copies.get(name)
+        if original is None or original not in file.tensors:
+            problems.append(f"unexpected {name}")
+        elif not torch.equal(file.load(name), file.load(original)):
+            problems.append(f"{name} differs from {original}, to which the configuration ties it")
     if problems:
         found = f"{len(problems):,} that do not fit"
         allowed = "exactly those of the configuration"
         raise FormatError(path, "tensors", found, allowed, "shape-mismatch", problems)
-    for name, row in wanted.items():
-        tensor = HOW[row.how][0](config, file.load(name)).to(dtype).contiguous()
-        module, _, leaf = row.ours.rpartition(".")
-        setattr(model.get_submodule(module), leaf, nn.Parameter(tensor))
-    if config.tied:
-        model.head.weight = model.embed.weight
-    return model
 
 
 @dataclass(frozen=True)
@@ -192,8 +235,9 @@ def survey(name: str | os.PathLike[str]) -> Survey:
     """Look at a model without loading a weight."""
     path = resolve(name)
     if path.is_dir():
-        config = config_from_json(read_json(path / "config.json"), str(path / "config.json"))
-        weights = safetensors.read(weights_in(path))
+        place = path / "config.json"
+        data, weights = read_json(place), safetensors.read(weights_in(path))
+        config = config_from_json(data, str(place), weights.tensors)
         shapes = {key: entry.shape for key, entry in weights.tensors.items()}
         kinds = [str(entry.dtype).removeprefix("torch.") for entry in weights.tensors.values()]
         tokenizer, size = tokenizer_in(path), weights_in(path).stat().st_size
@@ -201,7 +245,7 @@ def survey(name: str | os.PathLike[str]) -> Survey:
         file = gguf.read(path)
         shapes = {key: entry.shape for key, entry in file.tensors.items()}
         kinds = [entry.kind for entry in file.tensors.values()]
-        config = config_from_gguf(file.metadata, shapes, str(path))
+        config = gguf_config(file)
         tokenizer, size = ByteBPE.from_gguf(file.metadata, str(path)), path.stat().st_size
     return Survey(
         path=path,

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
 
 from minift.checkpoints import safetensors
-from minift.checkpoints.families import FAMILIES, HOW, config_to_json, rows
+from minift.checkpoints.families import FAMILIES, config_to_json
+from minift.checkpoints.mapping import HOW, pairs
 from minift.errors import ConfigError
 from minift.model.transformer import MLP, Attention, Projections, Transformer
 from minift.storage import write_folder
@@ -35,23 +36,31 @@ def save(
         raise ConfigError(
             "save: the model has an adapter attached; merge it first, or save_adapter"
         )
-    family = FAMILIES[model.config.family]
-    tensors: dict[str, Tensor] = {}
-    parameters = dict(model.named_parameters())
-    for row in rows(family.weights, model.config):
-        tensors[row.theirs] = HOW[row.how][1](model.config, parameters[row.ours].detach()).cpu()
-    config = config_to_json(model.config, NAMES[model.embed.weight.dtype])
     generation = {"eos_token_id": tokenizer.eos}
     for name, value in (("bos_token_id", tokenizer.bos), ("pad_token_id", tokenizer.pad)):
         if value is not None:
             generation[name] = value
-    files: dict[str, bytes | Iterable[bytes | memoryview]] = {
-        "config.json": as_json(config | generation),
-        "generation_config.json": as_json(generation),
-        "model.safetensors": safetensors.encode(tensors, {"format": "pt"}),
-        **tokenizer.files(),
-    }
+    files = folder_files(model, generation) | tokenizer.files()
     write_folder(path, files, overwrite=overwrite)
+
+
+def folder_files(
+    model: Transformer, roles: Mapping[str, int]
+) -> dict[str, bytes | Iterable[bytes | memoryview]]:
+    """config.json, generation_config.json and the weights; `roles` are the ids of bos, eos, pad."""
+    family = FAMILIES[model.config.family]
+    tensors: dict[str, Tensor] = {}
+    parameters = dict(model.named_parameters())
+    prefix = "" if model.config.head == "none" else family.prefix
+    for pair in pairs(family.folder, model.config, prefix):
+        parts = [parameters[ours].detach() for ours in pair.ours]
+        tensors[pair.theirs] = HOW[pair.how][1](model.config, parts).cpu()
+    config = config_to_json(model.config, NAMES[model.embed.weight.dtype])
+    return {
+        "config.json": as_json(dict(roles) | config),
+        "generation_config.json": as_json(dict(roles)),
+        "model.safetensors": safetensors.encode(tensors, {"format": "pt"}),
+    }
 
 
 def is_changed(model: Transformer) -> bool:

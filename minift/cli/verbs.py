@@ -48,7 +48,7 @@ VERBS = {
             Flag("source", str, "rotten_tomatoes", "rotten_tomatoes, or imdb: longer", common=True),
             Flag("out", str, "runs/quickstart", "the run's folder", common=True),
             Flag(
-                "steps", int, None, "training steps of 8 reviews; default 100", common=True, least=1
+                "steps", int, None, "training steps of 8 reviews; default 200", common=True, least=1
             ),
             Flag("limit", int, None, "test on the first reviews only", least=1),
             OVERWRITE,

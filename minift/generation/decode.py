@@ -63,7 +63,7 @@ def decode(
     try:
         hidden = model(tokens, mask=mask, cache=cache, hidden_only=True)[:, -1]  # (B, D)
         for step in range(max_new_tokens):
-            logits = model.head(hidden).float()  # (B, V)
+            logits = model.logits(hidden).float()  # (B, V)
             next_tokens = draw(adjust(logits, seen, config), config, generator)  # (B,)
             seen.scatter_(1, next_tokens[:, None], True)
             going = []

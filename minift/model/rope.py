@@ -4,7 +4,7 @@
 
 Su et al. 2021, arXiv:2104.09864, section 3.4.2, in the half-split layout of the Llama checkpoints
 (channel i is paired with i + E/2). The dot product of two turned heads depends on the distance of
-their positions only.
+their positions only. Where fewer than all channels turn, the first ones do, and E is their number.
 
 Deviation: angles are computed in float64 and rounded once, where the reference implementation
 multiplies in float32; at position 8,000 that product alone is off by 5e-4.
@@ -20,28 +20,67 @@ from torch import Tensor
 from minift.model.config import ModelConfig, RopeScaling
 
 
-def frequencies(config: ModelConfig) -> Tensor:
-    """Radians per position for each channel pair, float64 (E/2,)."""
-    half = torch.arange(0, config.head_dim, 2, dtype=torch.float64) / config.head_dim
-    freq = config.rope_base**-half
-    return freq if config.rope_scaling is None else stretch(freq, config.rope_scaling)
+def frequencies(config: ModelConfig, *, local: bool = False, length: int = 0) -> Tensor:
+    """Radians per position for each channel pair, float64 (E/2,).
+
+    `local` layers may have a base of their own, never scaled. `length` is the longest row at hand,
+    which only `dynamic` scaling asks for.
+    """
+    own_base = local and config.local_rope_base is not None
+    base = config.local_rope_base if own_base else config.rope_base
+    assert base is not None
+    scaling = None if own_base else config.rope_scaling
+    if scaling is not None and scaling.kind == "dynamic":
+        base *= grown(scaling, config.turned, length)
+    half = torch.arange(0, config.turned, 2, dtype=torch.float64) / config.turned
+    freq = base**-half
+    return freq if scaling is None else stretch(freq, scaling, base)
 
 
-def stretch(freq: Tensor, scaling: RopeScaling) -> Tensor:
-    """Llama 3's scaling: slow the long waves, keep the short ones, blend between."""
-    turns = scaling.original_context * freq / (2 * math.pi)  # full turns over the old context
-    keep = ((turns - scaling.low) / (scaling.high - scaling.low)).clamp(0, 1)
+def grown(scaling: RopeScaling, dims: int, length: int) -> float:
+    """What a dynamic base is multiplied by, so that the longest wave spans `length` positions."""
+    over = max(length, scaling.original_context) / scaling.original_context
+    return (scaling.factor * over - (scaling.factor - 1)) ** (dims / (dims - 2))
+
+
+def stretch(freq: Tensor, scaling: RopeScaling, base: float) -> Tensor:
+    """The frequencies (E/2,) after scaling."""
+    match scaling.kind:
+        case "linear":
+            return freq / scaling.factor
+        case "factors":
+            return freq / torch.tensor(scaling.factors, dtype=torch.float64)
+        case "llama3":
+            # Slow the long waves, keep the short ones, blend between.
+            turns = scaling.original_context * freq / (2 * math.pi)  # over the old context
+            keep = ((turns - scaling.low) / (scaling.high - scaling.low)).clamp(0, 1)
+        case "yarn":
+            # The same by channel: the one that makes `high` turns is the last to be kept whole.
+            first, last = (
+                len(freq) * math.log(scaling.original_context / (2 * math.pi * turns))
+                / math.log(base)
+                for turns in (scaling.high, scaling.low)
+            )  # fmt: skip
+            first, last = max(math.floor(first), 0), min(math.ceil(last), 2 * len(freq) - 1)
+            channel = torch.arange(len(freq), dtype=torch.float64)
+            keep = 1 - ((channel - first) / max(last - first, 1e-3)).clamp(0, 1)
+        case _:  # dynamic: its base has changed already
+            return freq
     return freq * (keep + (1 - keep) / scaling.factor)
 
 
-def rotary_table(freq: Tensor, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """cos and sin of every angle: positions (B, T) -> two (B, 1, T, E/2), shared by all layers."""
-    angle = positions[:, None, :, None].double() * freq.to(positions.device)  # (B, 1, T, E/2)
-    return angle.cos().to(dtype), angle.sin().to(dtype)
+def rotary_table(
+    freq: Tensor, positions: Tensor, dtype: torch.dtype, gain: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """cos and sin times `gain`, each (B, 1, T, E/2), for positions (B, T)."""
+    angle = positions[:, None, :, None].double() * freq.to(positions.device)
+    return (angle.cos() * gain).to(dtype), (angle.sin() * gain).to(dtype)
 
 
 def rotate(x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
-    """Turn every channel pair of `x` (B, H, T, E) by its position's angle."""
+    """Turn the first channels of x (B, H, T, E) by the table's angles."""
     cos, sin = table
-    first, second = x.chunk(2, dim=-1)  # (B, H, T, E/2) each
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+    turned = 2 * cos.shape[-1]
+    first, second = x[..., :turned].chunk(2, dim=-1)  # (B, H, T, E/2) each
+    halves = [first * cos - second * sin, second * cos + first * sin]
+    return torch.cat(halves if turned == x.shape[-1] else [*halves, x[..., turned:]], dim=-1)

@@ -16,16 +16,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from minift.errors import ConfigError
 from minift.kernels.attention.dispatch import attend
 from minift.model.config import ModelConfig
+from minift.model.heads import ACTIVATIONS, LabelHead, MaskedLMHead
+from minift.model.norm import make_norm
 from minift.model.rope import frequencies, rotary_table, rotate
 
 Past = Sequence[tuple[Tensor, Tensor]]  # per layer: keys and values, each (1 or B, K, P, E)
@@ -47,12 +48,20 @@ class Cache(Protocol):
 
 
 @dataclass(frozen=True)
+class View:
+    """Where one kind of layer looks, and by which angles its heads turn."""
+
+    rotary: tuple[Tensor, Tensor] | None
+    visible: Tensor | None  # (B or 1, 1, T, S), True where a query may look; None: see `causal`
+    causal: bool  # no mask needed beyond "not after me"
+
+
+@dataclass(frozen=True)
 class Shared:
     """What all layers of one forward pass share."""
 
-    rotary: tuple[Tensor, Tensor]
-    visible: Tensor | None  # (B or 1, 1, T, S), True where a query may look; None: see `causal`
-    causal: bool  # no mask needed beyond "not after me"
+    whole: View
+    local: View  # of the layers with a window
     cache: Cache | None
     past: Past | None
 
@@ -78,30 +87,22 @@ class Projections(nn.Module):
         return linear(x)
 
 
-class RMSNorm(nn.Module):
-    """x / rms(x) * weight, the mean square in float32 or better. Zhang & Sennrich 2019, eq. 4."""
-
-    def __init__(self, dim: int, eps: float):
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(dim))
-        self.eps = eps
-
-    def forward(self, x: Tensor) -> Tensor:
-        wide = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
-        scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)  # (B, T, 1)
-        return (wide * scale).to(x.dtype) * self.weight
-
-
 class Attention(nn.Module):
-    """Causal self-attention with grouped keys and values. Ainslie et al. 2023, arXiv:2305.13245."""
+    """Self-attention with grouped keys and values. Ainslie et al. 2023, arXiv:2305.13245."""
 
     def __init__(self, config: ModelConfig, layer: int):
         super().__init__()
         self.layer, self.head_dim = layer, config.head_dim
+        self.local = bool(config.local) and config.local[layer]
+        self.scale, self.cap = config.attention_scale, config.attention_cap
         q, kv = config.heads * config.head_dim, config.kv_heads * config.head_dim
-        self.norm = RMSNorm(config.dim, config.norm_eps)
+        self.norm = make_norm(config)
+        self.after = make_norm(config) if config.norm_at == "sandwich" else None
         self.qkv = Projections(config.dim, {"q": q, "k": kv, "v": kv}, bias=config.qkv_bias)
+        self.q_norm = make_norm(config, config.head_dim) if config.qk_norm else None
+        self.k_norm = make_norm(config, config.head_dim) if config.qk_norm else None
         self.out = Projections(q, {"o": config.dim}, bias=config.out_bias)
+        self.post = config.norm_at == "post"
         self.change: nn.Module | None = None
 
     def forward(self, x: Tensor, shared: Shared) -> Tensor:
@@ -109,42 +110,62 @@ class Attention(nn.Module):
 
     def inner(self, x: Tensor, shared: Shared) -> Tensor:
         B, T, _ = x.shape
+        view = shared.local if self.local else shared.whole
         q, k, v = (p.view(B, T, -1, self.head_dim).transpose(1, 2) for p in self.qkv(x))
-        q, k = rotate(q, shared.rotary), rotate(k, shared.rotary)  # (B, H, T, E), (B, K, T, E)
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)  # over the channels of each head
+        if view.rotary is not None:
+            q, k = rotate(q, view.rotary), rotate(k, view.rotary)  # (B, H, T, E), (B, K, T, E)
         if shared.cache is not None:
             k, v = shared.cache.write(self.layer, k, v)  # (B, K, S, E)
         if shared.past is not None:
             before_k, before_v = shared.past[self.layer]
             k = torch.cat((before_k.to(k.dtype).expand(B, -1, -1, -1), k), dim=2)
             v = torch.cat((before_v.to(v.dtype).expand(B, -1, -1, -1), v), dim=2)
-        y = attend(q, k, v, shared.visible, shared.causal)  # (B, H, T, E)
+        y = attend(q, k, v, view.visible, view.causal, self.scale, self.cap)  # (B, H, T, E)
         return self.out(y.transpose(1, 2).reshape(B, T, -1))[0]  # (B, T, D)
 
 
 class MLP(nn.Module):
-    """SwiGLU: down(silu(gate(x)) * up(x)). Shazeer 2020, arXiv:2002.05202, eq. 6."""
+    """down(act(up(x))), or gated: down(act(gate(x)) * up(x)). Shazeer 2020, arXiv:2002.05202."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
-        self.norm = RMSNorm(config.dim, config.norm_eps)
-        widths = {"gate": config.ff, "up": config.ff}
+        self.norm = make_norm(config)
+        self.after = make_norm(config) if config.norm_at == "sandwich" else None
+        widths = {"gate": config.ff, "up": config.ff} if config.gated else {"up": config.ff}
         self.hidden = Projections(config.dim, widths, bias=config.mlp_bias)
         self.out = Projections(config.ff, {"down": config.dim}, bias=config.mlp_bias)
+        self.act = ACTIVATIONS[config.act]
+        self.post = config.norm_at == "post"
         self.change: nn.Module | None = None
 
     def forward(self, x: Tensor, shared: Shared) -> Tensor:
         return residual(self, x, shared)
 
     def inner(self, x: Tensor, shared: Shared) -> Tensor:
-        gate, up = self.hidden(x)  # (B, T, F) each
-        return self.out(F.silu(gate) * up)[0]  # (B, T, D)
+        first, *gated = self.hidden(x)  # (B, T, F) each: gate and up, or up alone
+        h = self.act(first)
+        return self.out(h * gated[0] if gated else h)[0]  # (B, T, D)
 
 
 def residual(sublayer: Attention | MLP, x: Tensor, shared: Shared) -> Tensor:
-    """The residual stream after one sublayer: x + inner(norm(x)), or what its change makes."""
+    """The residual stream after one sublayer, or what its change makes of it.
+
+    pre       x + inner(norm(x))            sandwich  x + after(inner(norm(x)))
+    post      norm(x + inner(x))            parallel  see Block
+    """
     if sublayer.change is not None:
         return sublayer.change(sublayer, x, shared)
-    return x + sublayer.inner(sublayer.norm(x), shared)  # (B, T, D)
+    if sublayer.post:
+        return sublayer.norm(x + sublayer.inner(x, shared))
+    return x + branch(sublayer, x, shared)  # (B, T, D)
+
+
+def branch(sublayer: Attention | MLP, x: Tensor, shared: Shared) -> Tensor:
+    """What a sublayer with its norm in front adds to the residual stream."""
+    y = sublayer.inner(sublayer.norm(x), shared)
+    return y if sublayer.after is None else sublayer.after(y)
 
 
 class Block(nn.Module):
@@ -152,9 +173,14 @@ class Block(nn.Module):
         super().__init__()
         self.attn = Attention(config, layer)
         self.mlp = MLP(config)
+        self.parallel = config.norm_at == "parallel"
 
     def forward(self, x: Tensor, shared: Shared) -> Tensor:
-        return self.mlp(self.attn(x, shared), shared)
+        if not self.parallel:
+            return self.mlp(self.attn(x, shared), shared)
+        if self.mlp.change is None:
+            return self.attn(x, shared) + branch(self.mlp, x, shared)
+        return self.attn(x, shared) + (self.mlp(x, shared) - x)
 
 
 class Transformer(nn.Module):
@@ -164,14 +190,23 @@ class Transformer(nn.Module):
         super().__init__()
         self.config, self.source = config, source
         self.embed = nn.Embedding(config.vocab, config.dim)
+        rows = config.context + config.position_offset
+        self.places = nn.Embedding(rows, config.dim) if config.positions == "learned" else None
+        self.types = nn.Embedding(config.token_types, config.dim) if config.token_types else None
+        self.embed_norm = make_norm(config) if config.embed_norm else None
         self.blocks = nn.ModuleList(Block(config, i) for i in range(config.layers))
-        self.norm = RMSNorm(config.dim, config.norm_eps)
-        self.head = nn.Linear(config.dim, config.vocab, bias=False)
+        self.norm = make_norm(config) if config.final_norm else None
+        self.pooler = nn.Linear(config.dim, config.dim) if config.pooler else None
+        self.head = make_head(config)
         if config.tied:
-            self.head.weight = self.embed.weight
-        self.checkpointing = (
-            False  # recompute each block in the backward pass instead of keeping it
-        )
+            self.tie()
+        self.checkpointing = False  # recompute each block in the backward pass, do not keep it
+
+    def tie(self) -> None:
+        """Let the head use the embedding's matrix."""
+        matrix = self.head.decoder if isinstance(self.head, MaskedLMHead) else self.head
+        assert isinstance(matrix, nn.Linear)
+        matrix.weight = self.embed.weight
 
     def forward(
         self,
@@ -186,20 +221,25 @@ class Transformer(nn.Module):
         cache: Cache | None = None,
         hidden_only: bool = False,
     ) -> Tensor:
-        """Logits (B, T, V), or with `hidden_only` the normed hidden states (B, T, D).
+        """Logits (B, T, V); labels' scores (B, C) with a label head; hidden states without a head.
 
-        tokens (B, T) int64, or embeds (B, T, D). mask (B, T): True where a position is real;
-        padding may stand on either side. positions (B, T) count the real tokens of a row (of a
-        segment, where segments are given) from 0, after P positions of `past` and whatever the
-        cache holds. segments (B, T): a position sees its own segment only. past: read-only keys
-        and values that every position sees. cache: written, and read by the next call.
+        With `hidden_only` the last hidden states (B, T, D), normed where the family norms them.
+        tokens (B, T) int64, or embeds (B, T, D), which enter after scaling and before positions,
+        token types and norm. mask (B, T): True where a position is real; padding may stand on
+        either side. positions (B, T) count the real tokens of a row (of a segment, where segments
+        are given) from 0, after P positions of `past` and whatever the cache holds. segments
+        (B, T): a position sees its own segment only. token_types (B, T): 0 where not given.
+        past: read-only keys and values that every position sees. cache: written, and read by the
+        next call.
         """
         if (tokens is None) == (embeds is None):
             raise ConfigError("model: give either tokens or embeds")
-        if token_types is not None:
-            raise ConfigError(f"model: family {self.config.family} has no token types")
-        x = self.embed(tokens) if embeds is None else embeds.to(self.embed.weight.dtype)
-        shared = self.share(x, positions, mask, segments, past, cache)
+        if tokens is not None:
+            x = self.embed_tokens(tokens)  # (B, T, D)
+        elif embeds is not None:
+            x = embeds.to(self.embed.weight.dtype)
+        positions, shared = self.share(x, positions, mask, segments, past, cache)
+        x = self.place(x, positions, token_types)
         for block in self.blocks:
             if self.checkpointing and torch.is_grad_enabled():
                 x = checkpoint(block, x, shared, use_reentrant=False)
@@ -207,8 +247,44 @@ class Transformer(nn.Module):
                 x = block(x, shared)
         if cache is not None:
             cache.advance(x.shape[1])
-        x = self.norm(x)  # (B, T, D)
-        return x if hidden_only else self.head(x)  # (B, T, V)
+        if self.norm is not None:
+            x = self.norm(x)  # (B, T, D)
+        if hidden_only or self.head is None:
+            return x
+        if isinstance(self.head, LabelHead):
+            return self.head(x, mask, self.pooler)  # (B, C)
+        return self.logits(x)  # (B, T, V)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Scores of the vocabulary (..., V) from last hidden states (..., D)."""
+        if self.head is None or isinstance(self.head, LabelHead):
+            raise ConfigError(f"model: {self.source or self.config.family} has no language head")
+        scores = self.head(hidden)
+        cap = self.config.logit_cap
+        return scores if cap is None else torch.tanh(scores / cap) * cap
+
+    def embed_tokens(self, tokens: Tensor) -> Tensor:
+        """(B, T) -> (B, T, D), scaled where the family scales."""
+        x = self.embed(tokens)
+        scale = self.config.embed_scale
+        # The factor is rounded to the weights' dtype first, as in the models' own training.
+        return x if scale == 1 else x * torch.tensor(scale, dtype=x.dtype, device=x.device)
+
+    def place(self, x: Tensor, positions: Tensor, token_types: Tensor | None) -> Tensor:
+        """Learned positions, token types and the norm of the embeddings, where there are any."""
+        if self.types is not None:
+            kinds = torch.zeros_like(positions) if token_types is None else token_types
+            x = x + self.types(kinds)
+        elif token_types is not None:
+            raise ConfigError(f"model: family {self.config.family} has no token types")
+        if self.places is not None:
+            if int(positions.max()) >= self.config.context:
+                raise ConfigError(
+                    f"model: position {int(positions.max()):,} is beyond the context, "
+                    f"{self.config.context:,} positions"
+                )
+            x = x + self.places(positions + self.config.position_offset)
+        return x if self.embed_norm is None else self.embed_norm(x)
 
     def share(
         self,
@@ -218,27 +294,69 @@ class Transformer(nn.Module):
         segments: Tensor | None,
         past: Past | None,
         cache: Cache | None,
-    ) -> Shared:
-        """Positions and masks, worked out once for all layers."""
-        B, T, _ = x.shape
+    ) -> tuple[Tensor, Shared]:
+        """Positions (B, T), and what follows from them and the masks, once for all layers."""
+        config, (B, T, _) = self.config, x.shape
         before = cache.length if cache is not None else 0
         if segments is not None and cache is not None:
             raise ConfigError("model: segments and a cache do not go together")
+        if cache is not None and not config.causal:
+            raise ConfigError(f"model: {config.family} looks both ways, which no cache can serve")
         keep = None if mask is None or bool(mask.all()) else mask.bool()  # (B, T)
         counted = torch.zeros(B, 1, dtype=torch.long, device=x.device)
         P = 0 if past is None else past[0][0].shape[2]
         columns = keep  # (B, S): which keys are real
         if cache is not None:
             columns, counted = cache.mark(keep, T)
-        elif keep is not None and P == 0 and not bool((keep[:, 1:] & ~keep[:, :-1]).any()):
-            columns = None  # padded on the right: no real query looks that far
+        elif config.causal and keep is not None and P == 0 and right_padded(keep):
+            columns = None  # no real query looks that far
         if positions is None:
             positions = P + counted + count(keep, segments, B, T, x.device)
-        visible = None
-        if columns is not None or segments is not None or P or (before and T > 1):
-            visible = look_back(columns, segments, T, before, P, x.device)
-        rotary = rotary_table(frequencies(self.config), positions.expand(B, T), x.dtype)
-        return Shared(rotary, visible, visible is None and T > 1, cache, past)
+        positions = positions.expand(B, T)
+        whole, local = None, None
+        behind = config.causal and bool(P or (before and T > 1))
+        if columns is not None or segments is not None or behind:
+            whole = look(columns, segments, T, before, P, config.causal, None, x.device)
+        reach = P + before + T
+        if any(config.local) and config.window is not None and reach > config.window:
+            window = config.window
+            local = look(columns, segments, T, before, P, config.causal, window, x.device)
+        views = [
+            View(
+                self.rotary(positions, x.dtype, is_local),
+                visible,
+                visible is None and T > 1 and config.causal,
+            )
+            for visible, is_local in ((whole, False), (whole if local is None else local, True))
+            if not is_local or any(config.local)
+        ]
+        return positions, Shared(views[0], views[-1], cache, past)
+
+    def rotary(self, positions: Tensor, dtype: torch.dtype, local: bool) -> Any:
+        """cos and sin of the layers' angles; None where positions are learned."""
+        config = self.config
+        if config.positions != "rope":
+            return None
+        scaling = config.rope_scaling
+        length = int(positions.max()) + 1 if scaling and scaling.kind == "dynamic" else 0
+        gain = 1.0 if scaling is None or (local and config.local_rope_base) else scaling.gain
+        return rotary_table(frequencies(config, local=local, length=length), positions, dtype, gain)
+
+
+def make_head(config: ModelConfig) -> nn.Module | None:
+    match config.head:
+        case "lm":
+            return nn.Linear(config.dim, config.vocab, bias=False)
+        case "mlm":
+            return MaskedLMHead(config)
+        case "label":
+            return LabelHead(config)
+    return None
+
+
+def right_padded(keep: Tensor) -> bool:
+    """Whether no real position of (B, T) comes after a padded one."""
+    return not bool((keep[:, 1:] & ~keep[:, :-1]).any())
 
 
 def count(
@@ -257,26 +375,32 @@ def count(
     return (seen - 1).clamp(min=0)
 
 
-def look_back(
+def look(
     columns: Tensor | None,
     segments: Tensor | None,
     T: int,
     before: int,
     P: int,
+    causal: bool,
+    window: int | None,
     device: torch.device,
 ) -> Tensor:
     """(B or 1, 1, T, P + before + T): True where a query may look.
 
-    It looks back, at real keys, in its own segment, and always at `past`. A padded query sees
-    itself, so that no row of the softmax is empty (NaN in the backward pass).
+    It looks at real keys of its own segment, where `causal` at none after itself, and at `past`;
+    with a window at the last `window` columns only, itself and those of `past` counted. A padded
+    query sees itself, so that no row of the softmax is empty (NaN in the backward pass).
     """
     S = before + T
     column, row = torch.arange(S, device=device), torch.arange(before, S, device=device)[:, None]
-    visible = (column <= row)[None]  # (1, T, S)
+    visible = (column <= row if causal else torch.ones(T, S, dtype=torch.bool, device=device))[None]
     if columns is not None:
         visible = (visible & columns[:, None, :]) | (column == row)
     if segments is not None:
         visible = visible & (segments[:, :, None] == segments[:, None, :])
     if P:
         visible = torch.cat((visible.new_ones(visible.shape[0], T, P), visible), dim=2)
+    if window is not None:
+        near = row - torch.arange(-P, S, device=device) < window  # (T, P + S)
+        visible = visible & near
     return visible[:, None]  # (B or 1, 1, T, P + S)

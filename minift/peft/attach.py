@@ -116,7 +116,7 @@ def merge(model: Transformer) -> Transformer:
                 value = change.merged(linear)  # type: ignore[operator]
         setattr(plain.get_submodule(path), leaf, nn.Parameter(value, requires_grad=False))
     if model.config.tied:
-        plain.head.weight = plain.embed.weight
+        plain.tie()
     return plain.train(model.training)
 
 

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from minift.checkpoints import safetensors
-from minift.checkpoints.families import FAMILIES, rows
+from minift.checkpoints.families import FAMILIES
+from minift.checkpoints.mapping import pairs
 from minift.checkpoints.open import read_json
 from minift.checkpoints.save import as_json
 from minift.errors import ConfigError, FormatError, one_line
@@ -60,11 +61,12 @@ NEUTRAL = (
 
 def names(model: Transformer) -> dict[str, str]:
     """Our path of every linear -> the family's: blocks.0.attn.qkv.q -> model.layers.0...q_proj."""
-    table = FAMILIES[model.config.family].weights
+    family = FAMILIES[model.config.family]
+    prefix = "" if model.config.head == "none" else family.prefix
     return {
-        row.ours.removesuffix(".weight"): row.theirs.removesuffix(".weight")
-        for row in rows(table, model.config)
-        if row.ours.endswith(".weight")
+        pair.ours[0].removesuffix(".weight"): pair.theirs.removesuffix(".weight")
+        for pair in pairs(family.folder, model.config, prefix)
+        if pair.ours[0].endswith(".weight") and pair.how == "="
     }
 
 
@@ -77,6 +79,8 @@ def save_adapter(
     configs = []
     for ours, _, change in changes(model):
         assert isinstance(change, lora.Change)
+        if ours not in theirs:
+            raise ConfigError(f"save_adapter: {model.config.family} keeps {ours} in another shape")
         configs.append(change.config)
         tensors[f"{PREFIX}{theirs[ours]}.lora_A.weight"] = change.A.detach().cpu()
         tensors[f"{PREFIX}{theirs[ours]}.lora_B.weight"] = change.B.detach().cpu()

@@ -124,7 +124,7 @@ def last_logprobs(
     for indices, tokens in padded(rows):
         hidden = model(tokens, hidden_only=True)  # (B, T, D)
         last = torch.tensor([len(rows[i]) - 1 for i in indices])
-        logits = model.head(hidden[torch.arange(len(indices)), last]).float()  # (B, V)
+        logits = model.logits(hidden[torch.arange(len(indices)), last]).float()  # (B, V)
         out[indices] = logits.log_softmax(-1)[:, wanted]
         progress(len(indices))
     return out
@@ -139,7 +139,7 @@ def tail_logprobs(
         hidden = model(tokens, hidden_only=True)  # (B, T, D)
         for k, i in enumerate(indices):
             stop = len(rows[i])
-            logits = model.head(hidden[k, stop - length - 1 : stop - 1]).float()  # (length, V)
+            logits = model.logits(hidden[k, stop - length - 1 : stop - 1]).float()  # (length, V)
             targets = torch.tensor(rows[i][stop - length :])[:, None]
             out[i] = logits.log_softmax(-1).gather(1, targets).sum()
         progress(len(indices))

@@ -128,7 +128,7 @@ class SFT:
         # Padded on the right, a causal model needs no mask: no real position looks that far.
         hidden = model(batch.tokens, hidden_only=True)  # (B, T, D)
         targets = batch.targets[batch.learned]  # (N,)
-        return linear_cross_entropy(hidden[batch.learned], model.head, targets)
+        return linear_cross_entropy(hidden[batch.learned], model.logits, targets)
 
     def example(self) -> tuple[list[int], list[int]]:
         return self.encode(0)

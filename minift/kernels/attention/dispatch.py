@@ -15,10 +15,19 @@ from minift.kernels.attention.reference import attention
 SQUARE = 256 * 256  # scores a head and row
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None, causal: bool) -> Tensor:
-    """`reference.attention`, by the faster of two ways."""
-    if q.device.type == "cpu" and q.shape[2] * k.shape[2] <= SQUARE:
-        return attention(q, k, v, visible, causal)
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    visible: Tensor | None,
+    causal: bool,
+    scale: float | None = None,
+    cap: float | None = None,
+) -> Tensor:
+    """`reference.attention`, by the faster of two ways; torch's kernel knows no cap."""
+    small = q.device.type == "cpu" and q.shape[2] * k.shape[2] <= SQUARE
+    if small or cap is not None:
+        return attention(q, k, v, visible, causal, scale, cap)
     return F.scaled_dot_product_attention(
-        q, k, v, attn_mask=visible, is_causal=causal, enable_gqa=True
+        q, k, v, attn_mask=visible, is_causal=causal, scale=scale, enable_gqa=True
     )

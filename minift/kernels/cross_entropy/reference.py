@@ -9,15 +9,17 @@ product.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+Head = Callable[[Tensor], Tensor]  # hidden states (N, D) -> logits (N, V)
 
-def linear_cross_entropy(
-    hidden: Tensor, head: nn.Module, targets: Tensor, rows: int = 512
-) -> Tensor:
+
+def linear_cross_entropy(hidden: Tensor, head: Head, targets: Tensor, rows: int = 512) -> Tensor:
     """Sum of the negative log-probabilities: hidden (N, D), targets (N,) -> a float32+ scalar."""
     if len(hidden) <= rows or not torch.is_grad_enabled():
         parts = [block_loss(h, head, t) for h, t in blocks(hidden, targets, rows)]
@@ -29,7 +31,7 @@ def linear_cross_entropy(
     return torch.stack(parts).sum()
 
 
-def block_loss(hidden: Tensor, head: nn.Module, targets: Tensor) -> Tensor:
+def block_loss(hidden: Tensor, head: Head, targets: Tensor) -> Tensor:
     logits = head(hidden)  # (N, V)
     wide = logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
     return F.cross_entropy(wide, targets, reduction="sum")

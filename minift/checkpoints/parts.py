@@ -1,0 +1,439 @@
+"""Pieces of a config.json that are no single field: rotary scaling, windows, labels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from minift.checkpoints.mapping import Field, Part, Values, finite, read_fields
+from minift.errors import ConfigError, FormatError, one_line
+from minift.model.config import ModelConfig, RopeScaling
+
+LAYERS_LIMIT = 100_000
+LABELS_LIMIT = 1_000_000
+
+
+# ---- rotary positions ----------------------------------------------------------------------------
+
+
+def scaling(rope: Mapping[str, Any], context: int, path: str) -> RopeScaling | None:
+    """What `rope_scaling`, or `rope_parameters` of newer files, says beyond the base."""
+    where = "rope_scaling"
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    number = {"factor": Field("factor", "factor", float)}
+    whole = Field("original_max_position_embeddings", "original_context", int, context)
+    match kind:
+        case "default":
+            return None
+        case "linear":
+            return made(read_fields((number["factor"],), rope, path), "linear", path)
+        case "dynamic":
+            values = read_fields((number["factor"],), rope, path)
+            return made(values | {"original_context": context}, "dynamic", path)
+        case "llama3":
+            table = (
+                number["factor"],
+                Field("low_freq_factor", "low", float),
+                Field("high_freq_factor", "high", float),
+                Field("original_max_position_embeddings", "original_context", int),
+            )
+            return made(read_fields(table, rope, path), "llama3", path)
+        case "yarn":
+            if rope.get("truncate") is False:
+                raise FormatError(path, f"{where}.truncate", False, "true", "out-of-range")
+            table = (
+                Field("factor", "factor", float, 0.0),
+                Field("beta_slow", "low", float, 1.0),
+                Field("beta_fast", "high", float, 32.0),
+                whole,
+            )
+            values = read_fields(table, rope, path)
+            original = max(1, values["original_context"])
+            values["factor"] = values["factor"] or context / original
+            return made(values | {"gain": yarn_gain(rope, values["factor"], path)}, "yarn", path)
+        case "longrope" if rope.get("short_factor") == rope.get("long_factor"):
+            factors = rope.get("long_factor")
+            if not isinstance(factors, list) or not factors:
+                raise FormatError(path, f"{where}.long_factor", factors, "a list", "bad-type")
+            numbers = tuple(finite(f, path, f"{where}.long_factor") for f in factors)
+            gain = finite(rope.get("attention_factor", 1.0), path, f"{where}.attention_factor")
+            original = rope.get("original_max_position_embeddings", context)
+            return made(
+                {"factors": numbers, "gain": gain, "original_context": original}, "factors", path
+            )
+    known = "default, linear, dynamic, llama3, yarn, or longrope with one list of factors"
+    raise FormatError(path, f"{where}.rope_type", kind, known, "out-of-range")
+
+
+def yarn_gain(rope: Mapping[str, Any], factor: float, path: str) -> float:
+    """What cos and sin are multiplied by: given, or 0.1 ln(factor) + 1 (the paper's eq. 22)."""
+
+    def share(weight: float) -> float:
+        return 0.1 * weight * math.log(factor) + 1 if factor > 1 else 1.0
+
+    given = [rope.get(key) for key in ("attention_factor", "mscale", "mscale_all_dim")]
+    gain, one, all_dim = (
+        None if v is None else finite(v, path, "rope_scaling of type yarn") for v in given
+    )
+    if gain is not None:
+        return gain
+    return share(one) / share(all_dim) if one and all_dim else share(1.0)
+
+
+def made(values: Values, kind: str, path: str) -> RopeScaling:
+    try:
+        return RopeScaling(kind, **values)
+    except (ConfigError, TypeError) as error:
+        raise FormatError(
+            path, "rope_scaling", error, "a scaling that can be", "out-of-range"
+        ) from None
+
+
+def written(rope: RopeScaling | None) -> Values:
+    """The scaling in the words of config.json."""
+    if rope is None:
+        return {"rope_type": "default"}
+    original = {"original_max_position_embeddings": rope.original_context}
+    match rope.kind:
+        case "linear" | "dynamic":
+            return {"rope_type": rope.kind, "factor": rope.factor}
+        case "llama3":
+            return {
+                "rope_type": "llama3",
+                "factor": rope.factor,
+                "low_freq_factor": rope.low,
+                "high_freq_factor": rope.high,
+                **original,
+            }
+        case "yarn":
+            return {
+                "rope_type": "yarn",
+                "factor": rope.factor,
+                "beta_slow": rope.low,
+                "beta_fast": rope.high,
+                "attention_factor": rope.gain,
+                **original,
+            }
+    factors = list(rope.factors)
+    return {
+        "rope_type": "longrope",
+        "short_factor": factors,
+        "long_factor": factors,
+        "attention_factor": rope.gain,
+        **original,
+    }
+
+
+def rope_object(
+    data: Mapping[str, Any], path: str, keys: tuple[str, ...] = ("rope_parameters", "rope_scaling")
+) -> Mapping[str, Any]:
+    """The first of `keys` that says something."""
+    for key in keys:
+        value = data.get(key)
+        if value is not None and not isinstance(value, dict):
+            raise FormatError(path, key, value, "an object", "bad-type")
+        if value:
+            return value
+    return {}
+
+
+def rope(default_base: float) -> Part:
+    """rope_theta with rope_scaling, or both inside rope_parameters."""
+
+    def read(data: Mapping[str, Any], values: Values, path: str) -> Values:
+        found = rope_object(data, path)
+        base = found.get("rope_theta", data.get("rope_theta"))
+        base = default_base if base is None else finite(base, path, "rope_theta")
+        return {"rope_base": base, "rope_scaling": scaling(found, values["context"], path)}
+
+    def write(config: ModelConfig) -> Values:
+        found = {"rope_theta": config.rope_base, **written(config.rope_scaling)}
+        # Older programs read rope_theta and rope_scaling, newer ones rope_parameters.
+        more = {} if config.rope_scaling is None else {"rope_scaling": written(config.rope_scaling)}
+        return {"rope_parameters": found, "rope_theta": config.rope_base, **more}
+
+    return Part(read, write)
+
+
+def _read_two_ropes(data: Mapping[str, Any], values: Values, path: str) -> Values:
+    both = rope_object(data, path, ("rope_parameters",))
+    whole, near = both.get("full_attention", {}), both.get("sliding_attention", {})
+    if not isinstance(whole, dict) or not isinstance(near, dict):
+        raise FormatError(path, "rope_parameters", both, "an object a kind of layer", "bad-type")
+    if near.get("rope_type", "default") != "default":
+        where = "rope_parameters.sliding_attention"
+        raise FormatError(path, where, near["rope_type"], "default", "out-of-range")
+    whole = whole or rope_object(data, path, ("rope_scaling",))
+    base = whole.get("rope_theta", data.get("rope_theta", 1e6))
+    local = near.get("rope_theta", data.get("rope_local_base_freq", 1e4))
+    return {
+        "rope_base": finite(base, path, "rope_theta"),
+        "local_rope_base": finite(local, path, "rope_local_base_freq"),
+        "rope_scaling": scaling(whole, values["context"], path),
+    }
+
+
+def _write_two_ropes(config: ModelConfig) -> Values:
+    whole = {"rope_theta": config.rope_base, **written(config.rope_scaling)}
+    near = {"rope_theta": config.local_rope_base, "rope_type": "default"}
+    return {
+        "rope_parameters": {"full_attention": whole, "sliding_attention": near},
+        "rope_theta": config.rope_base,
+        "rope_local_base_freq": config.local_rope_base,
+        "rope_scaling": None if config.rope_scaling is None else written(config.rope_scaling),
+    }
+
+
+TWO_ROPES = Part(_read_two_ropes, _write_two_ropes)  # Gemma 3: layers with a window turn faster
+
+
+def _read_partial_rope(data: Mapping[str, Any], values: Values, path: str) -> Values:
+    found = rope_object(data, path)
+    share = found.get("partial_rotary_factor", data.get("rotary_pct", 0.25))
+    base = found.get("rope_theta", data.get("rotary_emb_base", data.get("rope_theta", 1e4)))
+    return {
+        "rope_dims": int(values["head_dim"] * finite(share, path, "rotary_pct")),
+        "rope_base": finite(base, path, "rotary_emb_base"),
+        "rope_scaling": scaling(found, values["context"], path),
+    }
+
+
+def _write_partial_rope(config: ModelConfig) -> Values:
+    share = config.turned / config.head_dim
+    found = {"rope_theta": config.rope_base, "partial_rotary_factor": share}
+    return {
+        "rope_parameters": {**found, **written(config.rope_scaling)},
+        "rotary_pct": share,
+        "rotary_emb_base": config.rope_base,
+    }
+
+
+PARTIAL_ROPE = Part(_read_partial_rope, _write_partial_rope)  # NeoX
+
+
+# ---- windows -------------------------------------------------------------------------------------
+
+
+def windows(is_local: Callable[[Mapping[str, Any], int], bool], switch: str = "") -> Part:
+    """sliding_window, and which layers have it: `layer_types`, or the family's own rule.
+
+    `switch` is a key without which, or false, there is no window at all.
+    """
+
+    def read(data: Mapping[str, Any], values: Values, path: str) -> Values:
+        window = data.get("sliding_window")
+        if window is None or (switch and data.get(switch) is not True):
+            return {"window": None, "local": ()}
+        if type(window) is not int or not 1 <= window <= 2**31:
+            raise FormatError(path, "sliding_window", window, "a whole number from 1", "bad-type")
+        layers, kinds = values["layers"], data.get("layer_types")
+        if not 1 <= layers <= LAYERS_LIMIT:
+            raise FormatError(path, "layers", layers, f"1 to {LAYERS_LIMIT:,}", "out-of-range")
+        if kinds is None:
+            local = tuple(is_local(data, i) for i in range(layers))
+        else:
+            known = {"sliding_attention": True, "full_attention": False}
+            if (
+                not isinstance(kinds, list)
+                or len(kinds) != layers
+                or not all(isinstance(kind, str) and kind in known for kind in kinds)
+            ):
+                allowed = f"{layers} of {', '.join(known)}"
+                raise FormatError(path, "layer_types", kinds, allowed, "bad-type")
+            local = tuple(known[kind] for kind in kinds)
+        return {"window": window, "local": local if any(local) else ()}
+
+    def write(config: ModelConfig) -> Values:
+        there = config.window is not None and any(config.local)
+        data: Values = {"sliding_window": config.window}
+        if switch:
+            data[switch] = there
+        if not all(config.local) or not config.local:
+            words = {True: "sliding_attention", False: "full_attention"}
+            data["layer_types"] = [
+                words[bool(config.local) and config.local[i]] for i in range(config.layers)
+            ]
+        return data
+
+    return Part(read, write)
+
+
+def every_layer(data: Mapping[str, Any], layer: int) -> bool:
+    return True
+
+
+def upper_layers(data: Mapping[str, Any], layer: int) -> bool:
+    lowest = data.get("max_window_layers", 28)
+    return type(lowest) is int and layer >= lowest
+
+
+def every_other(data: Mapping[str, Any], layer: int) -> bool:
+    return layer % 2 == 0
+
+
+def five_of_six(data: Mapping[str, Any], layer: int) -> bool:
+    pattern = data.get("sliding_window_pattern", data.get("_sliding_window_pattern", 6))
+    return type(pattern) is int and pattern > 0 and (layer + 1) % pattern != 0
+
+
+# ---- labels --------------------------------------------------------------------------------------
+
+
+def _read_labels(data: Mapping[str, Any], values: Values, path: str) -> Values:
+    if values["head"] != "label":
+        return {}
+    named, count = data.get("id2label"), data.get("num_labels")
+    if named is None:
+        count = 2 if count is None else count
+        if type(count) is not int or not 1 <= count <= LABELS_LIMIT:
+            raise FormatError(path, "num_labels", count, f"1 to {LABELS_LIMIT:,}", "out-of-range")
+        return {"labels": tuple(f"LABEL_{i}" for i in range(count))}
+    if not isinstance(named, dict) or not named or set(named) != set(map(str, range(len(named)))):
+        raise FormatError(path, "id2label", one_line(named), "a name for 0, 1, ...", "bad-type")
+    if not all(isinstance(name, str) for name in named.values()):
+        raise FormatError(path, "id2label", one_line(named), "texts", "bad-type")
+    return {"labels": tuple(named[str(i)] for i in range(len(named)))}
+
+
+def _write_labels(config: ModelConfig) -> Values:
+    if config.head != "label":
+        return {}
+    named = {str(i): name for i, name in enumerate(config.labels)}
+    return {"id2label": named, "label2id": {name: i for i, name in enumerate(config.labels)}}
+
+
+LABELS = Part(_read_labels, _write_labels)
+
+
+# ---- what single families have -------------------------------------------------------------------
+
+
+def _read_gemma(data: Mapping[str, Any], values: Values, path: str) -> Values:
+    scalar = finite(data.get("query_pre_attn_scalar", values["head_dim"]), path, "query scalar")
+    if scalar <= 0:
+        raise FormatError(path, "query_pre_attn_scalar", scalar, "above 0", "out-of-range")
+    return {"attention_scale": scalar**-0.5, "embed_scale": embed_scale(values, path)}
+
+
+def embed_scale(values: Values, path: str) -> float:
+    """The square root of the width, by which Gemma multiplies its embeddings."""
+    if not 1 <= values["dim"] <= 2**31:
+        raise FormatError(path, "hidden_size", values["dim"], "1 to 2^31", "out-of-range")
+    return float(values["dim"] ** 0.5)
+
+
+def _write_gemma(config: ModelConfig) -> Values:
+    scale = config.attention_scale or config.head_dim**-0.5
+    return {"query_pre_attn_scalar": round(scale**-2, 6)}
+
+
+GEMMA = Part(_read_gemma, _write_gemma)
+
+
+def _read_roberta(data: Mapping[str, Any], values: Values, path: str) -> Values:
+    """The table has rows for the padding id and those before it, which no position takes."""
+    padding, rows = data.get("pad_token_id", 1), data.get("max_position_embeddings", 512)
+    if type(padding) is not int or type(rows) is not int or not 0 <= padding < rows - 1:
+        found = f"{one_line(rows)} rows, padding id {one_line(padding)}"
+        allowed = "more rows than the padding id and one"
+        raise FormatError(path, "max_position_embeddings", found, allowed, "out-of-range")
+    return {"position_offset": padding + 1, "context": rows - padding - 1}
+
+
+def _write_roberta(config: ModelConfig) -> Values:
+    rows = config.context + config.position_offset
+    return {"max_position_embeddings": rows, "pad_token_id": config.position_offset - 1}
+
+
+ROBERTA = Part(_read_roberta, _write_roberta)
+
+
+def _read_neox(data: Mapping[str, Any], values: Values, path: str) -> Values:
+    parallel = data.get("use_parallel_residual", True)
+    if type(parallel) is not bool:
+        raise FormatError(path, "use_parallel_residual", parallel, "true or false", "bad-type")
+    return {"norm_at": "parallel" if parallel else "pre"}
+
+
+NEOX = Part(_read_neox, lambda config: {"use_parallel_residual": config.norm_at == "parallel"})
+
+
+# ---- GGUF ----------------------------------------------------------------------------------------
+
+
+def _read_gguf_rope(data: Mapping[str, Any], values: Values, path: str) -> Values:
+    """Scaling by name, or the divisors of a tensor of their own (data["rope_freqs.weight"])."""
+    kind = data.get("rope.scaling.type", "none")
+    factors = data.get("rope_freqs.weight")
+    if factors is not None:
+        return {"rope_scaling": made({"factors": factors}, "factors", path)}
+    if kind == "none":
+        return {"rope_scaling": None}
+    if kind not in ("linear", "yarn"):
+        raise FormatError(path, "rope.scaling.type", kind, "none, linear, yarn", "out-of-range")
+    words = {
+        "rope_type": kind,
+        "factor": data.get("rope.scaling.factor"),
+        "original_max_position_embeddings": data.get("rope.scaling.original_context_length"),
+    }
+    found = {key: value for key, value in words.items() if value is not None}
+    return {"rope_scaling": scaling(found, values["context"], path)}
+
+
+def _write_gguf_rope(config: ModelConfig) -> Values:
+    rope = config.rope_scaling
+    if rope is None or rope.kind in ("factors", "llama3"):  # those stand in a tensor
+        return {}
+    if rope.kind == "dynamic":
+        raise ConfigError("a GGUF file cannot say dynamic RoPE scaling")
+    words: Values = {"rope.scaling.type": rope.kind, "rope.scaling.factor": rope.factor}
+    if rope.kind == "yarn":
+        words["rope.scaling.original_context_length"] = rope.original_context
+    return words
+
+
+GGUF_ROPE = Part(_read_gguf_rope, _write_gguf_rope)
+
+
+def gguf_windows(is_local: Callable[[Mapping[str, Any], int], bool]) -> Part:
+    def read(data: Mapping[str, Any], values: Values, path: str) -> Values:
+        window, layers = data.get("attention.sliding_window"), values["layers"]
+        if window is None:
+            return {"window": None, "local": ()}
+        if not 1 <= layers <= LAYERS_LIMIT:
+            raise FormatError(path, "block_count", layers, f"1 to {LAYERS_LIMIT:,}", "out-of-range")
+        return {"window": window, "local": tuple(is_local(data, i) for i in range(layers))}
+
+    def write(config: ModelConfig) -> Values:
+        if config.window is None or not any(config.local):
+            return {}
+        if config.local != tuple(is_local({}, i) for i in range(config.layers)):
+            raise ConfigError("a GGUF file cannot say which layers of this model have a window")
+        return {"attention.sliding_window": config.window}
+
+    return Part(read, write)
+
+
+def _read_gguf_gemma(data: Mapping[str, Any], values: Values, path: str) -> Values:
+    # The file does not say the scale of the scores: those models whose heads are as wide as
+    # dim / heads use that, Gemma 2 27B too, the others the width of a head.
+    return {
+        "embed_scale": embed_scale(values, path),
+        "attention_scale": max(1, values["head_dim"]) ** -0.5,
+    }
+
+
+def _write_gguf_gemma(config: ModelConfig) -> Values:
+    if abs((config.attention_scale or 0) * config.head_dim**0.5 - 1) > 1e-6:
+        raise ConfigError("a GGUF file cannot say this model's attention scale")
+    return {}
+
+
+GGUF_GEMMA = Part(_read_gguf_gemma, _write_gguf_gemma)
+GGUF_NEOX = Part(
+    lambda data, values, path: _read_neox(
+        {"use_parallel_residual": data.get("use_parallel_residual", True)}, values, path
+    ),
+    lambda config: {"use_parallel_residual": config.norm_at == "parallel"},
+)

@@ -1,0 +1,141 @@
+"""Pieces of configurations by hand; both directions are held by test_families.py."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from minift.checkpoints.parts import (
+    GGUF_ROPE,
+    LABELS,
+    ROBERTA,
+    every_other,
+    five_of_six,
+    gguf_windows,
+    rope,
+    scaling,
+    upper_layers,
+    windows,
+)
+from minift.errors import ConfigError, FormatError
+from minift.model.config import ModelConfig, RopeScaling
+
+CONFIG = ModelConfig("llama", 50, 24, 6, 4, 4, 6, 20, 64)
+
+
+def test_the_base_stands_in_either_place():
+    read = rope(10_000.0).read
+    assert read({"rope_theta": 5}, {"context": 8}, "f")["rope_base"] == 5.0
+    assert read({"rope_parameters": {"rope_theta": 7}}, {"context": 8}, "f")["rope_base"] == 7.0
+    assert read({}, {"context": 8}, "f") == {"rope_base": 10_000.0, "rope_scaling": None}
+
+
+def test_yarn_by_hand():
+    found = scaling({"type": "yarn", "factor": 4.0}, 64, "f")
+    assert found == RopeScaling("yarn", 4.0, 1.0, 32.0, 64, 0.1 * math.log(4) + 1)
+    both = {"rope_type": "yarn", "factor": 4.0, "mscale": 1.0, "mscale_all_dim": 1.0}
+    assert scaling(both, 64, "f").gain == 1.0
+    ratio = {"rope_type": "yarn", "original_max_position_embeddings": 16}
+    assert scaling(ratio, 64, "f").factor == 4.0
+
+
+@pytest.mark.parametrize(
+    "found",
+    [
+        {"rope_type": "yarn", "factor": 4.0, "truncate": False},
+        {"rope_type": "longrope", "short_factor": [1.0], "long_factor": [2.0]},
+        {"rope_type": "longrope", "short_factor": "x", "long_factor": "x"},
+        {"rope_type": "longrope", "short_factor": [0.0], "long_factor": [0.0]},
+        {"rope_type": "llama3", "factor": 8.0},
+        {"rope_type": "dynamic", "factor": float("inf")},
+        {"rope_type": "linear", "factor": "2"},
+        {"rope_type": 3},
+        {"rope_type": "yarn", "factor": 4.0, "attention_factor": "x"},
+        {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 4.0, "high_freq_factor": 1.0,
+         "original_max_position_embeddings": 8},
+    ],
+)  # fmt: skip
+def test_scalings_that_cannot_be_are_refused(found):
+    with pytest.raises(FormatError):
+        scaling(found, 64, "f")
+
+
+def test_which_layers_have_a_window():
+    values = {"layers": 6}
+
+    def local(rule, data, switch=""):
+        return windows(rule, switch).read(data, values, "f")["local"]
+
+    assert local(every_other, {"sliding_window": 4}) == (True, False) * 3
+    assert local(five_of_six, {"sliding_window": 4}) == (True,) * 5 + (False,)
+    assert local(five_of_six, {"sliding_window": 4, "sliding_window_pattern": 2}) == (
+        (True, False) * 3
+    )
+    assert local(upper_layers, {"sliding_window": 4, "max_window_layers": 4}) == (
+        (False,) * 4 + (True,) * 2
+    )
+    assert local(every_other, {"sliding_window": None}) == ()
+    assert local(every_other, {"sliding_window": 4}, "use_sliding_window") == ()
+    kinds = ["full_attention"] * 5 + ["sliding_attention"]
+    assert local(every_other, {"sliding_window": 4, "layer_types": kinds}) == (False,) * 5 + (True,)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        {"sliding_window": 0},
+        {"sliding_window": "4"},
+        {"sliding_window": 4, "layer_types": ["full_attention"]},
+        {"sliding_window": 4, "layer_types": ["x"] * 6},
+        {"sliding_window": 4, "layer_types": [["x"]] * 6},
+        {"sliding_window": 4, "layer_types": "full_attention"},
+    ],
+)
+def test_windows_that_cannot_be_are_refused(data):
+    with pytest.raises(FormatError):
+        windows(every_other).read(data, {"layers": 6}, "f")
+    with pytest.raises(FormatError):
+        windows(every_other).read({"sliding_window": 4}, {"layers": 10**9}, "f")
+
+
+def test_labels_are_named_or_counted():
+    read = LABELS.read
+    assert read({}, {"head": "lm"}, "f") == {}
+    assert read({}, {"head": "label"}, "f")["labels"] == ("LABEL_0", "LABEL_1")
+    assert read({"num_labels": 1}, {"head": "label"}, "f")["labels"] == ("LABEL_0",)
+    named = {"id2label": {"1": "b", "0": "a"}}
+    assert read(named, {"head": "label"}, "f")["labels"] == ("a", "b")
+    for bad in ({"1": "b"}, {}, [], {"0": 3}, {"0": "a", "x": "b"}):
+        with pytest.raises(FormatError):
+            read({"id2label": bad}, {"head": "label"}, "f")
+    for count in (0, 10**9, "2", True):
+        with pytest.raises(FormatError):
+            read({"num_labels": count}, {"head": "label"}, "f")
+
+
+def test_roberta_counts_from_after_its_padding():
+    read = ROBERTA.read({"max_position_embeddings": 514, "pad_token_id": 1}, {}, "f")
+    assert read == {"position_offset": 2, "context": 512}
+    for bad in ({"pad_token_id": -1}, {"pad_token_id": 511}, {"max_position_embeddings": "x"}):
+        with pytest.raises(FormatError):
+            ROBERTA.read({"max_position_embeddings": 512} | bad, {}, "f")
+
+
+def test_gguf_says_scaling_in_its_own_words():
+    words = {"rope.scaling.type": "linear", "rope.scaling.factor": 2.0}
+    assert GGUF_ROPE.read(words, {"context": 8}, "f")["rope_scaling"] == RopeScaling("linear", 2.0)
+    factors = GGUF_ROPE.read({"rope_freqs.weight": (1.0, 2.0)}, {"context": 8}, "f")
+    assert factors["rope_scaling"].factors == (1.0, 2.0)
+    with pytest.raises(FormatError, match=r"rope\.scaling\.type"):
+        GGUF_ROPE.read({"rope.scaling.type": "magic"}, {"context": 8}, "f")
+
+
+def test_gguf_refuses_windows_that_it_cannot_say():
+    from dataclasses import replace
+
+    part = gguf_windows(every_other)
+    fits = replace(CONFIG, window=4, local=(True, False) * 3)
+    assert part.write(fits) == {"attention.sliding_window": 4}
+    with pytest.raises(ConfigError, match="cannot say"):
+        part.write(replace(CONFIG, window=4, local=(True,) * 6))
