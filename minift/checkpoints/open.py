@@ -116,7 +116,7 @@ def resolve(name: str | os.PathLike[str]) -> Path:
         if cached is None:
             raise ConfigError(f'model "{text}" is not downloaded: minift download {text}')
         return cached
-    near = difflib.get_close_matches(text, models, 1)
+    near = difflib.get_close_matches(text.lower(), models, 1, cutoff=0.4)
     hint = f"; nearest: {near[0]}" if near else f"; known: {', '.join(models)}"
     if near and download.cached(near[0]) is None:
         hint += f" (not downloaded: minift download {near[0]})"

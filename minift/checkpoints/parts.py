@@ -325,7 +325,8 @@ def embed_scale(values: Values, path: str) -> float:
 
 def _write_gemma(config: ModelConfig) -> Values:
     scale = config.attention_scale or config.head_dim**-0.5
-    return {"query_pre_attn_scalar": round(scale**-2, 6)}
+    scalar = round(scale**-2, 6)
+    return {"query_pre_attn_scalar": int(scalar) if scalar == int(scalar) else scalar}
 
 
 GEMMA = Part(_read_gemma, _write_gemma)

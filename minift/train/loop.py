@@ -21,6 +21,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from minift import __version__
 from minift.checkpoints.save import as_json
 from minift.data.batches import length_buckets
 from minift.errors import ConfigError
@@ -28,7 +29,7 @@ from minift.model.transformer import Transformer
 from minift.peft.attach import changes, trainable
 from minift.peft.files import save_adapter
 from minift.runtime import peak_memory, tuned
-from minift.storage import append_line, write_file
+from minift.storage import append_line, free_space, write_file
 from minift.train.evaluate import held_out_loss
 from minift.train.objectives import Batch, Objective
 from minift.train.optimizer import SCHEDULES, adamw, learning_rate
@@ -164,6 +165,9 @@ def fit(
     if not parameters:
         raise ConfigError("fit: nothing is trainable; attach a method first")
     steps = config.resolved_steps(objective.rows)
+    if out is not None:  # now, not after hours of training
+        check_out(out, overwrite)
+        free_space(out, 2 * sum(p.numel() * p.element_size() for p in parameters.values()))
     run = Run(config, steps, out=None if out is None else claim(out, overwrite))
     optimizer = adamw(
         parameters.values(),
@@ -349,7 +353,11 @@ def record(model: Transformer, run: Run) -> dict[str, object]:
         "seconds": round(run.seconds, 3),
         "peak_memory_bytes": peak_memory(),
         "interrupted": run.interrupted,
-        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+        "versions": {
+            "minift": __version__,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+        },
         "device": str(model.embed.weight.device),
         "machine": platform.machine(),
     }

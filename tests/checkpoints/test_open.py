@@ -86,6 +86,8 @@ def test_a_name_that_is_not_here_says_what_to_type(monkeypatch, tmp_path):
     monkeypatch.setenv("MINIFT_CACHE", str(tmp_path))
     with pytest.raises(ConfigError, match=r"nearest: smollm2-135m-instruct .*minift download"):
         resolve("smolm2-135m")
+    with pytest.raises(ConfigError, match="nearest: smollm2-135m-instruct"):
+        resolve("SmolM2")
     with pytest.raises(ConfigError, match="is not downloaded: minift download smollm2"):
         resolve("smollm2-135m-instruct")
     with pytest.raises(ConfigError, match=f"known: {next(iter(ASSETS))}"):

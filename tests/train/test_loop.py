@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from minift.checkpoints.open import model_in
-from minift.errors import ConfigError
+from minift.errors import ConfigError, StorageError
 from minift.peft.attach import changes, trainable
 from minift.peft.files import load_adapter, names
 from minift.peft.lora import LoRA
@@ -197,6 +197,15 @@ def test_ctrl_c_ends_after_the_step_and_saves(tmp_path):
     assert (tmp_path / "r/adapter/adapter_model.safetensors").exists()
     assert json.loads((tmp_path / "r/run.json").read_text())["interrupted"] is True
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_full_disk_is_noticed_before_training(tmp_path, monkeypatch):
+    full = os.statvfs_result((1, 1, 10, 0, 0, 0, 0, 0, 0, 255))
+    monkeypatch.setattr(os, "statvfs", lambda path: full)
+    model = attach(model_in(GOLDEN / "llama_gqa", torch.float32), LoRA(rank=2))
+    with pytest.raises(StorageError, match=r"this disk has 0\.0 MB left"):
+        fit(model, Fixed(random_rows([5])), TrainConfig(steps=10**9), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_settings_come_back_after_training():
