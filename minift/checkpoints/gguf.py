@@ -9,8 +9,8 @@ Offsets count from the first tensor. Layout source: docs/gguf.md of the ggml pro
 does, the reader wants every tensor exactly where the one before it ends. Besides it refuses: double
 keys, nested arrays, names that are paths, padding that is not zero, and counts beyond the limits.
 
-A kind that minift cannot load, such as Q6_K, is refused by `read`, with the tensor's name: a model
-with one tensor missing is of no use, and the sooner it is said the better.
+A kind that minift cannot load, such as IQ2_XXS, is refused by `read`, with the tensor's name: a
+model with one tensor missing is of no use, and the sooner it is said the better.
 """
 
 from __future__ import annotations

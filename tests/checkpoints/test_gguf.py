@@ -20,6 +20,7 @@ from minift.errors import FormatError
 U8, I8, U16, I16, U32, I32, F32, BOOL, TEXT, ARRAY, U64, I64, F64 = range(13)
 STRUCTS = "BbHhIifB__Qqd"  # of the types above
 KINDS = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 8}
+KINDS |= {"Q5_0": 6, "Q5_1": 7, "Q2_K": 10, "Q3_K": 11, "Q4_K": 12, "Q5_K": 13, "Q6_K": 14}
 KINDS |= {"I8": 24, "I16": 25, "I32": 26, "I64": 27, "F64": 28, "BF16": 30}
 GOLDEN = Path(__file__).parents[1] / "golden" / "gguf_blocks.npz"
 BIG = 1 << 64
@@ -228,7 +229,16 @@ BAD = {
     "kind 4, removed": (built(infos=(info(kind=4),)), "bad-dtype"),
     "kind 31, removed": (built(infos=(info(kind=31),)), "bad-dtype"),
     "kind 36, removed": (built(infos=(info(kind=36),)), "bad-dtype"),
-    "kind Q6_K": (built(infos=(info(kind=14, dims=(256,)),), data=bytes(210)), "bad-dtype"),
+    "kind Q8_K": (built(infos=(info(kind=15, dims=(256,)),), data=bytes(292)), "bad-dtype"),
+    "row of 255 of Q6_K": (
+        built(infos=(info(kind=14, dims=(255,)),), data=bytes(210)),
+        "shape-mismatch",
+    ),
+    "row of 128 of Q2_K": (
+        built(infos=(info(kind=10, dims=(128, 2)),), data=bytes(84)),
+        "shape-mismatch",
+    ),
+    "Q6_K cut": (built(infos=(info(kind=14, dims=(256,)),), data=bytes(209)), "truncated"),
     "kind IQ2_XXS": (built(infos=(info(kind=16, dims=(256,)),), data=bytes(66)), "bad-dtype"),
     "kind 42": (built(infos=(info(kind=42),)), "bad-dtype"),
     "kind 2^32 - 1": (built(infos=(info(kind=(1 << 32) - 1),)), "bad-dtype"),
@@ -321,17 +331,19 @@ def test_refuses(name: str, tmp_path: Path) -> None:
 
 
 def test_a_kind_that_minift_does_not_load_is_named_with_those_that_it_does(tmp_path: Path) -> None:
-    data, _ = BAD["kind Q6_K"]
-    with pytest.raises(FormatError, match=r'tensor "w" kind: found Q6_K, allowed F32, .*, Q4_1$'):
+    data, _ = BAD["kind IQ2_XXS"]
+    allowed = r"found IQ2_XXS, allowed F32, .*, Q4_1, .*, Q6_K$"
+    with pytest.raises(FormatError, match=rf'tensor "w" kind: {allowed}'):
         opened(tmp_path, data)
 
 
-@pytest.mark.parametrize("kind", ["Q8_0", "Q4_0", "Q4_1"])
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind.startswith("Q")])
 def test_blocks(kind: str, tmp_path: Path) -> None:
     with np.load(GOLDEN) as golden:
-        raw, values = golden[f"{kind}.sine.raw"], golden[f"{kind}.sine.values"]
+        raw, values = golden[f"{kind}.sane.raw"], golden[f"{kind}.sane.values"]
     data = raw.tobytes()
-    file = opened(tmp_path, built(infos=(info("w", (96, 5), KINDS[kind]),), data=data))
+    dims = values.shape[::-1]
+    file = opened(tmp_path, built(infos=(info("w", dims, KINDS[kind]),), data=data))
     assert torch.equal(file.load("w"), torch.from_numpy(values))
     bf16 = torch.from_numpy(values).to(torch.bfloat16)
     assert torch.equal(file.load("w", torch.bfloat16), bf16)
