@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -68,6 +68,16 @@ def load(
         raise FormatError(path, "tokenizer", found, allowed, "shape-mismatch")
     model.source = str(name)
     return model.to(device), tokenizer
+
+
+def load_model(
+    name: str | os.PathLike[str], *, dtype: str | torch.dtype = "float32"
+) -> Transformer:
+    """The model alone, for what needs no tokenizer. Raises as `load` does."""
+    path, wanted = resolve(name), checked_dtype(dtype)
+    model = model_in(path, wanted) if path.is_dir() else model_of(gguf.read(path), wanted)
+    model.source = str(name)
+    return model
 
 
 def checked_dtype(dtype: str | torch.dtype) -> torch.dtype:
@@ -240,22 +250,33 @@ def survey(name: str | os.PathLike[str]) -> Survey:
         config = config_from_json(data, str(place), weights.tensors)
         shapes = {key: entry.shape for key, entry in weights.tensors.items()}
         kinds = [str(entry.dtype).removeprefix("torch.") for entry in weights.tensors.values()]
-        tokenizer, size = tokenizer_in(path), weights_in(path).stat().st_size
+        tokenizer, size = none_or(lambda: tokenizer_in(path)), weights_in(path).stat().st_size
     else:
         file = gguf.read(path)
         shapes = {key: entry.shape for key, entry in file.tensors.items()}
         kinds = [entry.kind for entry in file.tensors.values()]
         config = gguf_config(file)
-        tokenizer, size = ByteBPE.from_gguf(file.metadata, str(path)), path.stat().st_size
+        tokenizer = none_or(lambda: ByteBPE.from_gguf(file.metadata, str(path)))
+        size = path.stat().st_size
     return Survey(
         path=path,
         config=config,
         kinds=kinds,
         parameters=sum(math.prod(shape) for shape in shapes.values()),
         bytes=size,
-        tokenizer=f"byte-level BPE, {tokenizer.vocab_size:,} tokens",
-        chat=template_name(tokenizer),
+        tokenizer=tokenizer
+        if isinstance(tokenizer, str)
+        else f"byte-level BPE, {tokenizer.vocab_size:,} tokens",
+        chat="" if isinstance(tokenizer, str) else template_name(tokenizer),
     )
+
+
+def none_or(make: Callable[[], ByteBPE]) -> ByteBPE | str:
+    """The tokenizer, or why there is none."""
+    try:
+        return make()
+    except FormatError as error:
+        return f"none that minift reads: {error.where}: {error.detail}"
 
 
 def template_name(tokenizer: ByteBPE) -> str:

@@ -5,11 +5,15 @@ from __future__ import annotations
 import math
 from collections import Counter
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from minift.checkpoints import download as assets
 from minift.cli.options import Parsed
 from minift.cli.screen import Screen, megabytes
 from minift.errors import ConfigError
+
+if TYPE_CHECKING:
+    from minift.checkpoints.open import Survey
 
 
 def download(parsed: Parsed, screen: Screen) -> int:
@@ -40,23 +44,37 @@ def info(parsed: Parsed, screen: Screen) -> int:
     found = survey(name)
     config = found.config
     kinds = ", ".join(f"{count} {kind}" for kind, count in Counter(found.kinds).most_common())
+    data = {"path": str(found.path), "family": config.family, "parameters": found.parameters}
+    screen.result(
+        described(found), data | {"layers": config.layers, "dim": config.dim, "kinds": kinds}
+    )
+    return 0
+
+
+def described(found: Survey) -> str:
+    """A model's make-up in a few lines."""
+    config = found.config
+    kinds = ", ".join(f"{count} {kind}" for kind, count in Counter(found.kinds).most_common())
     parameters = f"{found.parameters:,} parameters in {len(found.kinds)} tensors ({kinds})"
     width = f"{config.layers} layers · width {config.dim} · feed-forward {config.ff}"
     heads = f"{config.heads} heads of {config.head_dim}, {config.kv_heads} kv heads"
-    text = "\n".join(
+    places = f"RoPE base {config.rope_base:,.0f}"
+    if config.positions == "learned":
+        places = "learned positions"
+    head = {"lm": "", "mlm": " · masked-word head", "none": " · no head"}.get(config.head)
+    head = f" · labels {', '.join(config.labels)}" if head is None else head
+    chat = (f"chat         {found.chat}",) if found.chat else ()
+    return "\n".join(
         (
             f"file         {found.path} · {megabytes(found.bytes)}",
             f"family       {config.family} · {parameters}",
             f"shape        {width} · {heads}",
             f"             vocabulary {config.vocab:,}{' (tied head)' if config.tied else ''} · "
-            f"context {config.context:,} · RoPE base {config.rope_base:,.0f}",
+            f"context {config.context:,} · {places}{head}",
             f"tokenizer    {found.tokenizer}",
-            f"chat         {found.chat}",
+            *chat,
         )
     )
-    data = {"path": str(found.path), "family": config.family, "parameters": found.parameters}
-    screen.result(text, data | {"layers": config.layers, "dim": config.dim, "kinds": kinds})
-    return 0
 
 
 def adapter_info(folder: Path, screen: Screen) -> int:

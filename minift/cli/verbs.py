@@ -139,6 +139,17 @@ VERBS = {
         ),
         configs=("minift.generation.sampling:Sampling",),
     ),
+    "verify": Verb(
+        "verify",
+        "are a checkpoint's numbers sound, and equal to another's",
+        "minift verify smollm2-135m-instruct --against merged",
+        (
+            Flag("against", str, None, "a second checkpoint, or a file of --out", common=True),
+            Flag("out", str, None, "keep every layer's output, as .safetensors", common=True),
+            THREADS,
+        ),
+        positional="model",
+    ),
     "merge": Verb(
         "files",
         "fold an adapter into its model: a plain Hugging Face folder",

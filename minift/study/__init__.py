@@ -1,0 +1,1 @@
+"""Looking at models: what was loaded, and where two of them part."""
