@@ -28,8 +28,8 @@ def from_json(data: Mapping[str, Any], config: Mapping[str, Any] | None, path: s
     model = field_of(data, "model", dict, path)
     at = "model."
     fields = ("type", "vocab", "merges", "ignore_merges", *FREE, *USUAL)
-    _refuse_unknown(model, fields, path, at)
     one_of(model.get("type", "BPE"), {"BPE": None}, path, at + "type")
+    _refuse_unknown(model, fields, path, at)
     for key, usual in USUAL.items():
         value = model.get(key)
         if value is not None and value != usual:
