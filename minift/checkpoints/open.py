@@ -26,9 +26,12 @@ from minift.model.config import ModelConfig
 from minift.model.transformer import Transformer
 from minift.tokenizers import chat
 from minift.tokenizers.byte_bpe import ByteBPE
+from minift.tokenizers.interface import Tokenizer
+from minift.tokenizers.wordpiece import WordPiece
 
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "float64": torch.float64}
 MODELS = (".gguf", "/model/")  # how the inside of an asset ends that is a model
+KINDS: dict[type, str] = {ByteBPE: "byte-level BPE", WordPiece: "WordPiece"}
 CONFIG_LIMIT = 1 << 20
 TOKENIZER_LIMIT = 64 << 20
 ROPE_FACTORS = "rope_freqs.weight"
@@ -50,7 +53,7 @@ class TensorFile(Protocol):
 
 def load(
     name: str | os.PathLike[str], *, dtype: str | torch.dtype = "float32", device: str = "cpu"
-) -> tuple[Transformer, ByteBPE]:
+) -> tuple[Transformer, Tokenizer]:
     """Load `(model, tokenizer)` from a downloaded name, a Hugging Face folder or a `.gguf` file.
 
     Raises ConfigError for a name that is not here (with the command to type), FormatError for a
@@ -61,7 +64,8 @@ def load(
         model, tokenizer = model_in(path, wanted), tokenizer_in(path)
     else:
         file = gguf.read(path)
-        model, tokenizer = model_of(file, wanted), ByteBPE.from_gguf(file.metadata, str(path))
+        model = model_of(file, wanted)
+        tokenizer = ByteBPE.from_gguf(file.metadata, str(path))
     if tokenizer.vocab_size > model.config.vocab:
         found, most = f"{tokenizer.vocab_size:,} tokens", f"{model.config.vocab:,}"
         allowed = f"at most the embedding's {most}"
@@ -141,16 +145,22 @@ def weights_in(folder: Path) -> Path:
     return path
 
 
-def tokenizer_in(folder: Path) -> ByteBPE:
-    """The tokenizer of a Hugging Face folder: tokenizer.json, tokenizer_config.json if there."""
-    path = folder / "tokenizer.json"
+def tokenizer_in(folder: Path) -> Tokenizer:
+    """The tokenizer of a Hugging Face folder: tokenizer.json, or an encoder's vocab.txt alone."""
+    path, words = folder / "tokenizer.json", folder / "vocab.txt"
     beside = folder / "tokenizer_config.json"
     config = read_json(beside) if beside.exists() else None
-    return ByteBPE.from_json(read_json(path, TOKENIZER_LIMIT), config, str(path))
+    if not path.exists() and words.exists():
+        return WordPiece.from_vocab(read_text(words, TOKENIZER_LIMIT), config, str(words))
+    data = read_json(path, TOKENIZER_LIMIT)
+    model = data.get("model")
+    if isinstance(model, dict) and model.get("type") == "WordPiece":
+        return WordPiece.from_json(data, config, str(path))
+    return ByteBPE.from_json(data, config, str(path))
 
 
-def read_json(path: Path, limit: int = CONFIG_LIMIT) -> dict[str, object]:
-    """A JSON object from a file that somebody else made."""
+def read_bytes(path: Path, limit: int) -> bytes:
+    """A small file that somebody else made."""
     try:
         size = path.stat().st_size
         data = path.read_bytes() if size <= limit else b""
@@ -158,6 +168,20 @@ def read_json(path: Path, limit: int = CONFIG_LIMIT) -> dict[str, object]:
         raise FormatError(path, "file", error.strerror, "a readable file", "bad-path") from None
     if size > limit:
         raise FormatError(path, "file", f"{size:,} bytes", f"at most {limit:,}", "too-large")
+    return data
+
+
+def read_text(path: Path, limit: int) -> str:
+    try:
+        return read_bytes(path, limit).decode()
+    except UnicodeDecodeError as error:
+        found = f"byte {error.object[error.start]:#04x} at {error.start:,}"
+        raise FormatError(path, "text", found, "UTF-8", "bad-utf8") from None
+
+
+def read_json(path: Path, limit: int = CONFIG_LIMIT) -> dict[str, object]:
+    """A JSON object from a file that somebody else made."""
+    data = read_bytes(path, limit)
     value = strict_json.parse(data, path, "JSON", limit_bytes=limit)
     if not isinstance(value, dict):
         raise FormatError(path, "JSON", type(value).__name__, "an object", "bad-type")
@@ -266,12 +290,12 @@ def survey(name: str | os.PathLike[str]) -> Survey:
         bytes=size,
         tokenizer=tokenizer
         if isinstance(tokenizer, str)
-        else f"byte-level BPE, {tokenizer.vocab_size:,} tokens",
+        else f"{KINDS[type(tokenizer)]}, {tokenizer.vocab_size:,} tokens",
         chat="" if isinstance(tokenizer, str) else template_name(tokenizer),
     )
 
 
-def none_or(make: Callable[[], ByteBPE]) -> ByteBPE | str:
+def none_or(make: Callable[[], Tokenizer]) -> Tokenizer | str:
     """The tokenizer, or why there is none."""
     try:
         return make()
@@ -279,7 +303,7 @@ def none_or(make: Callable[[], ByteBPE]) -> ByteBPE | str:
         return f"none that minift reads: {error.where}: {error.detail}"
 
 
-def template_name(tokenizer: ByteBPE) -> str:
+def template_name(tokenizer: Tokenizer) -> str:
     if tokenizer.template is None:
         return "no template"
     try:

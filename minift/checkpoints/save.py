@@ -15,14 +15,14 @@ from minift.checkpoints.mapping import HOW, pairs
 from minift.errors import ConfigError
 from minift.model.transformer import MLP, Attention, Projections, Transformer
 from minift.storage import write_folder
-from minift.tokenizers.byte_bpe import ByteBPE
+from minift.tokenizers.interface import Tokenizer
 
 NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float64: "float64"}
 
 
 def save(
     model: Transformer,
-    tokenizer: ByteBPE,
+    tokenizer: Tokenizer,
     path: str | os.PathLike[str],
     *,
     overwrite: bool = False,

@@ -14,7 +14,7 @@ from minift.data.read import Records
 from minift.data.split import Rows
 from minift.model.transformer import Transformer
 from minift.runtime import tuned
-from minift.tokenizers.byte_bpe import ByteBPE
+from minift.tokenizers.interface import Tokenizer
 from minift.train.evaluate import Accuracy, held_out_loss, label_accuracy
 from minift.train.objectives import SFT
 
@@ -43,7 +43,7 @@ def measure(
     parsed: Parsed,
     screen: Screen,
     model: Transformer,
-    tokenizer: ByteBPE,
+    tokenizer: Tokenizer,
     records: Records | Rows,
     max_length: int,
 ) -> tuple[Accuracy, Tensor]:

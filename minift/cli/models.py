@@ -8,7 +8,7 @@ from minift.errors import ConfigError
 from minift.model.transformer import Transformer
 from minift.peft.files import adapter_folder, load_adapter, read_config
 from minift.runtime import machine
-from minift.tokenizers.byte_bpe import ByteBPE
+from minift.tokenizers.interface import Tokenizer
 
 
 def base_dtype(choice: str, threads: int | None = None) -> str:
@@ -18,7 +18,7 @@ def base_dtype(choice: str, threads: int | None = None) -> str:
     return "bf16" if machine(threads).prefers_bf16 else "float32"
 
 
-def open_model(parsed: Parsed, *, trainable: bool = False) -> tuple[Transformer, ByteBPE]:
+def open_model(parsed: Parsed, *, trainable: bool = False) -> tuple[Transformer, Tokenizer]:
     """--model, or the base that --adapter was trained on, with the adapter attached."""
     adapter = parsed.values.get("adapter")
     folder = adapter_folder(adapter) if adapter is not None else None

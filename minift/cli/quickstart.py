@@ -23,7 +23,7 @@ from minift.model.transformer import Transformer
 from minift.peft.attach import disabled
 from minift.peft.lora import LoRA
 from minift.peft.methods import attach
-from minift.tokenizers.byte_bpe import ByteBPE
+from minift.tokenizers.interface import Tokenizer
 from minift.train.evaluate import gold_of
 from minift.train.loop import TrainConfig, check_out
 from minift.train.objectives import SFT
@@ -122,7 +122,7 @@ def look(screen: Screen, objective: SFT, train: Rows, test: Rows) -> None:
 def show_rows(
     screen: Screen,
     model: Transformer,
-    tokenizer: ByteBPE,
+    tokenizer: Tokenizer,
     test: Rows,
     before: Tensor,
     after: Tensor,

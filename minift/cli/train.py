@@ -17,7 +17,7 @@ from minift.peft.files import load_adapter
 from minift.peft.lora import LoRA
 from minift.peft.methods import attach
 from minift.runtime import machine, peak_memory
-from minift.tokenizers.byte_bpe import ByteBPE
+from minift.tokenizers.interface import Tokenizer
 from minift.train.loop import Progress, Run, TrainConfig, check_out, fit
 from minift.train.objectives import SFT, Objective
 
@@ -72,7 +72,7 @@ def read(parsed: Parsed, path: str) -> Records:
     )
 
 
-def show_example(screen: Screen, objective: Objective, tokenizer: ByteBPE) -> None:
+def show_example(screen: Screen, objective: Objective, tokenizer: Tokenizer) -> None:
     """One real row as the model will read it, the learned part marked."""
     ids, mask = objective.example()
     spans: list[tuple[int, list[int]]] = []

@@ -16,7 +16,7 @@ from minift.generation.cache import KVCache
 from minift.generation.sampling import Sampling, adjust, draw
 from minift.model.transformer import Transformer
 from minift.runtime import tuned
-from minift.tokenizers.byte_bpe import ByteBPE
+from minift.tokenizers.interface import Tokenizer
 from minift.tokenizers.stream import TextStream
 
 Emit = Callable[[int, int], object]  # (row, token), as soon as a token is there
@@ -122,7 +122,7 @@ class Stops:
 
 def generate(
     model: Transformer,
-    tokenizer: ByteBPE,
+    tokenizer: Tokenizer,
     prompts: Sequence[str | Sequence[int]],
     *,
     max_new_tokens: int = 100,
@@ -179,7 +179,7 @@ def generate(
     return texts
 
 
-def opened(tokenizer: ByteBPE, text: str) -> list[int]:
+def opened(tokenizer: Tokenizer, text: str) -> list[int]:
     """The ids of a text, after the token that opens every text if there is one."""
     ids = tokenizer.encode(text)
     return [tokenizer.bos, *ids] if tokenizer.add_bos and tokenizer.bos is not None else ids

@@ -5,6 +5,7 @@
     chat(messages) -> ids, mask mask 1 = a token to be learned
     vocab_size, eos, bos, pad, add_bos, special, template, files()
 
-Read `split.py` (text to words), `byte_bpe.py` (words to ids), `chat.py` (messages to ids);
+Read `split.py` (text to words), `byte_bpe.py` (words to ids), `chat.py` (messages to ids),
+`wordpiece.py` (the encoders' way);
 `vocabulary.py` and `tokenizer_json.py` are the file formats.
 """

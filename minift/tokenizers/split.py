@@ -32,12 +32,13 @@ NEW_NUMBERS = """
     1E4F0-1E4F9 1E5F1-1E5FA"""
 
 
-def _ranges(text: str) -> list[tuple[int, int]]:
+def ranges(text: str) -> list[tuple[int, int]]:
+    """Code points in hexadecimal, single ones and first-last, as pairs."""
     ends = [part.split("-") for part in text.split()]
     return [(int(end[0], 16), int(end[-1], 16)) for end in ends]
 
 
-NEWER = [("a", _ranges(NEW_LETTERS)), ("0", _ranges(NEW_NUMBERS))]
+NEWER = [("a", ranges(NEW_LETTERS)), ("0", ranges(NEW_NUMBERS))]
 
 
 class Kinds(dict[int, str]):

@@ -19,7 +19,7 @@ from minift.errors import ConfigError
 from minift.generation.decode import opened
 from minift.model.transformer import Transformer
 from minift.runtime import tuned
-from minift.tokenizers.byte_bpe import ByteBPE
+from minift.tokenizers.interface import Tokenizer
 from minift.train.objectives import Objective
 
 ROWS, TOKENS = 64, 1024  # at once: more would leave the cache, fewer slow the products
@@ -42,7 +42,7 @@ def held_out_loss(model: Transformer, objective: Objective, max_tokens: int) -> 
 
 def label_accuracy(
     model: Transformer,
-    tokenizer: ByteBPE,
+    tokenizer: Tokenizer,
     records: Records | Rows,
     *,
     max_length: int = 1024,
@@ -74,7 +74,7 @@ def gold_of(records: Records | Rows) -> list[int]:
 
 
 def label_ids(
-    tokenizer: ByteBPE, records: Records | Rows, max_length: int
+    tokenizer: Tokenizer, records: Records | Rows, max_length: int
 ) -> tuple[list[list[int]], list[list[int]]]:
     """Ids of every prompt (its end, where it is too long) and of every label word."""
     rows = [records[i] for i in range(len(records))]

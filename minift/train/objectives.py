@@ -20,7 +20,7 @@ from minift.data.split import Rows
 from minift.errors import ConfigError, EncodeError
 from minift.kernels.cross_entropy.reference import linear_cross_entropy
 from minift.model.transformer import Transformer
-from minift.tokenizers.byte_bpe import ByteBPE
+from minift.tokenizers.interface import Tokenizer
 
 Rowset = Sequence[Mapping[str, object]] | Records | Rows
 WINDOW = 512  # held-out rows tokenized at a time
@@ -74,7 +74,7 @@ class SFT:
 
     def __init__(
         self,
-        tokenizer: ByteBPE,
+        tokenizer: Tokenizer,
         train: str | os.PathLike[str] | Rowset,
         held_out: str | os.PathLike[str] | Rowset | None = None,
         *,
@@ -154,7 +154,7 @@ def size(row: Mapping[str, object]) -> int:
     return sum(len(value) for value in row.values() if isinstance(value, str))
 
 
-def encode_row(tokenizer: ByteBPE, row: Mapping[str, object]) -> tuple[list[int], list[int]]:
+def encode_row(tokenizer: Tokenizer, row: Mapping[str, object]) -> tuple[list[int], list[int]]:
     """(ids, mask) of a row of any of the three kinds, ending with the end token."""
     if "messages" in row:
         return tokenizer.chat(row["messages"])  # type: ignore[arg-type]

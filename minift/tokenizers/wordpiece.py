@@ -1,0 +1,421 @@
+"""WordPiece, the tokenizer of BERT and its kin: clean, cut into words, take the longest pieces.
+
+    "Unaffable!" -> unaffable ! -> una ##ffa ##ble !          a piece inside a word begins with ##
+
+Wu et al. 2016, arXiv:1609.08144, section 4.1, as Devlin et al. 2019 use it. Cleaning drops control
+characters, makes every kind of space a blank, sets CJK characters apart, takes the accents off
+and lowers the case, each where the file asks for it. A word is then matched greedily from its
+front; one that cannot be matched whole is the unknown token.
+
+The ids are those of the tokenizers library, with one exception made on purpose: the name of a
+special token in a text is plain text. Length limits and padding in a file belong to batches and are
+ignored.
+"""
+
+from __future__ import annotations
+
+import json
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from minift.errors import EncodeError, FormatError
+from minift.tokenizers import chat
+from minift.tokenizers.split import ranges
+from minift.tokenizers.vocabulary import LONGEST_TOKEN, MOST_TOKENS, field_of, one_of
+
+CACHED_WORDS = 1 << 17
+SPECIAL = ("unk", "cls", "sep", "pad", "mask")
+# Where words of a script without blanks stand alone, as the library has the ranges.
+CJK = (
+    *((0x4E00, 0x9FFF), (0x3400, 0x4DBF), (0x20000, 0x2A6DF), (0x2A700, 0x2B73F)),
+    *((0x2B740, 0x2B81F), (0x2B920, 0x2CEAF), (0xF900, 0xFAFF), (0x2F800, 0x2FA1F)),
+)
+# What the library's decoder joins again, in this order.
+CLEAN_UP = (
+    *((" .", "."), (" ?", "?"), (" !", "!"), (" ,", ","), (" ' ", "'"), (" n't", "n't")),
+    *((" 'm", "'m"), (" do not", " don't"), (" 's", "'s"), (" 've", "'ve"), (" 're", "'re")),
+)
+
+# The library's tables are those of Unicode 8; Python's are newer. Since then these became combining
+# marks, punctuation and format characters, and two ceased to be what they were.
+NEW_MARKS = """
+    07FD 0898-089F 08CA-08E1 09FE 0AFA-0AFF 0B55 0C04 0C3C 0D00 0D3B-0D3C 0D81 0EBA 180F
+    1885-1886 1ABF-1ACE 1DF6-1DFB A82C A8C5 A8FF A9BD 10D24-10D27 10EAB-10EAC 10F46-10F50
+    10F82-10F85 11070 11073-11074 110C2 111C9 111CF 1123E 1133B 11438-1143F 11442-11444 11446
+    1145E 1182F-11837 11839-1183A 1193B-1193C 1193E 11943 119D4-119D7 119DA-119DB 119E0
+    11A01-11A0A 11A33-11A38 11A3B-11A3E 11A47 11A51-11A56 11A59-11A5B 11A8A-11A96 11A98-11A99
+    11C30-11C36 11C38-11C3D 11C3F 11C92-11CA7 11CAA-11CB0 11CB2-11CB3 11CB5-11CB6 11D31-11D36
+    11D3A 11D3C-11D3D 11D3F-11D45 11D47 11D90-11D91 11D95 11D97 11EF3-11EF4 16F4F 16FE4
+    1CF00-1CF2D 1CF30-1CF46 1E000-1E006 1E008-1E018 1E01B-1E021 1E023-1E024 1E026-1E02A
+    1E130-1E136 1E2AE 1E2EC-1E2EF 1E944-1E94A"""
+NEW_SIGNS = """
+    061D 09FD 0A76 0C77 0C84 1B7D-1B7E 2E43-2E4F 2E52-2E5D 10EAD 10F55-10F59 10F86-10F89
+    1144B-1144F 1145A-1145B 1145D 11660-1166C 116B9 1183B 11944-11946 119E2 11A3F-11A46
+    11A9A-11A9C 11A9E-11AA2 11C41-11C45 11C70-11C71 11EF7-11EF8 11FFF 12FF1-12FF2 16E97-16E9A
+    16FE2 1E95E-1E95F"""
+NEW_HIDDEN = "0890-0891 08E2 110CD 13430-13438"
+OLD_MARKS, OLD_SIGNS = "1734", "166D 111C9"
+
+
+def _differing(newer: str, older: str = "") -> dict[str, bool]:
+    """character -> what the library takes it for, where that is not what Python does."""
+    found = {chr(c): False for a, b in ranges(newer) for c in range(a, b + 1)}
+    return found | {chr(c): True for a, b in ranges(older) for c in range(a, b + 1)}
+
+
+MARKS, SIGNS = _differing(NEW_MARKS, OLD_MARKS), _differing(NEW_SIGNS, OLD_SIGNS)
+HIDDEN = _differing(NEW_HIDDEN)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a file asks for."""
+
+    clean: bool = True
+    cjk: bool = True
+    lower: bool = True
+    accents_off: bool | None = None  # None: where the case is lowered
+    prefix: str = "##"
+    longest_word: int = 100  # characters; a longer one is unknown
+    clean_up: bool = True
+
+    @property
+    def strips(self) -> bool:
+        return self.lower if self.accents_off is None else self.accents_off
+
+
+class _Kept(dict[int, str | None]):
+    """For `str.translate`: what cleaning and spacing make of a character, worked out once."""
+
+    def __init__(self, settings: Settings):
+        super().__init__()
+        self.settings = settings
+
+    def __missing__(self, code: int) -> str | None:
+        character, found = chr(code), None
+        if self.settings.clean:
+            if character in "\t\n\r":
+                found = " "
+            elif code in (0, 0xFFFD) or is_hidden(character):
+                found = ""
+            elif character.isspace():
+                found = " "
+        if self.settings.cjk and any(low <= code <= high for low, high in CJK):
+            found = f" {character} "
+        self[code] = character if found is None else found
+        return self[code]
+
+
+class WordPiece:
+    """A WordPiece tokenizer; made by `from_json` or `from_vocab`."""
+
+    add_bos = False
+    template: str | None = None
+    chat_template: str | None = None
+
+    def __init__(
+        self, tokens: Sequence[str], roles: Mapping[str, int], settings: Settings, path: str
+    ):
+        self.tokens, self.settings = list(tokens), settings
+        self.vocab_size = len(tokens)
+        self._ids = _checked(tokens, path)
+        self.unk, self.cls, self.sep = roles["unk"], roles["cls"], roles["sep"]
+        self.mask = roles.get("mask")
+        self.pad: int | None = roles["pad"]
+        self.bos: int | None = self.cls
+        self.eos = self.sep
+        self.special = {tokens[i]: i for i in sorted(set(roles.values()))}
+        # No text becomes a special token; the pieces of words are the others.
+        self._pieces = {text: i for text, i in self._ids.items() if text not in self.special}
+        self._kept = _Kept(settings)
+        self._words: dict[str, list[int]] = {}
+
+    @classmethod
+    def from_json(
+        cls, data: Mapping[str, Any], config: Mapping[str, Any] | None, path: str
+    ) -> WordPiece:
+        """The tokenizer of a parsed tokenizer.json; every part of it is one that is known here."""
+        model = field_of(data, "model", dict, path)
+        one_of(model.get("type"), {"WordPiece": None}, path, "model.type")
+        known = ("type", "unk_token", "continuing_subword_prefix", "max_input_chars_per_word")
+        for key in model:
+            if key not in (*known, "vocab"):
+                raise FormatError(path, f"model.{key}", key, ", ".join(known), "unknown-field")
+        normal = field_of(data, "normalizer", dict, path)
+        one_of(normal.get("type"), {"BertNormalizer": None}, path, "normalizer.type")
+        before = field_of(data, "pre_tokenizer", dict, path)
+        one_of(before.get("type"), {"BertPreTokenizer": None}, path, "pre_tokenizer.type")
+        decoder = field_of(data, "decoder", dict, path)
+        one_of(decoder.get("type"), {"WordPiece": None}, path, "decoder.type")
+        at = "normalizer."
+        settings = Settings(
+            clean=field_of(normal, "clean_text", bool, path, at=at),
+            cjk=field_of(normal, "handle_chinese_chars", bool, path, at=at),
+            lower=field_of(normal, "lowercase", bool, path, at=at),
+            accents_off=field_of(normal, "strip_accents", bool, path, at=at, none=True),
+            prefix=field_of(model, "continuing_subword_prefix", str, path, at="model."),
+            longest_word=field_of(model, "max_input_chars_per_word", int, path, at="model."),
+            clean_up=field_of(decoder, "cleanup", bool, path, at="decoder."),
+        )
+        ids = field_of(model, "vocab", dict, path, at="model.")
+        tokens: list[str | None] = [None] * len(ids)
+        for text, i in ids.items():
+            if type(i) is not int or not 0 <= i < len(tokens) or tokens[i] is not None:
+                allowed = f"0 to {len(tokens) - 1:,}, each once"
+                raise FormatError(path, f'model.vocab["{text}"]', i, allowed, "out-of-range")
+            tokens[i] = text
+        _check_added(data.get("added_tokens", []), ids, path)
+        _check_wrapping(data.get("post_processor"), path)
+        whole = [text for text in tokens if text is not None]
+        return cls(whole, roles_of(whole, config or {}, path), settings, path)
+
+    @classmethod
+    def from_vocab(cls, text: str, config: Mapping[str, Any] | None, path: str) -> WordPiece:
+        """The tokenizer of a vocab.txt, one token a line, with what tokenizer_config.json says."""
+        tokens = text.removesuffix("\n").split("\n")
+        found = config or {}
+        settings = Settings(
+            cjk=found.get("tokenize_chinese_chars", True) is not False,
+            lower=found.get("do_lower_case", True) is not False,
+            accents_off=field_of(found, "strip_accents", bool, path, none=True),
+        )
+        return cls(tokens, roles_of(tokens, found, path), settings, path)
+
+    def words(self, text: str) -> list[str]:
+        """Cleaned words and single signs, in order."""
+        settings = self.settings
+        if settings.clean or settings.cjk:
+            text = text.translate(self._kept)
+        if settings.strips and not text.isascii():
+            marks = unicodedata.normalize("NFD", text)
+            text = "".join(c for c in marks if not is_mark(c))
+        if settings.lower:
+            # Character by character: the library knows no final sigma.
+            text = text.lower() if text.isascii() else "".join(c.lower() for c in text)
+        found: list[str] = []
+        for word in text.split():
+            if word.isalnum():
+                found.append(word)
+                continue
+            start = 0
+            for i, character in enumerate(word):
+                if is_sign(character):
+                    found += [word[start:i], character] if start < i else [character]
+                    start = i + 1
+            if start < len(word):
+                found.append(word[start:])
+        return found
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of `text`, without [CLS] and [SEP]; special tokens in it are plain text."""
+        ids: list[int] = []
+        for word in self.words(text):
+            known = self._words.get(word)
+            if known is None:
+                known = self._split(word)
+                if len(self._words) >= CACHED_WORDS:
+                    self._words.clear()
+                self._words[word] = known
+            ids += known
+        return ids
+
+    def _split(self, word: str) -> list[int]:
+        """The longest piece at the front, then the longest that goes on, until the end."""
+        if len(word) > self.settings.longest_word:
+            return [self.unk]
+        ids, start = [], 0
+        while start < len(word):
+            prefix = self.settings.prefix if start else ""
+            for stop in range(len(word), start, -1):
+                piece = self._pieces.get(prefix + word[start:stop])
+                if piece is not None:
+                    break
+            else:
+                return [self.unk]
+            ids.append(piece)
+            start = stop
+        return ids
+
+    def wrap(
+        self, ids: Sequence[int], other: Sequence[int] | None = None
+    ) -> tuple[list[int], list[int]]:
+        """(ids, token types) as the model was trained: [CLS] A [SEP], or [CLS] A [SEP] B [SEP]."""
+        first = [self.cls, *ids, self.sep]
+        second = [] if other is None else [*other, self.sep]
+        return first + second, [0] * len(first) + [1] * len(second)
+
+    def decode(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
+        """Pieces joined to words, signs to the words before them."""
+        parts: list[str] = []
+        for i in ids:
+            if not 0 <= i < self.vocab_size:
+                raise EncodeError(f"found token id {i}, allowed 0 to {self.vocab_size - 1:,}")
+            text = self.tokens[i]
+            if skip_special and text in self.special:
+                continue
+            if parts:
+                inside = text.startswith(self.settings.prefix)
+                text = text.removeprefix(self.settings.prefix) if inside else " " + text
+            if self.settings.clean_up:
+                for apart, joined in CLEAN_UP:
+                    text = text.replace(apart, joined)
+            parts.append(text)
+        return "".join(parts)
+
+    def decode_bytes(self, ids: Iterable[int], *, skip_special: bool = True) -> bytes:
+        return self.decode(ids, skip_special=skip_special).encode()
+
+    def token_bytes(self, i: int) -> bytes:
+        return self.decode_bytes([i], skip_special=False)
+
+    def chat(
+        self, messages: Sequence[Mapping[str, str]], reply: bool = False
+    ) -> tuple[list[int], list[int]]:
+        return chat.render(self, messages, reply=reply)
+
+    def files(self) -> dict[str, bytes]:
+        """tokenizer.json, tokenizer_config.json and vocab.txt, the same bytes every time."""
+        return to_files(self)
+
+
+def is_sign(character: str) -> bool:
+    """Punctuation, and every ASCII sign that is no letter, digit or blank."""
+    if character.isascii():
+        return not character.isalnum() and character > " " and character != "\x7f"
+    return SIGNS.get(character, unicodedata.category(character)[0] == "P")
+
+
+def is_mark(character: str) -> bool:
+    """A combining mark, such as an accent."""
+    return MARKS.get(character, unicodedata.category(character) == "Mn")
+
+
+def is_hidden(character: str) -> bool:
+    """A control or format character, or one of private use."""
+    return HIDDEN.get(character, unicodedata.category(character) in ("Cc", "Cf", "Co", "Cs"))
+
+
+def _checked(tokens: Sequence[str], path: str) -> dict[str, int]:
+    """token -> id, when every token is text of a sane size, and there once."""
+    if not 1 <= len(tokens) <= MOST_TOKENS:
+        raise FormatError(
+            path, "vocab", f"{len(tokens):,} tokens", f"1 to {MOST_TOKENS:,}", "limit"
+        )
+    ids: dict[str, int] = {}
+    for i, text in enumerate(tokens):
+        if not text or len(text) > LONGEST_TOKEN:
+            found = f"{len(text):,} characters"
+            raise FormatError(path, f"vocab[{i}]", found, f"1 to {LONGEST_TOKEN:,}", "limit")
+        if ids.setdefault(text, i) != i:
+            found = f"{text!r} again, after {ids[text]}"
+            raise FormatError(path, f"vocab[{i}]", found, "each token once", "dup-key")
+    return ids
+
+
+def roles_of(tokens: Sequence[str], config: Mapping[str, Any], path: str) -> dict[str, int]:
+    """The ids of [UNK], [CLS], [SEP], [PAD] and [MASK], or of what the configuration names."""
+    ids = {text: i for i, text in enumerate(tokens)}
+    roles = {}
+    for role in SPECIAL:
+        named = config.get(f"{role}_token") or f"[{role.upper()}]"
+        text = named.get("content") if isinstance(named, dict) else named
+        if isinstance(text, str) and text in ids:
+            roles[role] = ids[text]
+        elif role != "mask":
+            allowed = "a token of the vocabulary"
+            raise FormatError(path, f"{role}_token", text, allowed, "missing-field")
+    return roles
+
+
+def _check_added(rows: object, ids: Mapping[str, Any], path: str) -> None:
+    """Added tokens may only name special ones that the vocabulary has."""
+    if type(rows) is not list:
+        raise FormatError(path, "added_tokens", rows, "a list", "bad-type")
+    for n, row in enumerate(rows):
+        where = f"added_tokens[{n}]"
+        if type(row) is not dict or type(row.get("content")) is not str:
+            raise FormatError(path, where, row, "an object with a content", "bad-type")
+        if row.get("special") is not True or ids.get(row["content"]) != row.get("id"):
+            allowed = "a special token with its id in model.vocab"
+            raise FormatError(path, where, row, allowed, "unknown-field")
+
+
+def _check_wrapping(value: Any, path: str) -> None:
+    """[CLS] A [SEP] is the one wrapping that minift writes around a text."""
+    if value is None:
+        return
+    known = {"TemplateProcessing": 0, "BertProcessing": 1}
+    kind = one_of(
+        value.get("type") if type(value) is dict else value, known, path, "post_processor"
+    )
+    if kind == 1:
+        return
+    match value.get("single"):
+        case [{"SpecialToken": {}}, {"Sequence": {"id": "A"}}, {"SpecialToken": {}}]:
+            return
+    where = "post_processor.single"
+    raise FormatError(path, where, value.get("single"), "[CLS] A [SEP]", "unknown-field")
+
+
+def to_files(tokenizer: WordPiece) -> dict[str, bytes]:
+    settings, tokens = tokenizer.settings, tokenizer.tokens
+    names = {role: tokens[getattr(tokenizer, role)] for role in SPECIAL if role != "mask"}
+    if tokenizer.mask is not None:
+        names["mask"] = tokens[tokenizer.mask]
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+
+    def special(role: str, kind: int) -> dict[str, Any]:
+        return {"SpecialToken": {"id": names[role], "type_id": kind}}
+
+    def text(which: str, kind: int) -> dict[str, Any]:
+        return {"Sequence": {"id": which, "type_id": kind}}
+
+    single = [special("cls", 0), text("A", 0), special("sep", 0)]
+    ids = {names[role]: getattr(tokenizer, role) for role in ("cls", "sep")}
+    data = {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [
+            {"id": i, "content": name, **flags, "special": True}
+            for name, i in tokenizer.special.items()
+        ],
+        "normalizer": {
+            "type": "BertNormalizer",
+            "clean_text": settings.clean,
+            "handle_chinese_chars": settings.cjk,
+            "strip_accents": settings.accents_off,
+            "lowercase": settings.lower,
+        },
+        "pre_tokenizer": {"type": "BertPreTokenizer"},
+        "post_processor": {
+            "type": "TemplateProcessing",
+            "single": single,
+            "pair": [*single, text("B", 1), special("sep", 1)],
+            "special_tokens": {
+                name: {"id": name, "ids": [i], "tokens": [name]} for name, i in ids.items()
+            },
+        },
+        "decoder": {"type": "WordPiece", "prefix": settings.prefix, "cleanup": settings.clean_up},
+        "model": {
+            "type": "WordPiece",
+            "unk_token": names["unk"],
+            "continuing_subword_prefix": settings.prefix,
+            "max_input_chars_per_word": settings.longest_word,
+            "vocab": {token: i for i, token in enumerate(tokens)},
+        },
+    }
+    config = {
+        "tokenizer_class": "BertTokenizer",
+        "do_lower_case": settings.lower,
+        "strip_accents": settings.accents_off,
+        "tokenize_chinese_chars": settings.cjk,
+        **{f"{role}_token": name for role, name in names.items()},
+    }
+    return {
+        "tokenizer.json": (json.dumps(data, ensure_ascii=False) + "\n").encode(),
+        "tokenizer_config.json": (json.dumps(config, ensure_ascii=False, indent=2) + "\n").encode(),
+        "vocab.txt": ("\n".join(tokens) + "\n").encode(),
+    }

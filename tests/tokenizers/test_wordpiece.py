@@ -1,0 +1,132 @@
+"""WordPiece against the tokenizers library's own ids (tests/golden/make_wordpiece.py)."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+
+import pytest
+
+from minift.checkpoints.open import tokenizer_in
+from minift.errors import EncodeError, FormatError
+from minift.tokenizers.wordpiece import WordPiece
+
+GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "wordpiece.json").read_text())
+SETTINGS = GOLDEN["settings"]
+
+
+def made(n=0):
+    return WordPiece.from_json(copy.deepcopy(SETTINGS[n]["tokenizer"]), {}, "tokenizer.json")
+
+
+@pytest.mark.parametrize("n", range(len(SETTINGS)))
+def test_ids_and_texts_are_the_librarys(n):
+    tokenizer, expected = made(n), SETTINGS[n]
+    for text, ids, decoded in zip(
+        GOLDEN["texts"], expected["ids"], expected["decoded"], strict=True
+    ):
+        assert tokenizer.encode(text) == ids, ascii(text)
+        assert tokenizer.decode(ids, skip_special=False) == decoded, ascii(text)
+
+
+@pytest.mark.parametrize("n", range(len(SETTINGS)))
+def test_pairs_are_wrapped_as_the_library_does(n):
+    tokenizer = made(n)
+    ids, types = tokenizer.wrap(tokenizer.encode("the film"), tokenizer.encode("is good"))
+    assert [ids, types] == SETTINGS[n]["pair"]
+    assert tokenizer.wrap([7])[0] == [tokenizer.cls, 7, tokenizer.sep]
+
+
+def test_the_longest_piece_is_taken_by_hand():
+    vocab = "[PAD]\n[UNK]\n[CLS]\n[SEP]\nun\n##aff\n##able\n##a\n!\n"
+    tokenizer = WordPiece.from_vocab(vocab, {}, "vocab.txt")
+    assert tokenizer.encode("Unaffable!") == [4, 5, 6, 8]
+    assert tokenizer.encode("unx") == [1]  # no piece for x: the whole word is unknown
+    assert tokenizer.decode([4, 5, 6, 8]) == "unaffable!"
+    assert (tokenizer.cls, tokenizer.sep, tokenizer.eos, tokenizer.pad) == (2, 3, 3, 0)
+
+
+def test_the_name_of_a_special_token_is_text():
+    tokenizer = made()
+    assert not set(tokenizer.encode("[CLS][SEP] [MASK]")) & set(tokenizer.special.values())
+
+
+@pytest.mark.parametrize("n", range(len(SETTINGS)))
+def test_what_is_saved_gives_the_same_ids(n, tmp_path):
+    tokenizer = made(n)
+    for name, raw in tokenizer.files().items():
+        (tmp_path / name).write_bytes(raw)
+    again = tokenizer_in(tmp_path)
+    assert isinstance(again, WordPiece)
+    assert again.settings == tokenizer.settings
+    assert [again.encode(t) for t in GOLDEN["texts"]] == SETTINGS[n]["ids"]
+    (tmp_path / "tokenizer.json").unlink()  # a folder of older times
+    alone = tokenizer_in(tmp_path)
+    assert [alone.encode(t) for t in GOLDEN["texts"]] == SETTINGS[n]["ids"]
+
+
+def test_an_id_that_is_not_there_is_refused():
+    with pytest.raises(EncodeError, match="allowed 0 to"):
+        made().decode([10**6])
+
+
+def broken(path, value):
+    data = copy.deepcopy(SETTINGS[0]["tokenizer"])
+    *parents, last = path.split(".")
+    place = data
+    for name in parents:
+        place = place[name]
+    if value is None:
+        del place[last]
+    else:
+        place[last] = value
+    return data
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("model.type", "Unigram"),
+        ("model.vocab", None),
+        ("model.vocab", []),
+        ("model.vocab", {"a": 1}),
+        ("model.vocab", {"[UNK]": 0, "[CLS]": 1, "[SEP]": 2, "[PAD]": 3, "a": 3}),
+        ("model.vocab", {"[UNK]": 0, "[CLS]": 1, "[SEP]": 2, "[PAD]": True}),
+        ("model.vocab", {"[UNK]": 0, "[CLS]": 1, "[SEP]": 2, "[PAD]": -1}),
+        ("model.vocab", {"a": 0}),
+        ("model.vocab", {"": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3, "[PAD]": 4}),
+        ("model.max_input_chars_per_word", "100"),
+        ("model.continuing_subword_prefix", 3),
+        ("model.extra", 1),
+        ("normalizer", None),
+        ("normalizer.type", "NFKC"),
+        ("normalizer.lowercase", 1),
+        ("normalizer.strip_accents", "no"),
+        ("pre_tokenizer.type", "Whitespace"),
+        ("decoder.type", "ByteLevel"),
+        ("decoder.cleanup", None),
+        ("post_processor.type", "RobertaProcessing"),
+        ("post_processor.single", []),
+        ("post_processor", "x"),
+        ("added_tokens", {}),
+        ("added_tokens", [3]),
+        ("added_tokens", [{"id": 2, "content": "[UNK]", "special": True}]),
+        ("added_tokens", [{"id": 5, "content": "the", "special": False}]),
+    ],
+)
+def test_what_is_not_known_is_refused(path, value):
+    with pytest.raises(FormatError):
+        WordPiece.from_json(broken(path, value), {}, "tokenizer.json")
+
+
+@pytest.mark.parametrize("text", ["", "a\na\n", "[UNK]\n[CLS]\n[SEP]\n", "a\n\nb"])
+def test_a_vocabulary_that_cannot_be_is_refused(text):
+    with pytest.raises(FormatError):
+        WordPiece.from_vocab(text, {}, "vocab.txt")
+
+
+def test_bytes_that_are_no_text_are_refused(tmp_path):
+    (tmp_path / "vocab.txt").write_bytes(b"\xff\xfe")
+    with pytest.raises(FormatError, match="UTF-8"):
+        tokenizer_in(tmp_path)
