@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from minift.peft.attach import disabled as disabled
     from minift.peft.attach import merge as merge
     from minift.peft.attach import merge_error as merge_error
+    from minift.peft.export import export as export
     from minift.peft.files import load_adapter as load_adapter
     from minift.peft.files import save_adapter as save_adapter
     from minift.peft.lora import LoRA as LoRA
@@ -46,6 +47,7 @@ PUBLIC = {
     "disabled": "minift.peft.attach",
     "merge": "minift.peft.attach",
     "merge_error": "minift.peft.attach",
+    "export": "minift.peft.export",
     "load_adapter": "minift.peft.files",
     "save_adapter": "minift.peft.files",
     "LoRA": "minift.peft.lora",

@@ -224,7 +224,6 @@ MISTRAL = like_llama(
         fields=other(LLAMA_FIELDS, context=131_072, kv_heads=8),
         parts=(rope(10_000.0), windows(every_layer), LABELS),
     ),
-    gguf_name="",  # such files say llama
 )
 QWEN2 = like_llama(
     "qwen2",
@@ -625,7 +624,8 @@ FAMILIES = {
         *(BERT, ROBERTA_FAMILY, DISTILBERT),
     )
 }
-GGUF_FAMILIES = {family.gguf_name: family for family in FAMILIES.values() if family.gguf_name}
+# Mistral's files say llama, and are read as that: the same mathematics.
+GGUF_FAMILIES = {f.gguf_name: f for f in reversed(FAMILIES.values()) if f.gguf_name}
 
 
 # ---- both directions -----------------------------------------------------------------------------

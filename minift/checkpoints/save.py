@@ -1,4 +1,4 @@
-"""A model and its tokenizer out, as the Hugging Face folder that other programs load."""
+"""A model and its tokenizer out, as the folder or the GGUF file that other programs load."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
-from minift.checkpoints import safetensors
+from minift.checkpoints import gguf_model, safetensors
 from minift.checkpoints.families import FAMILIES, config_to_json
 from minift.checkpoints.mapping import HOW, pairs
 from minift.errors import ConfigError
@@ -27,15 +27,21 @@ def save(
     *,
     overwrite: bool = False,
 ) -> None:
-    """Write config.json, model.safetensors and the tokenizer's files, whole or not at all.
+    """Write a Hugging Face folder, or a GGUF file where `path` ends so; whole or not at all.
 
-    Raises ConfigError where something is attached to the model (merge first, or save the adapter)
-    and where `path` exists; StorageError where the disk refuses.
+    The folder holds config.json, model.safetensors and the tokenizer's files; the file is F32, or
+    BF16 where the model is (`export` has the other kinds). Raises ConfigError where something is
+    attached to the model (merge first, or save the adapter) and where `path` exists; StorageError
+    where the disk refuses.
     """
     if is_changed(model):
         raise ConfigError(
             "save: the model has an adapter attached; merge it first, or save_adapter"
         )
+    if os.fspath(path).endswith(".gguf"):
+        kind = "BF16" if model.embed.weight.dtype == torch.bfloat16 else "F32"
+        gguf_model.write(model, tokenizer, path, kind, overwrite=overwrite)
+        return
     generation = {"eos_token_id": tokenizer.eos}
     for name, value in (("bos_token_id", tokenizer.bos), ("pad_token_id", tokenizer.pad)):
         if value is not None:

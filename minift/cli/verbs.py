@@ -157,4 +157,17 @@ VERBS = {
         (MODEL, OUT, DTYPE, OVERWRITE),
         positional="adapter",
     ),
+    "export": Verb(
+        "export",
+        "write a model or an adapter for other programs, read it back, compare",
+        "minift export runs/a --to gguf --dtype Q8_0 --out model.gguf",
+        (
+            Flag("to", str, "gguf", "hf: a folder, gguf: a file, gguf-lora: the adapter alone"),
+            Flag("dtype", str, None, "F32, F16, BF16, Q8_0, Q4_0, Q4_1; default F16 for gguf, F32"),
+            Flag("out", str, None, "the file or folder to write"),
+            Flag("model", str, None, "the base, in place of the one that the adapter names"),
+            OVERWRITE,
+        ),
+        positional="model_or_run",
+    ),
 }

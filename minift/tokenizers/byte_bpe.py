@@ -111,6 +111,10 @@ class ByteBPE:
         """tokenizer.json and tokenizer_config.json, the same bytes every time."""
         return tokenizer_json.to_files(self.vocab, chat.jinja(self))
 
+    def gguf(self, size: int) -> dict[str, Any]:
+        """The metadata of a GGUF file whose embedding has `size` rows."""
+        return vocabulary.to_gguf(self.vocab, chat.jinja(self), size)
+
     def encode(self, text: str) -> list[int]:
         """The ids of `text`: no BOS, no EOS, and special tokens in it are plain text."""
         if self._find is None:

@@ -1,4 +1,4 @@
-"""What the file of a byte-level BPE says; here from GGUF metadata, or from tokenizer_json.py.
+"""What the file of a byte-level BPE says; here GGUF metadata both ways, or tokenizer_json.py.
 
 A file can ask for much that minift does not do (other models, normalizers, patterns). Everything
 is compared with what is known here, and what is not is a FormatError, never ignored.
@@ -10,12 +10,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from minift.errors import FormatError
+from minift.errors import ConfigError, FormatError
 
 MOST_TOKENS = 4_000_000
 LONGEST_TOKEN = 65_536  # bytes
 
-# tokenizer.ggml.pre -> our pattern.
+# tokenizer.ggml.pre -> our pattern; the first of a pattern is the one that is written.
 GGUF_PATTERNS = {
     "gpt-2": "gpt2",
     "gpt2": "gpt2",
@@ -108,14 +108,48 @@ def from_gguf(metadata: Mapping[str, Any], path: str) -> Vocabulary:
         pad=take("padding_token_id", int, none=True),
         unk=take("unknown_token_id", int, none=True),
         add_bos=bool(take("add_bos_token", bool, none=True)),
-        # The format has no field for these two: they belong to the families of these patterns.
-        nfc=pattern == "qwen2",
-        ignore_merges=pattern == "llama3",
+        **_unsaid(pattern),
         template=field_of(metadata, "tokenizer.chat_template", str, path, none=True),
         places={"tokens": at + "tokens", "merges": at + "merges"}
         | {"eos": at + "eos_token_id", "bos": at + "bos_token_id"}
         | {"pad": at + "padding_token_id", "unk": at + "unknown_token_id"},
     )
+
+
+def _unsaid(pattern: str) -> dict[str, bool]:
+    """What GGUF has no field for: it belongs to the families of these patterns."""
+    return {"nfc": pattern == "qwen2", "ignore_merges": pattern == "llama3"}
+
+
+def to_gguf(v: Vocabulary, template: str | None, size: int) -> dict[str, Any]:
+    """The metadata that `from_gguf` and llama.cpp read, `size` tokens: as many as embedding rows.
+
+    Rows without a token get one that no text has, [PAD0] and so on, as other converters name them.
+    """
+    at = "tokenizer.ggml."
+    for key, usual in _unsaid(v.pattern).items():
+        if getattr(v, key) != usual:
+            raise ConfigError(
+                f"gguf: a {v.pattern} tokenizer with {key} {getattr(v, key)} has no place there"
+            )
+    types = [NORMAL] * len(v.tokens)
+    for i, token in v.added.items():
+        types[i] = CONTROL if token.special else USER_DEFINED
+    spare = range(size - len(v.tokens))
+    data = {
+        at + "model": "gpt2",
+        at + "pre": next(pre for pre, pattern in GGUF_PATTERNS.items() if pattern == v.pattern),
+        at + "tokens": v.tokens + [f"[PAD{i}]" for i in spare],
+        at + "token_type": types + [UNUSED for _ in spare],
+        at + "merges": [" ".join(merge) for merge in v.merges],
+        at + "eos_token_id": v.eos,
+        at + "bos_token_id": v.bos,
+        at + "padding_token_id": v.pad,
+        at + "unknown_token_id": v.unk,
+        at + "add_bos_token": v.add_bos,
+        "tokenizer.chat_template": template,
+    }
+    return {key: value for key, value in data.items() if value is not None}
 
 
 def merge_parts(merge: object, path: str, where: str) -> tuple[str, str]:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from minift.checkpoints import gguf
 from minift.checkpoints.open import load, model_in
 from minift.checkpoints.save import save
 from minift.errors import ConfigError
+from minift.model.transformer import Transformer
 from minift.peft.lora import LoRA
 from minift.peft.methods import attach
 
@@ -69,3 +72,19 @@ def test_the_real_checkpoint_survives(asset, tmp_path):
     text = "Naïve café, 12,345 🙂 <|im_end|>"
     assert other.encode(text) == tokenizer.encode(text)
     assert other.eos == load(asset("smollm2-135m-instruct"))[1].eos
+
+
+@pytest.mark.parametrize(("dtype", "kind"), [(torch.float32, "F32"), (torch.bfloat16, "BF16")])
+def test_a_path_that_ends_in_gguf_makes_such_a_file(dtype, kind, tokenizer, tmp_path):
+    config = model_in(GOLDEN / "llama_gqa", torch.float32).config
+    model = Transformer(replace(config, vocab=tokenizer.vocab_size)).to(dtype)
+    save(model, tokenizer, tmp_path / "x.gguf")
+    kinds = {e.kind for e in gguf.read(tmp_path / "x.gguf").tensors.values()}
+    assert kinds == {kind, "F32"}
+    again, _ = load(tmp_path / "x.gguf", dtype=dtype)
+    for one, two in zip(model.parameters(), again.parameters(), strict=True):
+        assert torch.equal(one, two)
+    with pytest.raises(ConfigError, match="exists"):
+        save(model, tokenizer, tmp_path / "x.gguf")
+    with pytest.raises(ConfigError, match="merge it first"):
+        save(attach(model, LoRA(rank=2)), tokenizer, tmp_path / "y.gguf")

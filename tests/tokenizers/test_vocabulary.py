@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from minift.errors import FormatError
+from minift.errors import ConfigError, FormatError
 from minift.tokenizers.byte_bpe import ALPHABET, ByteBPE
-from minift.tokenizers.vocabulary import Added, from_gguf
+from minift.tokenizers.vocabulary import Added, from_gguf, to_gguf
 
 
 def metadata(words: str = "", merges: str = "", **more: Any) -> dict[str, Any]:
@@ -92,3 +93,31 @@ def test_what_metadata_says() -> None:
     assert vocab.added == {0: Added("<eos>"), 258: Added("<x>", special=False)}
     assert vocab.merges == [("l", "o")]
     assert vocab.template == "{{ messages }}"
+
+
+def test_metadata_written_is_what_was_read() -> None:
+    data = metadata("lo <x>", "l o", bos_token_id=0, add_bos_token=True, padding_token_id=3)
+    data["tokenizer.ggml.pre"] = "llama-bpe"
+    data["tokenizer.ggml.token_type"][-1] = 4
+    data["tokenizer.chat_template"] = "{{ messages }}"
+    assert to_gguf(from_gguf(data, "x.gguf"), "{{ messages }}", 259) == data
+
+
+def test_rows_without_a_token_get_one_that_no_text_has() -> None:
+    vocab = from_gguf(metadata("lo", "l o"), "x.gguf")
+    data = to_gguf(vocab, None, 260)
+    assert data["tokenizer.ggml.tokens"][256:] == [*vocab.tokens[256:], "[PAD0]", "[PAD1]"]
+    assert data["tokenizer.ggml.token_type"][256:] == [1, 1, 5, 5]
+    padded = ByteBPE.from_gguf(data, "x.gguf")
+    assert padded.encode("[PAD0] lo") == ByteBPE(vocab, "x.gguf").encode("[PAD0] lo")
+
+
+@pytest.mark.parametrize("pattern", ["gpt2", "smollm", "llama3", "qwen2"])
+def test_every_pattern_has_a_name_in_gguf(pattern: str) -> None:
+    vocab = from_gguf(metadata(), "x.gguf")
+    vocab = replace(
+        vocab, pattern=pattern, nfc=pattern == "qwen2", ignore_merges=pattern == "llama3"
+    )
+    assert from_gguf(to_gguf(vocab, None, 257), "x.gguf").pattern == pattern
+    with pytest.raises(ConfigError, match=f"a {pattern} tokenizer with nfc"):
+        to_gguf(replace(vocab, nfc=not vocab.nfc), None, 257)

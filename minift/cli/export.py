@@ -1,0 +1,41 @@
+"""`minift export`: a model or an adapter, in the format of another program."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from minift.cli.options import Parsed
+from minift.cli.screen import Screen, megabytes
+from minift.errors import ConfigError
+
+
+def export(parsed: Parsed, screen: Screen) -> int:
+    from minift.checkpoints.open import load
+    from minift.peft.export import export as write
+    from minift.peft.files import CONFIG, adapter_folder, load_adapter, read_config
+
+    place, out, to = Path(parsed.words[0]), parsed.need("out"), parsed.flag("to")
+    if Path(out).exists() and not parsed.flag("overwrite"):
+        raise ConfigError(f"out: {out} exists; choose another, or --overwrite")
+    if any((folder / CONFIG).exists() for folder in (place, place / "adapter")):
+        folder = adapter_folder(place)
+        name = parsed.flag("model") or read_config(folder)[2]
+        if not name:
+            raise ConfigError(f"{folder} does not say which model it was trained on: add --model")
+        model, tokenizer = load(name)
+        load_adapter(model, folder)
+    else:
+        if to == "gguf-lora":
+            raise ConfigError(f"--to gguf-lora needs an adapter or a run, and {place} is neither")
+        model, tokenizer = load(parsed.words[0])
+    done = write(
+        model, tokenizer, out, to=to, dtype=parsed.flag("dtype"), overwrite=parsed.flag("overwrite")
+    )
+    text = (
+        f"exported     {done.path} · {done.kind}, {megabytes(done.bytes)} · read back: logits "
+        f"within {done.logit:.1e}, mean KL {done.kl:.1e} nats on {done.tokens} tokens, "
+        f"greedy text the same for {done.same} of {done.texts}"
+    )
+    data = {"out": str(done.path), "kind": done.kind, "bytes": done.bytes, "kl": done.kl}
+    screen.result(text, data | {"logit_difference": done.logit, "same_texts": done.same})
+    return 0

@@ -1,0 +1,180 @@
+"""Models as GGUF files: the words and the order of the format, and nothing lost on the way."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from minift.checkpoints import gguf
+from minift.checkpoints.gguf_model import check, facts, linears, weights, write
+from minift.checkpoints.open import load, model_in
+from minift.errors import ConfigError
+from minift.model.config import ModelConfig
+from minift.model.transformer import Transformer
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+
+
+def small(tokenizer, *, dim=64, spare=0, tied=False) -> Transformer:
+    """A random Llama of two layers, with `spare` embedding rows that no token has."""
+    config = ModelConfig(
+        family="llama", vocab=tokenizer.vocab_size + spare, dim=dim, layers=2, heads=4, kv_heads=2,
+        head_dim=8, ff=96, context=128, tied=tied,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = Transformer(config, "models/small")
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(1.0 if parameter.dim() == 1 else 0.0, 0.1)
+    return model
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_float32_comes_back_bit_for_bit(tiny_tokenizer, tied, tmp_path):
+    model = small(tiny_tokenizer, tied=tied, spare=4)
+    write(model, tiny_tokenizer, tmp_path / "a.gguf", "F32")
+    again, tokenizer = load(tmp_path / "a.gguf")
+    stored = float(np.float32(model.config.norm_eps))  # the format has no wider number for it
+    assert again.config == replace(model.config, norm_eps=stored)
+    for one, two in zip(model.parameters(), again.parameters(), strict=True):
+        assert torch.equal(one, two)
+    text = "Naïve café, 12,345 🙂 <|im_end|>"
+    assert tokenizer.encode(text) == tiny_tokenizer.encode(text)
+    assert (tokenizer.eos, tokenizer.bos) == (tiny_tokenizer.eos, tiny_tokenizer.bos)
+    assert tokenizer.special == tiny_tokenizer.special
+
+
+@pytest.mark.parametrize(("kind", "matrix", "embedding"), [
+    ("F32", "F32", "F32"),
+    ("F16", "F16", "F16"),
+    ("BF16", "BF16", "BF16"),
+    ("Q8_0", "Q8_0", "Q8_0"),
+    ("Q4_0", "Q4_0", "Q8_0"),
+    ("Q4_1", "Q4_1", "Q8_0"),
+])  # fmt: skip
+def test_kinds(tiny_tokenizer, kind, matrix, embedding, tmp_path):
+    write(small(tiny_tokenizer), tiny_tokenizer, tmp_path / "a.gguf", kind)
+    file = gguf.read(tmp_path / "a.gguf")
+    for name, entry in file.tensors.items():
+        wanted = embedding if name in ("token_embd.weight", "output.weight") else matrix
+        assert entry.kind == ("F32" if "norm" in name else wanted)
+    numbers = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "BF16": 32}
+    assert file.metadata["general.file_type"] == numbers[kind]
+    assert load(tmp_path / "a.gguf")[0].config.vocab == tiny_tokenizer.vocab_size
+
+
+def test_rows_that_do_not_fill_blocks_are_float16(tiny_tokenizer, tmp_path):
+    write(small(tiny_tokenizer, dim=24), tiny_tokenizer, tmp_path / "a.gguf", "Q4_0")
+    kinds = {name: entry.kind for name, entry in gguf.read(tmp_path / "a.gguf").tensors.items()}
+    assert kinds["blk.0.attn_q.weight"] == kinds["token_embd.weight"] == "F16"
+    assert kinds["blk.0.ffn_down.weight"] == "Q4_0"  # rows of 96
+
+
+def test_what_the_file_says(tiny_tokenizer, tmp_path):
+    write(small(tiny_tokenizer, spare=1), tiny_tokenizer, tmp_path / "a.gguf", "F16")
+    found = gguf.read(tmp_path / "a.gguf").metadata
+    plain = {k: v for k, v in found.items() if not k.startswith("tokenizer.")}
+    assert plain == {
+        "general.type": "model",
+        "general.name": "small",
+        "general.architecture": "llama",
+        "llama.vocab_size": 701,
+        "llama.embedding_length": 64,
+        "llama.block_count": 2,
+        "llama.attention.head_count": 4,
+        "llama.attention.head_count_kv": 2,
+        "llama.attention.key_length": 8,
+        "llama.attention.value_length": 8,
+        "llama.feed_forward_length": 96,
+        "llama.context_length": 128,
+        "llama.attention.layer_norm_rms_epsilon": pytest.approx(1e-5),
+        "llama.rope.freq_base": 10_000.0,
+        "llama.rope.dimension_count": 8,
+        "general.file_type": 1,
+        "general.quantization_version": 2,
+    }
+    assert len(found["tokenizer.ggml.tokens"]) == 701
+    assert found["tokenizer.ggml.model"] == "gpt2"
+
+
+def test_rows_of_q_and_k_by_hand(tiny_tokenizer):
+    """Heads of 8: channel pairs (0, 4), (1, 5) ... stand side by side in the file."""
+    model = small(tiny_tokenizer)
+    order = [0, 4, 1, 5, 2, 6, 3, 7]
+    rows = [8 * head + channel for head in range(4) for channel in order]
+    tensors = weights(model)
+    assert torch.equal(tensors["blk.1.attn_q.weight"], model.blocks[1].attn.qkv.q.weight[rows])
+    assert torch.equal(tensors["blk.1.attn_k.weight"], model.blocks[1].attn.qkv.k.weight[rows[:16]])
+    assert torch.equal(tensors["blk.1.attn_v.weight"], model.blocks[1].attn.qkv.v.weight)
+    place = linears(model.config)["blocks.1.attn.qkv.k"]
+    assert place.name == "blk.1.attn_k.weight"
+    column = torch.arange(16)[:, None]
+    assert place.to_file(column)[:, 0].tolist() == rows[:16]
+    assert torch.equal(place.from_file(place.to_file(column)), column)
+
+
+def test_the_same_model_gives_the_same_bytes(tiny_tokenizer, tmp_path):
+    for name in ("a", "b"):
+        write(small(tiny_tokenizer), tiny_tokenizer, tmp_path / name, "Q4_1")
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_what_stands_there_is_kept_unless_told(tiny_tokenizer, tmp_path):
+    path = tmp_path / "a.gguf"
+    path.write_text("mine")
+    with pytest.raises(ConfigError, match="exists; choose another"):
+        write(small(tiny_tokenizer), tiny_tokenizer, path, "F32")
+    assert path.read_text() == "mine"
+    write(small(tiny_tokenizer), tiny_tokenizer, path, "F32", overwrite=True)
+    assert path.read_bytes()[:4] == b"GGUF"
+
+
+@pytest.mark.parametrize(
+    ("name", "match"),
+    [
+        ("families/bert", "language models of some families"),
+        ("families/gpt2_labels", "language models of some families"),
+        ("families/gemma2_odd", "attention scale"),
+        ("families/mistral", "cannot say the window, local"),
+        ("families/gpt_neox_serial", "has no blocks"),
+        ("families/llama_dynamic", "dynamic"),
+    ],
+)
+def test_what_the_format_cannot_say_is_refused(name, match):
+    model = model_in(GOLDEN / name, torch.float32)
+    with pytest.raises(ConfigError, match=match):
+        check(model.config, facts(model.config), weights(model))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("llama_biased", "families/llama_yarn", "families/mistral_odd", "families/qwen2"),
+        *("families/qwen3", "families/gemma", "families/gpt2", "families/gpt_neox"),
+    ],
+)
+def test_other_families_can_be_said(name):
+    model = model_in(GOLDEN / name, torch.float32)
+    check(model.config, facts(model.config), weights(model))
+
+
+def test_an_unknown_kind_is_refused(tiny_tokenizer, tmp_path):
+    with pytest.raises(ConfigError, match=r'dtype: found "Q6_K"'):
+        write(small(tiny_tokenizer), tiny_tokenizer, tmp_path / "a.gguf", "Q6_K")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.assets
+def test_the_real_checkpoint_survives_its_own_kind(asset, tmp_path):
+    """SmolLM2 came as Q4_1 with a Q8_0 embedding: written so again, no weight changes."""
+    model, tokenizer = load(asset("smollm2-135m-instruct"))
+    write(model, tokenizer, tmp_path / "a.gguf", "Q4_1")
+    again, other = load(tmp_path / "a.gguf")
+    for one, two in zip(model.parameters(), again.parameters(), strict=True):
+        assert torch.equal(one, two)
+    assert other.vocab == tokenizer.vocab
+    assert again.config == model.config

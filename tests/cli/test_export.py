@@ -1,0 +1,57 @@
+"""`minift export`: one line that says what was written and what it cost."""
+
+from __future__ import annotations
+
+import json
+
+import torch
+
+from minift.checkpoints import gguf
+from minift.checkpoints.open import load
+from minift.peft.attach import merge
+from minift.peft.files import load_adapter
+
+
+def test_a_model_as_gguf(cli, tiny_model, tmp_path):
+    out = tmp_path / "x.gguf"
+    code, text, _ = cli("export", tiny_model, "--dtype", "F32", "--out", out)
+    assert code == 0
+    assert text.count("\n") == 1
+    assert text.startswith(f"exported     {out} · F32, ")
+    assert "logits within 0.0e+00, mean KL 0.0e+00" in text
+    assert "greedy text the same for 3 of 3" in text
+    code, _, err = cli("export", tiny_model, "--out", out)
+    assert code == 2
+    assert "exists; choose another, or --overwrite" in err
+    code, text, _ = cli("export", tiny_model, "--out", out, "--overwrite", "--json")
+    assert code == 0
+    assert json.loads(text)["kind"] == "F16"
+
+
+def test_a_run_is_merged_and_its_adapter_can_go_alone(cli, tiny_model, run_folder, tmp_path):
+    assert (
+        cli("export", run_folder, "--to", "gguf", "--dtype", "F32", "--out", tmp_path / "m")[0] == 0
+    )
+    merged = merge(load_adapter(load(tiny_model)[0], run_folder))
+    for one, two in zip(merged.parameters(), load(tmp_path / "m")[0].parameters(), strict=True):
+        assert torch.equal(one, two)
+    out = tmp_path / "lora.gguf"
+    code, text, _ = cli("export", run_folder / "adapter", "--to", "gguf-lora", "--out", out)
+    assert code == 0
+    assert "logits within 0.0e+00" in text
+    assert gguf.read(out).metadata["adapter.type"] == "lora"
+    assert cli("export", run_folder, "--to", "hf", "--out", tmp_path / "folder")[0] == 0
+    assert (tmp_path / "folder/config.json").exists()
+
+
+def test_what_cannot_be_is_one_line(cli, tiny_model, tmp_path):
+    for words, text in (
+        (("export", tiny_model), "--out is missing"),
+        (("export", tiny_model, "--to", "gguf-lora", "--out", tmp_path / "x"), "needs an adapter"),
+        (("export", tiny_model, "--to", "pt", "--out", tmp_path / "x"), 'to: found "pt"'),
+        (("export", tmp_path / "none", "--out", tmp_path / "x"), "no model, file or folder"),
+    ):
+        code, _, err = cli(*words)
+        assert code == 2
+        assert text in err
+        assert err.count("\n") == 1
