@@ -37,6 +37,8 @@ _TMP, _DEAD = ".minift-tmp-", ".minift-dead-"  # fixed length: the target's name
 _PIECE = 8 << 20  # bytes handed to one write call
 _CREATE = os.O_CREAT | os.O_EXCL | os.O_WRONLY
 _SAFE = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+# What a file system that has no links answers; Windows says EINVAL, Python without them nothing.
+_NO_LINKS = (None, errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL)
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
 
 _operations = 0
@@ -111,6 +113,63 @@ def write_folder(
         _sync_folder(folder)
         if outdated is not None:
             _remove(outdated)
+
+
+def extend(path: str | os.PathLike[str], at: int, chunks: Chunks) -> None:
+    """Write `chunks` into `path` from byte `at` on. What has arrived stays when the rest fails.
+
+    For a file that grows over several calls and whose name says so; `settle` gives it its own name.
+    Written by position and never cut: two writers whose locks do not work do no harm with it.
+    """
+    target = _resolve(path)
+    with _reported(target, kept="what has arrived is kept"):
+        _prepare(target)
+        fd = _io(os.open, target, os.O_WRONLY | os.O_CREAT | _SAFE, 0o666)
+        try:
+            os.lseek(fd, at, os.SEEK_SET)
+            _write_all(fd, chunks)
+        finally:
+            os.close(fd)
+
+
+def settle(partial: str | os.PathLike[str], path: str | os.PathLike[str]) -> None:
+    """Make the finished file `partial` last, then give it the name `path` in the same folder."""
+    target = _resolve(path)
+    with _reported(target, kept="what has arrived is kept") as done:
+        fd = os.open(partial, os.O_RDWR | _SAFE)
+        try:
+            _io(os.fsync, fd)
+        finally:
+            os.close(fd)
+        _io(os.replace, partial, target)
+        done()
+        _sync_folder(os.path.dirname(target))
+
+
+def link(path: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
+    """Make `path` a relative link to the file `target`; a link that is there is replaced.
+
+    Where links cannot be made (FAT, Windows without the right), the file itself moves to `path`.
+    """
+    place = os.path.abspath(path)
+    with _reported(place) as done:
+        folder = _prepare(place)
+        text = os.path.relpath(target, folder)
+        if os.path.islink(place):
+            if os.readlink(place) == text:
+                return
+            _io(os.unlink, place)
+        try:
+            _io(os.symlink, text, place)
+        except FileExistsError:
+            if not os.path.isfile(place):
+                raise
+        except (OSError, NotImplementedError) as problem:
+            if getattr(problem, "errno", None) not in _NO_LINKS:
+                raise
+            _io(os.replace, target, place)
+        done()
+        _sync_folder(folder)
 
 
 def append_line(path: str | os.PathLike[str], text: str) -> None:
@@ -224,7 +283,7 @@ def _open_plain(path: str | os.PathLike[str]) -> tuple[int, int]:
 
 
 @contextlib.contextmanager
-def _reported(path: str) -> Iterator[Callable[[], None]]:
+def _reported(path: str, kept: str = "what was there is unchanged") -> Iterator[Callable[[], None]]:
     """Turn an OSError into one StorageError line that says whether the old content still stands."""
     committed = False
 
@@ -240,7 +299,7 @@ def _reported(path: str) -> Iterator[Callable[[], None]]:
         reason = os.strerror(problem.errno) if problem.errno else str(problem)
         text = f"written, but the disk did not confirm it: {reason}"
         if not committed:
-            text = f"cannot write: {reason}; what was there is unchanged"
+            text = f"cannot write: {reason}; {kept}"
         raise StorageError(path, text, problem.errno) from problem
 
 

@@ -18,6 +18,8 @@ from minift.tokenizers.byte_bpe import ByteBPE
 torch.set_num_threads(1)
 torch.use_deterministic_algorithms(True)
 
+CONNECT, LOOK_UP = socket.socket.connect, socket.getaddrinfo
+
 
 @pytest.fixture(autouse=True)
 def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -37,6 +39,23 @@ def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket.socket, "connect", guarded(socket.socket.connect))
     monkeypatch.setattr(socket.socket, "connect_ex", guarded(socket.socket.connect_ex))
     monkeypatch.setattr(socket, "getaddrinfo", no_lookup)
+
+
+@pytest.fixture
+def loopback(_no_network: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For the tests of what speaks HTTP: sockets reach 127.0.0.1, and still nothing else."""
+
+    def connect(self: socket.socket, address: tuple[str, int]) -> None:
+        assert address[0] == "127.0.0.1", f"a test tried to reach the network: {address!r}"
+        CONNECT(self, address)
+
+    def look_up(host: object, *rest: object, **options: object) -> object:
+        if host == "127.0.0.1":
+            return LOOK_UP(host, *rest, **options)
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket.socket, "connect", connect)
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
 
 
 @pytest.fixture(scope="session")

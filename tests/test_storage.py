@@ -17,7 +17,17 @@ import pytest
 
 from minift import storage
 from minift.errors import ConfigError, FormatError, StorageError
-from minift.storage import append_line, free_space, map_file, read_file, write_file, write_folder
+from minift.storage import (
+    append_line,
+    extend,
+    free_space,
+    link,
+    map_file,
+    read_file,
+    settle,
+    write_file,
+    write_folder,
+)
 
 OLD = {"a.bin": b"old a", "b.json": b"{}", "only-old": b"x"}
 NEW = {"a.bin": b"new a, longer", "b.json": b'{"new": 1}', "c": b""}
@@ -123,8 +133,8 @@ def test_modes_follow_the_umask_and_what_was_there(swap: str, tmp_path: Path) ->
 
 
 def test_a_link_keeps_pointing_where_it_pointed(swap: str, tmp_path: Path) -> None:
-    for real, link in (("f", "lf"), ("d", "ld")):
-        (tmp_path / link).symlink_to(tmp_path / "there" / real)
+    for real, name in (("f", "lf"), ("d", "ld")):
+        (tmp_path / name).symlink_to(tmp_path / "there" / real)
     write_file(tmp_path / "lf", b"1")
     write_folder(tmp_path / "ld", OLD)
     write_folder(tmp_path / "ld", NEW, overwrite=True)
@@ -481,6 +491,102 @@ def test_half_a_line_is_taken_back(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_append_to_a_full_disk() -> None:
     with pytest.raises(StorageError, match="/dev/full: cannot write: No space left on device"):
         append_line("/dev/full", "x")
+
+
+# ---- a file that grows over several calls --------------------------------------------------------
+
+
+def test_extend_and_settle(tmp_path: Path) -> None:
+    partial, whole = tmp_path / "new" / "x.incomplete", tmp_path / "new" / "x"
+    extend(partial, 0, b"")
+    assert partial.read_bytes() == b""
+    extend(partial, 0, [b"abc", memoryview(b"def")])
+    extend(partial, 2, b"CD")  # in the middle: the rest stays
+    assert partial.read_bytes() == b"abCDef"
+    extend(partial, 6, chunks())
+    whole.write_bytes(b"old")
+    settle(partial, whole)
+    assert whole.read_bytes() == b"abCDef" + b"".join(chunks())
+    assert os.listdir(tmp_path / "new") == ["x"]
+    assert stat.S_IMODE(whole.stat().st_mode) == 0o666 & ~umask()
+
+
+def test_what_has_arrived_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "x.incomplete"
+
+    def cut() -> Iterator[bytes]:
+        yield b"first"
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        extend(path, 0, cut())
+    assert path.read_bytes() == b"first"
+
+    def full(call: Callable[..., Any], *args: Any) -> Any:
+        if call is os.write:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return call(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "_io", full)
+        with pytest.raises(StorageError, match="No space left on device; what has arrived is kept"):
+            extend(path, 5, b"second")
+    assert path.read_bytes() == b"first"
+    with pytest.raises(StorageError, match="cannot write"):
+        settle(tmp_path / "absent", tmp_path / "x")
+
+
+def test_a_partial_file_is_no_link(tmp_path: Path) -> None:
+    (tmp_path / "target").write_bytes(b"mine")
+    (tmp_path / "x").symlink_to("target")
+    with pytest.raises(StorageError):
+        settle(tmp_path / "x", tmp_path / "y")
+
+
+def test_link(tmp_path: Path) -> None:
+    blob, other = tmp_path / "blobs" / "b", tmp_path / "blobs" / "o"
+    blob.parent.mkdir()
+    blob.write_bytes(b"content")
+    other.write_bytes(b"other")
+    place = tmp_path / "deep" / "er" / "name"
+    link(place, blob)
+    assert os.readlink(place) == os.path.join("..", "..", "blobs", "b")
+    link(place, blob)
+    link(place, other)
+    assert place.read_bytes() == b"other"
+    other.unlink()
+    link(place, blob)  # one that leads nowhere is replaced, too
+    assert place.read_bytes() == b"content"
+    plain = tmp_path / "plain"
+    plain.write_bytes(b"a file of its own")
+    link(plain, blob)  # somebody put the file itself there: as good as a link
+    assert plain.read_bytes() == b"a file of its own"
+
+
+@pytest.mark.parametrize("code", [errno.EPERM, errno.ENOTSUP, errno.EINVAL, errno.EACCES])
+def test_a_file_system_without_links(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    def symlink(*args: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "symlink", symlink)
+    blob, place = tmp_path / "b", tmp_path / "s" / "name"
+    blob.write_bytes(b"content")
+    if code == errno.EACCES:  # links could be made, but not by us
+        with pytest.raises(StorageError, match="Permission denied"):
+            link(place, blob)
+        assert blob.exists()
+        return
+    link(place, blob)
+    assert place.read_bytes() == b"content"
+    assert not blob.exists()
+
+
+def umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def test_free_space(tmp_path: Path) -> None:

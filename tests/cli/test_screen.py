@@ -32,6 +32,14 @@ def test_without_a_terminal_there_is_no_colour_and_a_plain_bar(capsys):
     assert err == "             2/2 steps  left 00:00  loss 1\n"
 
 
+def test_a_bar_of_bytes_counts_in_megabytes(capsys):
+    bar = Screen().bar(93_000_000, "B")
+    bar.told -= 60
+    bar.advance(2_500_000)
+    bar.close()
+    assert capsys.readouterr().err.startswith("             2.5 MB of 93 MB  left ")
+
+
 @pytest.mark.parametrize(("no_color", "expected"), [(None, "\x1b[1mx\x1b[0m"), ("", "x")])
 def test_a_terminal_has_colour_unless_told(monkeypatch, no_color, expected):
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
