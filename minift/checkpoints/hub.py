@@ -24,21 +24,26 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
-import http.client
 import os
 import re
-import ssl
 import time
-import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from http.client import HTTPResponse
 from pathlib import Path
-from typing import Protocol, TypeVar
-from urllib.error import URLError
-from urllib.parse import quote, urljoin, urlsplit
+from typing import Protocol
+from urllib.parse import quote
 
-from minift import __version__
 from minift.checkpoints import strict_json
+from minift.checkpoints.https import (
+    REDIRECTS,
+    Cut,
+    NoConnection,
+    Site,
+    origin_of,
+    patiently,
+    received,
+)
 from minift.errors import ConfigError, FormatError, StorageError, one_line
 from minift.storage import extend, free_space, link, read_file, settle, write_file
 
@@ -59,36 +64,16 @@ WEIGHTS = (
 
 LISTING_LIMIT, INDEX_LIMIT = 8 << 20, 16 << 20
 FACTS_LIMIT, WEIGHTS_LIMIT = 64 << 20, 1 << 40
-TIMEOUT, LISTING_TIMEOUT = 30.0, 120.0  # seconds without a byte; for a whole answer in JSON
-WAITS = (0.5, 1.0, 2.0, 4.0)  # seconds before asking again
-MOVED = 16 << 20  # so many bytes before a cut, and the waits begin anew
-HOPS, CHUNK = 5, 1 << 20
+LISTING_TIMEOUT, CHUNK = 120.0, 1 << 20  # seconds for a whole answer in JSON; bytes
 
 _PART = re.compile(r"[A-Za-z0-9_](?:[\w.-]{0,94}[A-Za-z0-9_])?", re.ASCII)
 _REVISION = re.compile(r"[\w+-][\w.+-]*(?:/[\w+-][\w.+-]*)*", re.ASCII)
 _COMMIT, _SHA256 = re.compile(r"[0-9a-f]{40}"), re.compile(r"[0-9a-f]{64}")
-_LOOPBACK = ("127.0.0.1", "::1", "localhost")
-
-Result = TypeVar("Result")
 
 
 class Bar(Protocol):
     def advance(self, by: int) -> object: ...
     def close(self) -> object: ...
-
-
-class NoConnection(ConfigError):
-    """The hub could not be reached; what is in the cache may still do."""
-
-
-class Cut(Exception):
-    """A connection that failed. `again`: asking once more may help; `moved`: bytes gained by it."""
-
-    moved = 0
-
-    def __init__(self, text: str, *, again: bool = True):
-        super().__init__(text)
-        self.again = again
 
 
 # ---- names and places ----------------------------------------------------------------------------
@@ -111,6 +96,24 @@ def _expanded(path: str) -> Path:
 
 def offline() -> bool:
     return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
+
+
+def site() -> Site:
+    """The hub, and the token for it: HF_ENDPOINT; HF_TOKEN, else the file that a login left."""
+    text = os.environ.get("HF_ENDPOINT") or HUB
+    endpoint = text.rstrip("/")
+    if origin_of(endpoint) is None or "?" in endpoint or "#" in endpoint:
+        allowed = "https://HOST (http:// for this machine only)"
+        raise ConfigError(f'HF_ENDPOINT: found "{one_line(text)}", allowed {allowed}')
+    token = os.environ.get("HF_TOKEN") or os.environ.get("HUGGING_FACE_HUB_TOKEN") or ""
+    if not token:
+        path = _expanded(os.environ.get("HF_TOKEN_PATH") or str(home_dir() / "token"))
+        if path.exists():
+            token = read_file(path, limit_bytes=10_000).decode("ascii", "replace")
+    token = token.strip()
+    if token and not re.fullmatch("[!-~]+", token):
+        raise ConfigError("HF_TOKEN: found spaces or special characters, allowed one token")
+    return Site(endpoint, token or None)
 
 
 @dataclass(frozen=True)
@@ -222,7 +225,7 @@ def download(
             return found
         place = wanted.folder
         raise ConfigError(f"{name} is not whole in the cache ({place}), and HF_HUB_OFFLINE is set")
-    fetch = _Fetch(wanted, Hub.here(), say, bar)
+    fetch = _Fetch(wanted, site(), say, bar)
     try:
         commit, listed = fetch.listing()
     except NoConnection as error:
@@ -256,7 +259,7 @@ class _Fetch:
     def __init__(
         self,
         wanted: Name,
-        hub: Hub,
+        hub: Site,
         say: Callable[[str], object],
         bar: Callable[[int, str], Bar] | None,
     ):
@@ -427,7 +430,7 @@ class _Fetch:
             extend(partial, at, self.counted(answer, file, at, _size(partial), progress))
 
     def counted(
-        self, answer: http.client.HTTPResponse, file: File, at: int, had: int, progress: Bar | None
+        self, answer: HTTPResponse, file: File, at: int, had: int, progress: Bar | None
     ) -> Iterator[bytes]:
         """The rest of a file from `at` on; only bytes beyond the `had` ones are progress."""
         end, begun = at, max(at, had)
@@ -452,7 +455,7 @@ class _Fetch:
         return FormatError(f"{self.hub.endpoint}/{self.wanted.id}", f"{where} of {name}", found,
                            allowed, code)  # fmt: skip
 
-    def refusal(self, answer: http.client.HTTPResponse, file: str | None = None) -> Exception:
+    def refusal(self, answer: HTTPResponse, file: str | None = None) -> Exception:
         """What an answer that is neither 200 nor a redirect means, and what to do about it."""
         wanted, status, code = self.wanted, answer.status, answer.headers.get("X-Error-Code", "")
         page, host = f"{self.hub.endpoint}/{wanted.id}", self.hub.host
@@ -531,151 +534,3 @@ def alone(path: Path, waiting: Callable[[], object]) -> Iterator[None]:
         except OSError:  # a file system without locks
             pass
         yield
-
-
-# ---- the wire ------------------------------------------------------------------------------------
-
-REDIRECTS = (301, 302, 303, 307, 308)
-
-
-@dataclass(frozen=True, repr=False)  # no repr: it would show the token
-class Hub:
-    """Where to ask, and as whom."""
-
-    endpoint: str
-    token: str | None
-
-    @classmethod
-    def here(cls) -> Hub:
-        """From HF_ENDPOINT, HF_TOKEN and HF_TOKEN_PATH."""
-        text = os.environ.get("HF_ENDPOINT") or HUB
-        endpoint = text.rstrip("/")
-        if _origin(endpoint) is None or "?" in endpoint or "#" in endpoint:
-            allowed = "https://HOST (http:// for this machine only)"
-            raise ConfigError(f'HF_ENDPOINT: found "{one_line(text)}", allowed {allowed}')
-        token = os.environ.get("HF_TOKEN") or os.environ.get("HUGGING_FACE_HUB_TOKEN") or ""
-        if not token:
-            path = _expanded(os.environ.get("HF_TOKEN_PATH") or str(home_dir() / "token"))
-            if path.exists():
-                token = read_file(path, limit_bytes=10_000).decode("ascii", "replace")
-        token = token.strip()
-        if token and not re.fullmatch("[!-~]+", token):
-            raise ConfigError("HF_TOKEN: found spaces or special characters, allowed one token")
-        return cls(endpoint, token or None)
-
-    @property
-    def host(self) -> str:
-        return urlsplit(self.endpoint).netloc
-
-    @contextlib.contextmanager
-    def ask(
-        self,
-        method: str,
-        url: str,
-        headers: dict[str, str] | None = None,
-        *,
-        follow_away: bool = True,
-    ) -> Iterator[http.client.HTTPResponse]:
-        """The answer to a request after all redirects, or the one that leads to another host."""
-        for _ in range(HOPS + 1):
-            origin = _origin(url)
-            request = urllib.request.Request(url, method=method, headers=headers or {})
-            request.add_header("User-Agent", f"minift/{__version__}")
-            # TRAP: the token is for the hub. Where the bytes come from is none of its business.
-            if self.token and origin == _origin(self.endpoint):
-                request.add_header("Authorization", f"Bearer {self.token}")
-            host = urlsplit(url).netloc
-            try:
-                answer = _opener(host).open(request, timeout=TIMEOUT)
-            except (OSError, http.client.HTTPException, ValueError) as error:
-                raise _failed(host, error) from error
-            with answer:
-                if answer.status not in REDIRECTS:
-                    yield answer
-                    return
-                place = answer.headers.get("Location", "")
-                try:
-                    target = urljoin(url, place)
-                    target_origin = _origin(target)
-                except ValueError:
-                    target_origin = None
-                if target_origin is None or not place:
-                    allowed = "an https address"
-                    raise FormatError(host, "redirect", place, allowed, "unsafe")
-                if target_origin != origin and not follow_away:
-                    yield answer
-                    return
-            url = target
-        allowed = f"at most {HOPS}"
-        raise FormatError(host, "redirects", "more", allowed, "limit")
-
-
-def _origin(url: str) -> tuple[str, str, int] | None:
-    """Scheme, host and port; None for what is never asked: plain http, but from this machine."""
-    if not url.isascii() or not url.isprintable() or " " in url:
-        return None
-    try:
-        parts = urlsplit(url)
-        port = parts.port or (443 if parts.scheme == "https" else 80)
-    except ValueError:
-        return None
-    host = parts.hostname or ""
-    safe = parts.scheme == "https" or (parts.scheme == "http" and host in _LOOPBACK)
-    return (parts.scheme, host, port) if safe and host and "@" not in parts.netloc else None
-
-
-@functools.cache
-def _opener(host: str) -> urllib.request.OpenerDirector:
-    """http and https through the proxies of the environment; no other scheme, nothing followed.
-
-    An OpenerDirector without its usual handlers gives every answer back as it came.
-    """
-    opener = urllib.request.OpenerDirector()
-    here = urlsplit(f"//{host}").hostname in _LOOPBACK
-    opener.add_handler(urllib.request.ProxyHandler({} if here else None))
-    opener.add_handler(urllib.request.HTTPHandler())
-    opener.add_handler(urllib.request.HTTPSHandler())
-    return opener
-
-
-def _failed(host: str, error: Exception) -> Cut:
-    """A connection that was never there, or was lost, in words."""
-    reason = error.reason if isinstance(error, URLError) else error
-    if isinstance(reason, ssl.SSLCertVerificationError):
-        todo = "behind a proxy that reads along, SSL_CERT_FILE names its certificate"
-        return Cut(f"{host}: {one_line(reason.verify_message)}; {todo}", again=False)
-    text = getattr(reason, "strerror", None) or str(reason) or type(reason).__name__
-    # A cut may heal in a second; a name that is not found and a refused connection rarely do.
-    cut = (TimeoutError, ConnectionResetError, BrokenPipeError, http.client.HTTPException)
-    return Cut(f"no connection to {host}: {one_line(text)}", again=isinstance(reason, cut))
-
-
-def received(answer: http.client.HTTPResponse, count: int) -> Iterator[bytes]:
-    """At most `count` bytes of an answer, as they arrive; fewer where it ends."""
-    moved = 0
-    while moved < count:
-        try:
-            # TRAP: read(n) of a chunked answer whose chunk is "-1" long reads without an end.
-            chunk = answer.read1(min(count - moved, CHUNK))
-        except (OSError, http.client.HTTPException, ValueError) as error:
-            raise Cut(f"the connection was lost: {one_line(str(error))}") from error
-        if not chunk:
-            return
-        moved += len(chunk)
-        yield chunk
-
-
-def patiently(act: Callable[[], Result]) -> Result:
-    """Call until it goes through; NoConnection, one line, when the waits are used up."""
-    waits = iter(WAITS)
-    while True:
-        try:
-            return act()
-        except Cut as cut:
-            if cut.moved >= MOVED:
-                waits = iter(WAITS)
-            wait = next(waits, None) if cut.again else None
-            if wait is None:
-                kept = "; what has arrived is kept, call again to go on" if cut.moved else ""
-                raise NoConnection(f"{cut}{kept}") from cut
-            time.sleep(wait)
