@@ -311,7 +311,7 @@ class _Fetch:
             raise FormatError(url, "siblings", siblings, "a list of files", "bad-type")
         names = set()
         for sibling in siblings:
-            name = sibling.get("rfilename") if isinstance(sibling, dict) else sibling
+            name = sibling.get("rfilename") if isinstance(sibling, dict) else None
             # git has no such paths: an answer with one is no listing, even if we want another file.
             if not isinstance(name, str) or {"", ".", ".."} & set(name.split("/")) or "\0" in name:
                 raise FormatError(url, "rfilename", name, "a relative path", "bad-path")
@@ -387,9 +387,8 @@ class _Fetch:
         with alone(lock, lambda: self.say(f"waiting for another download of {file.name}")):
             if (self.snapshot / file.name).is_file():
                 return
-            if blob.is_file() and blob.stat().st_size != file.size:
-                blob.unlink()  # another program's, cut short
-            if not blob.is_file():
+            # One of another size was cut short by another program; it stays until a better is here.
+            if not blob.is_file() or _size(blob) != file.size:
                 if _size(partial) > file.size:
                     partial.unlink()
                 if not partial.exists():

@@ -712,7 +712,7 @@ HOSTILE = {
     "a path for a sha": listing(sha="../../../../../../../../../../../etc/pa"),
     "a sha in capitals": listing(sha=COMMIT.upper()),
     "no siblings": listing(siblings={}),
-    "siblings of text": listing(siblings=["config.json", 1]),
+    "siblings of text": listing(siblings=list(PLAIN)),
     "a name that is none": listing(siblings=[{"rfilename": None}]),
     "up": listing(siblings=[{"rfilename": "../config.json"}]),
     "absolute": listing(siblings=[{"rfilename": "/etc/passwd"}]),
@@ -804,6 +804,19 @@ def test_hostile_headers(toy: Toy, headers: dict[str, str], where: str, code: st
     assert where in str(caught.value)
     assert caught.value.code == code
     assert len(str(caught.value)) < 400
+
+
+def test_a_lie_about_a_size_costs_no_blob(toy: Toy) -> None:
+    path = download("org/toy")
+    blob = (path / "model.safetensors").resolve()
+    toy.revisions["main"] = OTHER
+    lie = {"ETag": f'"{HASH[WEIGHTS]}"', "X-Linked-Size": "100", "X-Repo-Commit": OTHER}
+    toy.twist("HEAD", "model.safetensors", says(200, lie))
+    toy.twist("GET", "model.safetensors", says(200, {}, b"x" * 100))
+    with pytest.raises(FormatError, match="the file was removed"):
+        download("org/toy")
+    assert blob.read_bytes() == WEIGHTS
+    assert cached("org/toy") == path
 
 
 def test_small_files_have_a_smaller_limit(toy: Toy) -> None:
