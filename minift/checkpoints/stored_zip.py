@@ -197,7 +197,10 @@ def _member(
         return FormatError(path, f"{where} local header", found, allowed, "bad-type")
 
     at = row.header + _LOCAL.size
-    if at > following or data[row.header : row.header + 4] != b"PK\x03\x04":
+    if at > following:
+        found = f"room for {following - row.header:,} bytes"
+        raise FormatError(path, where, found, f"a header of {_LOCAL.size}", "overlap")
+    if data[row.header : row.header + 4] != b"PK\x03\x04":
         raise differs(data[row.header : row.header + 4], "a local header")
     _, _, flags, method, _, _, crc, packed, size, name_length, extra_length = _LOCAL.unpack(
         data[row.header : at]
@@ -208,12 +211,12 @@ def _member(
     if start > following or data[at : at + name_length] != name.encode():
         raise differs(f"name {data[at : min(at + name_length, following)]!r}", repr(name))
     wanted = [number == WIDE32 for number in (size, packed)]
-    later = row.flags & DESCRIPTOR and (crc, packed, size) == (0, 0, 0)
-    wide = _wide(path, where, data[at + name_length : start], 0 if later else sum(wanted))
+    wide = _wide(path, where, data[at + name_length : start], sum(wanted))
     size, packed = (
         wide.pop(0) if widened else number
         for widened, number in zip(wanted, (size, packed), strict=True)
     )
+    later = row.flags & DESCRIPTOR and (crc, packed, size) == (0, 0, 0)
     if not later and (crc, packed, size) != (row.crc, row.size, row.size):
         raise differs(f"{size:,} bytes, CRC {crc:08x}", f"{row.size:,}, {row.crc:08x}")
     stop = start + row.size
