@@ -23,7 +23,7 @@ from types import ModuleType
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 
-from minift.checkpoints import gguf, safetensors, strict_json  # noqa: E402
+from minift.checkpoints import gguf, safetensors, strict_json, torch_zip  # noqa: E402
 from minift.errors import FormatError  # noqa: E402
 
 try:
@@ -92,6 +92,7 @@ def main() -> None:
         "test_strict_json": read_json,
         "test_safetensors": read_safetensors,
         "test_gguf": reader_of(gguf),
+        "test_torch_zip": reader_of(torch_zip),
     }
     for name, read in readers.items():
         make = tests_of(name).mutated
