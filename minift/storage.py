@@ -21,6 +21,7 @@ import os
 import secrets
 import signal
 import stat
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -39,6 +40,10 @@ _CREATE = os.O_CREAT | os.O_EXCL | os.O_WRONLY
 _SAFE = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 # What a file system that has no links answers; Windows says EINVAL, Python without them nothing.
 _NO_LINKS = (None, errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL)
+# TRAP: Linux sets memory aside for a private mapping as if all of it would be written to, and so
+# refuses a file larger than the machine's memory; MAP_NORESERVE (mman.h) says not to.
+_KNOWN = sys.platform == "linux" and os.uname().machine in ("x86_64", "aarch64")
+_UNRESERVED = mmap.MAP_PRIVATE | getattr(mmap, "MAP_NORESERVE", 0x4000) if _KNOWN else 0
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
 
 _operations = 0
@@ -243,6 +248,8 @@ def map_file(path: str | os.PathLike[str]) -> mmap.mmap | bytes:
     """
     fd, size = _open_plain(path)
     try:
+        if _UNRESERVED and size:
+            return mmap.mmap(fd, size, _UNRESERVED, mmap.PROT_READ | mmap.PROT_WRITE)
         return mmap.mmap(fd, size, access=mmap.ACCESS_COPY) if size else b""
     except (OSError, ValueError) as problem:
         raise FormatError(path, "file", problem, "a file that can be mapped", "bad-path") from None

@@ -606,6 +606,17 @@ def test_map_file(tmp_path: Path) -> None:
     assert path.read_bytes() == b"12345"
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="sparse files, and Linux's way to count")
+def test_a_file_larger_than_memory_can_be_mapped(tmp_path: Path) -> None:
+    path = tmp_path / "f"
+    path.touch()
+    os.truncate(path, 1 << 40)
+    data = map_file(path)
+    assert len(data) == 1 << 40
+    data[1 << 39 : (1 << 39) + 1] = b"x"  # type: ignore[index]
+    assert data[1 << 39] == ord("x")
+
+
 def test_read_file(tmp_path: Path) -> None:
     path = tmp_path / "f"
     path.write_bytes(b"12345")

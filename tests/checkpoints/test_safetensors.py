@@ -403,6 +403,32 @@ def test_what_is_no_file(kind: str, tmp_path: Path) -> None:
     assert caught.value.code == "bad-path"
 
 
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is read from /proc")
+def test_opening_ten_gigabytes_takes_no_memory(tmp_path: Path) -> None:
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    count, size = 300, 34 << 20  # 10.7 GB
+    header = {
+        f"blocks.{i}.weight": entry(shape=[size // 8, 2], offsets=[i * size, (i + 1) * size])
+        for i in range(count)
+    }
+    path = tmp_path / "w.safetensors"
+    path.write_bytes(built(header, b""))
+    start = path.stat().st_size
+    os.truncate(path, start + count * size)  # a hole, which the disk does not hold either
+    with open(path, "r+b") as sink:
+        sink.seek(start + 200 * size)
+        sink.write(torch.tensor([1.5, -2.0]).numpy().tobytes())
+    safetensors.read(path)  # what Python keeps for itself it has now
+    before = resident()
+    file = safetensors.read(path)
+    tensors = [file.load(name) for name in file.tensors]
+    assert sum(tensor.numel() for tensor in tensors) == count * size // 4
+    assert tensors[200][0].tolist() == [1.5, -2.0]
+    assert resident() - before < 4 << 20
+
+
 def test_writer_takes_any_strides_and_shared_memory(tmp_path: Path) -> None:
     base = torch.arange(12.0).reshape(3, 4)
     tensors = {
