@@ -24,7 +24,7 @@ import torch
 from certificate import REPOSITORY, write
 
 from minift.checkpoints.download import cached
-from minift.checkpoints.open import model_in
+from minift.checkpoints.open import load_model
 from minift.checkpoints.save import folder_files
 from minift.model.transformer import Transformer
 
@@ -77,7 +77,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         work, jobs, models = Path(name), [], {}
         for key, folder in folders.items():
-            model = models[key] = model_in(folder, torch.float32).eval()
+            model = models[key] = load_model(folder).eval()
             saved = work / key
             saved.mkdir()
             for file, chunks in folder_files(model, {"pad_token_id": 0}).items():

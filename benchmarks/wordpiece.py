@@ -21,7 +21,7 @@ from pathlib import Path
 from certificate import write
 from tokenizing import asset, conversations, reviews
 
-from minift.checkpoints.open import tokenizer_in
+from minift.checkpoints.tokenizers import tokenizer_in
 
 PEER = Path(__file__).with_name("peers") / "wordpiece_parity.py"
 POOLS = (

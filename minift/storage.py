@@ -345,7 +345,8 @@ def _prepare(target: str, *known: bytes) -> str:
         missing.append(folder)
         folder = os.path.dirname(folder)
     for path in reversed(missing):
-        _io(os.mkdir, path)
+        with contextlib.suppress(FileExistsError):  # another writer made it a moment ago
+            _io(os.mkdir, path)
         _sync_folder(os.path.dirname(path))
     folder = os.path.dirname(target)
     _clean(folder)

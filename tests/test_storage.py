@@ -634,3 +634,15 @@ def test_what_cannot_be_read(path: str, tmp_path: Path) -> None:
             read(os.path.join(tmp_path, path))
         assert caught.value.code == "bad-path"
         assert "\n" not in str(caught.value)
+
+
+def test_two_writers_may_make_the_same_folder(tmp_path, monkeypatch):
+    """A folder that appears between the look and the making is no error; a file in its place is."""
+    real = os.mkdir
+    monkeypatch.setattr(os, "mkdir", lambda path, *rest: (real(path, *rest), real(path, *rest)))
+    write_file(tmp_path / "a" / "b" / "file", b"text")
+    assert (tmp_path / "a" / "b" / "file").read_bytes() == b"text"
+    monkeypatch.undo()
+    (tmp_path / "c").write_text("a file")
+    with pytest.raises(StorageError):
+        write_file(tmp_path / "c" / "file", b"text")

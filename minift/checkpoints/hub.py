@@ -34,7 +34,7 @@ from pathlib import Path
 from typing import Protocol
 from urllib.parse import quote
 
-from minift.checkpoints import strict_json
+from minift.checkpoints import strict_json, weight_index
 from minift.checkpoints.https import (
     REDIRECTS,
     Cut,
@@ -44,54 +44,34 @@ from minift.checkpoints.https import (
     patiently,
     received,
 )
+from minift.checkpoints.hub_cache import (
+    CONFIGS,
+    WEIGHTS,
+    Name,
+    cached,
+    commit_of,
+    expanded,
+    home_dir,
+)
 from minift.errors import ConfigError, FormatError, StorageError, one_line
 from minift.storage import extend, free_space, link, read_file, settle, write_file
 
 HUB = "https://huggingface.co"
-CONFIGS = ("config.json", "adapter_config.json")  # a model or an adapter has one of them
 FACTS = (
     *CONFIGS, "generation_config.json", "tokenizer.json", "tokenizer_config.json",
     "tokenizer.model", "vocab.json", "merges.txt", "vocab.txt", "special_tokens_map.json",
     "added_tokens.json", "chat_template.jinja",
 )  # fmt: skip
-# The first that there is. A repository often has the same weights in several formats, or twice in
-# one: only what an index names is fetched, never "all .safetensors".
-INDEX = ".index.json"
-WEIGHTS = (
-    "model.safetensors", "model.safetensors" + INDEX, "adapter_model.safetensors",
-    "pytorch_model.bin", "pytorch_model.bin" + INDEX,
-)  # fmt: skip
-
-LISTING_LIMIT, INDEX_LIMIT = 8 << 20, 16 << 20
+LISTING_LIMIT = 8 << 20
 FACTS_LIMIT, WEIGHTS_LIMIT = 64 << 20, 1 << 40
 LISTING_TIMEOUT, CHUNK = 120.0, 1 << 20  # seconds for a whole answer in JSON; bytes
 
-_PART = re.compile(r"[A-Za-z0-9_](?:[\w.-]{0,94}[A-Za-z0-9_])?", re.ASCII)
-_REVISION = re.compile(r"[\w+-][\w.+-]*(?:/[\w+-][\w.+-]*)*", re.ASCII)
 _COMMIT, _SHA256 = re.compile(r"[0-9a-f]{40}"), re.compile(r"[0-9a-f]{64}")
 
 
 class Bar(Protocol):
     def advance(self, by: int) -> object: ...
     def close(self) -> object: ...
-
-
-# ---- names and places ----------------------------------------------------------------------------
-
-
-def cache_dir() -> Path:
-    """$HF_HUB_CACHE, else $HF_HOME/hub, else huggingface/hub in $XDG_CACHE_HOME or ~/.cache."""
-    own = os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE")
-    return _expanded(own) if own else home_dir() / "hub"
-
-
-def home_dir() -> Path:
-    shared = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return _expanded(os.environ.get("HF_HOME") or os.path.join(shared, "huggingface"))
-
-
-def _expanded(path: str) -> Path:
-    return Path(os.path.expanduser(os.path.expandvars(path))).absolute()
 
 
 def offline() -> bool:
@@ -107,105 +87,13 @@ def site() -> Site:
         raise ConfigError(f'HF_ENDPOINT: found "{one_line(text)}", allowed {allowed}')
     token = os.environ.get("HF_TOKEN") or os.environ.get("HUGGING_FACE_HUB_TOKEN") or ""
     if not token:
-        path = _expanded(os.environ.get("HF_TOKEN_PATH") or str(home_dir() / "token"))
+        path = expanded(os.environ.get("HF_TOKEN_PATH") or str(home_dir() / "token"))
         if path.exists():
             token = read_file(path, limit_bytes=10_000).decode("ascii", "replace")
     token = token.strip()
     if token and not re.fullmatch("[!-~]+", token):
         raise ConfigError("HF_TOKEN: found spaces or special characters, allowed one token")
     return Site(endpoint, token or None)
-
-
-@dataclass(frozen=True)
-class Name:
-    """`org/name[@revision]`, or one file of it: `org/name/file.gguf[@revision]`."""
-
-    org: str
-    name: str
-    revision: str = "main"
-    file: str | None = None
-
-    @property
-    def id(self) -> str:
-        return f"{self.org}/{self.name}"
-
-    @property
-    def folder(self) -> Path:
-        return cache_dir() / f"models--{self.org}--{self.name}"
-
-    @classmethod
-    def parse(cls, text: str) -> Name:
-        path, at, revision = text.partition("@")
-        org, _, rest = path.partition("/")
-        name, _, file = rest.partition("/")
-        plain = all(_PART.fullmatch(p) and "--" not in p and ".." not in p for p in (org, name))
-        if not plain or (file and not (file.endswith(".gguf") and _plain(file))):
-            allowed = "org/name, org/name@revision or org/name/file.gguf"
-            raise ConfigError(f'model: found "{one_line(text)}", allowed {allowed}')
-        if at and (not _REVISION.fullmatch(revision) or ".." in revision or len(revision) > 200):
-            allowed = "a branch, a tag or a commit"
-            raise ConfigError(f'revision: found "{one_line(revision)}", allowed {allowed}')
-        return cls(org, name, revision or "main", file or None)
-
-
-def _plain(path: str) -> bool:
-    """Whether a name from outside stays inside the folder that it is put in, on every system."""
-    parts = path.split("/")
-    fine = all(p not in ("", ".", "..") and p.isprintable() and len(p) <= 200 for p in parts)
-    return fine and not set(path) & set('\\:*?"<>|') and len(path) <= 500
-
-
-def cached(name: str | Name) -> Path | None:
-    """The snapshot folder, or the .gguf file, if all that is needed lies in the cache, else None.
-
-    Another program may have fetched a configuration only: that is not enough.
-    """
-    wanted = Name.parse(name) if isinstance(name, str) else name
-    commit = _commit_of(wanted)
-    snapshot = wanted.folder / "snapshots" / (commit or "none")
-    if wanted.file is not None:
-        path = snapshot / wanted.file
-        return path if path.is_file() else None
-    if not any((snapshot / config).is_file() for config in CONFIGS):
-        return None
-    for weights in WEIGHTS:
-        if (snapshot / weights).is_file():
-            try:
-                names = shards(snapshot / weights) if weights.endswith(INDEX) else []
-            except FormatError:
-                return None
-            return snapshot if all((snapshot / shard).is_file() for shard in names) else None
-    return None
-
-
-def _commit_of(wanted: Name) -> str | None:
-    if _COMMIT.fullmatch(wanted.revision):
-        return wanted.revision
-    try:
-        text = read_file(wanted.folder / "refs" / wanted.revision, limit_bytes=100)
-    except FormatError:
-        return None
-    commit = text.decode("ascii", "replace").strip()
-    return commit if _COMMIT.fullmatch(commit) else None
-
-
-def shards(index: Path) -> list[str]:
-    """The weight files that an index names, each once; `{"weight_map": {tensor: file}}`."""
-    data = read_file(index, limit_bytes=INDEX_LIMIT)
-    value = strict_json.parse(data, index, "JSON", limit_bytes=INDEX_LIMIT)
-    table = value.get("weight_map") if isinstance(value, dict) else None
-    if not isinstance(table, dict) or not table:
-        raise FormatError(index, "weight_map", table, "tensor names to files", "bad-type")
-    ends = index.name.removesuffix(INDEX).rpartition(".")[2]
-    for shard in table.values():
-        if not isinstance(shard, str) or "/" in shard or not _plain(shard):
-            raise FormatError(index, "weight_map", shard, "plain file names", "bad-path")
-        if not shard.endswith("." + ends):
-            raise FormatError(index, "weight_map", shard, f"names in .{ends}", "bad-path")
-    return sorted(set(table.values()))
-
-
-# ---- fetching ------------------------------------------------------------------------------------
 
 
 def download(
@@ -281,15 +169,15 @@ class _Fetch:
                 raise ConfigError(f"{wanted.id} is no model for minift: {needs}; {_ggufs(listed)}")
             self.bring([n for n in FACTS if n in listed], FACTS_LIMIT)
             names = [weights]
-            if weights.endswith(INDEX):
-                self.bring(names, INDEX_LIMIT)
-                names = shards(snapshot / weights)
+            if weights.endswith(weight_index.END):
+                self.bring(names, weight_index.INDEX_LIMIT)
+                names = weight_index.read(snapshot / weights).files
                 if missing := [shard for shard in names if shard not in listed]:
                     found = f"{len(missing)} files that are not there, as {missing[0]}"
                     raise FormatError(wanted.id, weights, found, "files of the model", "bad-path")
             self.bring(names, WEIGHTS_LIMIT, bar=self.bar)
         # Last, so that a branch never points at a snapshot that this call left half done.
-        if self.commit not in (wanted.revision, _commit_of(wanted)):
+        if self.commit not in (wanted.revision, commit_of(wanted)):
             write_file(wanted.folder / "refs" / wanted.revision, self.commit.encode())
         return snapshot / wanted.file if wanted.file else snapshot
 

@@ -6,14 +6,14 @@ import difflib
 import math
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from minift.checkpoints import download, gguf, safetensors, strict_json
+from minift.checkpoints import download, gguf, hub_cache, shards, strict_json
 from minift.checkpoints.families import (
     FAMILIES,
     config_from_gguf,
@@ -21,19 +21,14 @@ from minift.checkpoints.families import (
     prefix_in,
 )
 from minift.checkpoints.mapping import HOW, Layout, Pair, fill, is_passed_over, pairs
+from minift.checkpoints.tokenizers import KINDS, template_name, tokenizer_in, tokenizer_of
 from minift.errors import ConfigError, FormatError
 from minift.model.config import ModelConfig
 from minift.model.transformer import Transformer
-from minift.tokenizers import chat
-from minift.tokenizers.byte_bpe import ByteBPE
 from minift.tokenizers.interface import Tokenizer
-from minift.tokenizers.wordpiece import WordPiece
 
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "float64": torch.float64}
 MODELS = (".gguf", "/model/")  # how the inside of an asset ends that is a model
-KINDS: dict[type, str] = {ByteBPE: "byte-level BPE", WordPiece: "WordPiece"}
-CONFIG_LIMIT = 1 << 20
-TOKENIZER_LIMIT = 64 << 20
 ROPE_FACTORS = "rope_freqs.weight"
 
 
@@ -41,9 +36,15 @@ class Entry(Protocol):
     @property
     def shape(self) -> tuple[int, ...]: ...
 
+    @property
+    def kind(self) -> str: ...
+
 
 class TensorFile(Protocol):
     """What a weight file offers, whatever its format."""
+
+    @property
+    def path(self) -> Path: ...
 
     @property
     def tensors(self) -> Mapping[str, Entry]: ...
@@ -54,34 +55,28 @@ class TensorFile(Protocol):
 def load(
     name: str | os.PathLike[str], *, dtype: str | torch.dtype = "float32", device: str = "cpu"
 ) -> tuple[Transformer, Tokenizer]:
-    """Load `(model, tokenizer)` from a downloaded name, a Hugging Face folder or a `.gguf` file.
+    """Load `(model, tokenizer)`. Nothing is fetched, nothing in the files is executed.
 
+    `name` is a downloaded name, `org/name` of the Hugging Face cache, a Hugging Face folder or its
+    weight file (safetensors, or PyTorch's .bin, each alone or in shards), or a `.gguf` file.
     Raises ConfigError for a name that is not here (with the command to type), FormatError for a
-    file that is not what it should be. Nothing is fetched, nothing in the files is executed.
+    file that is not what it should be.
     """
-    path, wanted = resolve(name), checked_dtype(dtype)
-    if path.is_dir():
-        model, tokenizer = model_in(path, wanted), tokenizer_in(path)
-    else:
-        file = gguf.read(path)
-        model = model_of(file, wanted)
-        tokenizer = ByteBPE.from_gguf(file.metadata, str(path))
-    if tokenizer.vocab_size > model.config.vocab:
-        found, most = f"{tokenizer.vocab_size:,} tokens", f"{model.config.vocab:,}"
+    wanted, found = checked_dtype(dtype), headers(name)
+    tokenizer = found.tokenizer()
+    if tokenizer.vocab_size > found.config.vocab:
+        tokens, most = f"{tokenizer.vocab_size:,} tokens", f"{found.config.vocab:,}"
         allowed = f"at most the embedding's {most}"
-        raise FormatError(path, "tokenizer", found, allowed, "shape-mismatch")
-    model.source = str(name)
-    return model.to(device), tokenizer
+        raise FormatError(found.path, "tokenizer", tokens, allowed, "shape-mismatch")
+    return found.model(wanted).to(device), tokenizer
 
 
 def load_model(
     name: str | os.PathLike[str], *, dtype: str | torch.dtype = "float32"
 ) -> Transformer:
     """The model alone, for what needs no tokenizer. Raises as `load` does."""
-    path, wanted = resolve(name), checked_dtype(dtype)
-    model = model_in(path, wanted) if path.is_dir() else model_of(gguf.read(path), wanted)
-    model.source = str(name)
-    return model
+    wanted = checked_dtype(dtype)
+    return headers(name).model(wanted)
 
 
 def checked_dtype(dtype: str | torch.dtype) -> torch.dtype:
@@ -91,23 +86,66 @@ def checked_dtype(dtype: str | torch.dtype) -> torch.dtype:
     return wanted
 
 
-def model_in(folder: Path, dtype: torch.dtype) -> Transformer:
-    """The model of a Hugging Face folder."""
-    path = folder / "config.json"
-    data = read_json(path)
-    file = safetensors.read(weights_in(folder))
-    config = config_from_json(data, str(path), file.tensors)
-    family = FAMILIES[config.family]
-    prefix = prefix_in(family, file.tensors)
-    return assemble(config, file, family.folder, prefix, str(file.path), dtype)
+@dataclass(frozen=True)
+class Headers:
+    """A checkpoint of which all has been read but the weights, and those are mapped."""
+
+    name: str
+    path: Path  # the file or the folder
+    config: ModelConfig
+    weights: TensorFile
+    layout: Layout
+    prefix: str
+    files: list[Path]  # that hold weights
+    passed_over: list[str] = field(default_factory=list)  # weights in another format beside them
+    metadata: Mapping[str, object] | None = None  # of a GGUF file
+
+    def model(self, dtype: torch.dtype) -> Transformer:
+        place = str(self.weights.path)
+        model = assemble(self.config, self.weights, self.layout, self.prefix, place, dtype)
+        model.source = self.name
+        return model
+
+    def tokenizer(self) -> Tokenizer:
+        if self.metadata is not None:
+            return tokenizer_of(self.metadata, str(self.path))
+        return tokenizer_in(self.path)
 
 
-def model_of(file: gguf.GgufFile, dtype: torch.dtype) -> Transformer:
-    """The model of a GGUF file, dequantised."""
+def headers(name: str | os.PathLike[str]) -> Headers:
+    """Find a checkpoint and read its headers and its configuration."""
+    path = resolve(name)
+    if path.is_dir():
+        ggufs = sorted(path.glob("*.gguf"))
+        if (path / "config.json").exists() or not ggufs:
+            weights, others = shards.weights_of(path)
+            others += [file.name for file in ggufs]
+            return in_folder(str(name), path, weights, others)
+        if len(ggufs) > 1:
+            names = ", ".join(file.name for file in ggufs[:8])
+            raise ConfigError(f"{path}: holds {len(ggufs)} models, name one of them: {names}")
+        path = ggufs[0]
+    elif path.name.endswith(shards.ENDS):
+        return in_folder(str(name), path.parent, shards.open_file(path), [])
+    file = gguf.read(path)
     config = gguf_config(file)
     layout = FAMILIES[config.family].gguf
     assert layout is not None
-    return assemble(config, file, layout, "", str(file.path), dtype)
+    return Headers(
+        str(name), path, config, file, layout, "", [path], metadata=file.metadata
+    )  # fmt: skip
+
+
+def in_folder(
+    name: str, folder: Path, weights: shards.WeightFile, passed_over: list[str]
+) -> Headers:
+    path = folder / "config.json"
+    config = config_from_json(strict_json.read(path), str(path), weights.tensors)
+    family = FAMILIES[config.family]
+    prefix = prefix_in(family, weights.tensors)
+    return Headers(
+        name, folder, config, weights, family.folder, prefix, weights.files, passed_over
+    )  # fmt: skip
 
 
 def gguf_config(file: gguf.GgufFile) -> ModelConfig:
@@ -120,16 +158,23 @@ def gguf_config(file: gguf.GgufFile) -> ModelConfig:
 
 def resolve(name: str | os.PathLike[str]) -> Path:
     """The file or folder that a name or a path stands for."""
-    path = Path(name)
+    path, text = Path(name), str(name)
     if path.exists():
         return path
-    text = str(name)
     models = [key for key, asset in download.ASSETS.items() if asset.inside.endswith(MODELS)]
     if text in models:
         cached = download.cached(text)
         if cached is None:
             raise ConfigError(f'model "{text}" is not downloaded: minift download {text}')
         return cached
+    if is_hub_name(text):
+        found = hub_cache.cached(text)
+        if found is None:
+            where = hub_cache.cache_dir()
+            raise ConfigError(
+                f"{text} is no path, and not whole in {where}: minift download {text}"
+            )
+        return found
     near = difflib.get_close_matches(text.lower(), models, 1, cutoff=0.4)
     hint = f"; nearest: {near[0]}" if near else f"; known: {', '.join(models)}"
     if near and download.cached(near[0]) is None:
@@ -137,55 +182,12 @@ def resolve(name: str | os.PathLike[str]) -> Path:
     raise ConfigError(f'no model, file or folder "{text}" here{hint}')
 
 
-def weights_in(folder: Path) -> Path:
-    path = folder / "model.safetensors"
-    if not path.exists():
-        names = ", ".join(sorted(p.name for p in folder.iterdir())) or "an empty folder"
-        raise FormatError(folder, "weights", names, "model.safetensors", "missing-field")
-    return path
-
-
-def tokenizer_in(folder: Path) -> Tokenizer:
-    """The tokenizer of a Hugging Face folder: tokenizer.json, or an encoder's vocab.txt alone."""
-    path, words = folder / "tokenizer.json", folder / "vocab.txt"
-    beside = folder / "tokenizer_config.json"
-    config = read_json(beside) if beside.exists() else None
-    if not path.exists() and words.exists():
-        return WordPiece.from_vocab(read_text(words, TOKENIZER_LIMIT), config, str(words))
-    data = read_json(path, TOKENIZER_LIMIT)
-    model = data.get("model")
-    if isinstance(model, dict) and model.get("type") == "WordPiece":
-        return WordPiece.from_json(data, config, str(path))
-    return ByteBPE.from_json(data, config, str(path))
-
-
-def read_bytes(path: Path, limit: int) -> bytes:
-    """A small file that somebody else made."""
+def is_hub_name(text: str) -> bool:
+    """Whether it can be meant as `org/name`, `org/name@revision` or `org/name/file.gguf`."""
     try:
-        size = path.stat().st_size
-        data = path.read_bytes() if size <= limit else b""
-    except OSError as error:
-        raise FormatError(path, "file", error.strerror, "a readable file", "bad-path") from None
-    if size > limit:
-        raise FormatError(path, "file", f"{size:,} bytes", f"at most {limit:,}", "too-large")
-    return data
-
-
-def read_text(path: Path, limit: int) -> str:
-    try:
-        return read_bytes(path, limit).decode()
-    except UnicodeDecodeError as error:
-        found = f"byte {error.object[error.start]:#04x} at {error.start:,}"
-        raise FormatError(path, "text", found, "UTF-8", "bad-utf8") from None
-
-
-def read_json(path: Path, limit: int = CONFIG_LIMIT) -> dict[str, object]:
-    """A JSON object from a file that somebody else made."""
-    data = read_bytes(path, limit)
-    value = strict_json.parse(data, path, "JSON", limit_bytes=limit)
-    if not isinstance(value, dict):
-        raise FormatError(path, "JSON", type(value).__name__, "an object", "bad-type")
-    return value
+        return "/" in text and hub_cache.Name.parse(text) is not None
+    except ConfigError:
+        return False
 
 
 def assemble(
@@ -261,33 +263,25 @@ class Survey:
     kinds: list[str]  # the stored type of every tensor
     parameters: int
     bytes: int
+    files: list[Path]  # that hold weights
+    passed_over: list[str]  # weights in another format beside them
     tokenizer: str
     chat: str
 
 
 def survey(name: str | os.PathLike[str]) -> Survey:
     """Look at a model without loading a weight."""
-    path = resolve(name)
-    if path.is_dir():
-        place = path / "config.json"
-        data, weights = read_json(place), safetensors.read(weights_in(path))
-        config = config_from_json(data, str(place), weights.tensors)
-        shapes = {key: entry.shape for key, entry in weights.tensors.items()}
-        kinds = [str(entry.dtype).removeprefix("torch.") for entry in weights.tensors.values()]
-        tokenizer, size = none_or(lambda: tokenizer_in(path)), weights_in(path).stat().st_size
-    else:
-        file = gguf.read(path)
-        shapes = {key: entry.shape for key, entry in file.tensors.items()}
-        kinds = [entry.kind for entry in file.tensors.values()]
-        config = gguf_config(file)
-        tokenizer = none_or(lambda: ByteBPE.from_gguf(file.metadata, str(path)))
-        size = path.stat().st_size
+    found = headers(name)
+    tensors = found.weights.tensors.values()
+    tokenizer = none_or(found.tokenizer)
     return Survey(
-        path=path,
-        config=config,
-        kinds=kinds,
-        parameters=sum(math.prod(shape) for shape in shapes.values()),
-        bytes=size,
+        path=found.path,
+        config=found.config,
+        kinds=[entry.kind for entry in tensors],
+        parameters=sum(math.prod(entry.shape) for entry in tensors),
+        bytes=sum(file.stat().st_size for file in found.files),
+        files=found.files,
+        passed_over=found.passed_over,
         tokenizer=tokenizer
         if isinstance(tokenizer, str)
         else f"{KINDS[type(tokenizer)]}, {tokenizer.vocab_size:,} tokens",
@@ -301,13 +295,3 @@ def none_or(make: Callable[[], Tokenizer]) -> Tokenizer | str:
         return make()
     except FormatError as error:
         return f"none that minift reads: {error.where}: {error.detail}"
-
-
-def template_name(tokenizer: Tokenizer) -> str:
-    if tokenizer.template is None:
-        return "no template"
-    try:
-        row = chat.find(tokenizer)
-    except ConfigError:
-        return "a template that minift does not know: needs --chat-template"
-    return next(name for name, known in chat.TEMPLATES.items() if known is row)

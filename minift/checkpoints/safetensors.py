@@ -64,6 +64,10 @@ class Entry:
     start: int
     stop: int
 
+    @property
+    def kind(self) -> str:
+        return str(self.dtype).removeprefix("torch.")
+
 
 @dataclass(frozen=True)
 class SafetensorsFile:
@@ -73,6 +77,10 @@ class SafetensorsFile:
     metadata: dict[str, str]
     tensors: dict[str, Entry]
     _map: mmap.mmap | bytes = field(repr=False)
+
+    @property
+    def files(self) -> list[Path]:
+        return [self.path]
 
     def load(self, name: str) -> Tensor:
         """The tensor, on memory of this process alone: writing to it never changes the file.

@@ -16,12 +16,22 @@ from typing import Any
 import numpy as np
 
 from minift.errors import FormatError
+from minift.storage import read_file
 
+CONFIG_LIMIT = 1 << 20  # bytes of a configuration
 DEPTH, DIGITS, NUMBER = 64, 20, 100  # levels; digits of an integer; characters of any number
 
 # Everything but the brackets that nest. Possessive, so that no input makes it go back and forth.
 _NOT_BRACKETS = re.compile(rb'(?:[^"\[\]{}]++|"(?:[^"\\]++|\\.?)*+"?)++', re.DOTALL)
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+
+
+def read(path: str | os.PathLike[str], *, limit_bytes: int = CONFIG_LIMIT) -> dict[str, Any]:
+    """The JSON object in a file; raises FormatError, and nothing else."""
+    value = parse(read_file(path, limit_bytes=limit_bytes), path, "JSON", limit_bytes=limit_bytes)
+    if type(value) is not dict:
+        raise FormatError(path, "JSON", type(value).__name__, "an object", "bad-type")
+    return value
 
 
 def parse(data: bytes, path: str | os.PathLike[str], where: str, *, limit_bytes: int) -> Any:

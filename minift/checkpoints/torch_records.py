@@ -67,6 +67,10 @@ class Entry:
     offset: int
     storage: str  # its key
 
+    @property
+    def kind(self) -> str:
+        return str(self.dtype).removeprefix("torch.")
+
 
 @dataclass(frozen=True, slots=True)
 class _Global:

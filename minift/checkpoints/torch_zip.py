@@ -44,6 +44,10 @@ class TorchFile:
     _map: mmap.mmap | bytes = field(repr=False)
     _storages: dict[str, Tensor] = field(default_factory=dict, repr=False)
 
+    @property
+    def files(self) -> list[Path]:
+        return [self.path]
+
     def load(self, name: str) -> Tensor:
         """The tensor, on memory of this process alone: writing to it never changes the file.
 

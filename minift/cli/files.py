@@ -72,6 +72,10 @@ def described(found: Survey) -> str:
     head = {"lm": "", "mlm": " · masked-word head", "none": " · no head"}.get(config.head)
     head = f" · labels {', '.join(config.labels)}" if head is None else head
     chat = (f"chat         {found.chat}",) if found.chat else ()
+    first = found.files[0].name + (f" and {len(found.files) - 1} more" * (len(found.files) > 1))
+    others = ", ".join(found.passed_over)
+    taken = f"weights      {first}, not {others}: safetensors come first, then .bin, then .gguf"
+    other = (taken,) if others else ()
     return "\n".join(
         (
             f"file         {found.path} · {megabytes(found.bytes)}",
@@ -79,6 +83,7 @@ def described(found: Survey) -> str:
             f"shape        {width} · {heads}",
             f"             vocabulary {config.vocab:,}{' (tied head)' if config.tied else ''} · "
             f"context {config.context:,} · {places}{head}",
+            *other,
             f"tokenizer    {found.tokenizer}",
             *chat,
         )
@@ -86,8 +91,7 @@ def described(found: Survey) -> str:
 
 
 def adapter_info(folder: Path, screen: Screen) -> int:
-    from minift.checkpoints import safetensors
-    from minift.checkpoints.open import read_json
+    from minift.checkpoints import safetensors, strict_json
     from minift.peft.files import TENSORS, adapter_folder, read_config
 
     place = adapter_folder(folder)
@@ -100,7 +104,7 @@ def adapter_info(folder: Path, screen: Screen) -> int:
     ]
     run = folder / "run.json"
     if run.exists():
-        facts = read_json(run)
+        facts = strict_json.read(run)
         lines.append(f"run          {facts.get('steps')} steps · loss {facts.get('final_loss')}")
     screen.result("\n".join(lines), {"path": str(place), "parameters": numbers, "base": base})
     return 0

@@ -16,10 +16,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from minift.checkpoints import safetensors
+from minift.checkpoints import safetensors, strict_json
 from minift.checkpoints.families import FAMILIES
 from minift.checkpoints.mapping import pairs
-from minift.checkpoints.open import read_json
 from minift.checkpoints.save import as_json
 from minift.errors import ConfigError, FormatError, one_line
 from minift.model.transformer import Transformer
@@ -118,7 +117,7 @@ def adapter_folder(path: str | os.PathLike[str]) -> Path:
 def read_config(folder: Path) -> tuple[lora.LoRA, list[str], str]:
     """(LoRA, target modules in the family's words, base model) from adapter_config.json."""
     path = folder / CONFIG
-    data = read_json(path)
+    data = strict_json.read(path)
     if data.get("peft_type") != "LORA":
         raise FormatError(path, "peft_type", data.get("peft_type"), "LORA", "out-of-range")
     problems = [

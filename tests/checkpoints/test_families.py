@@ -20,7 +20,7 @@ from minift.checkpoints.families import (
     prefix_in,
 )
 from minift.checkpoints.mapping import HOW, pairs
-from minift.checkpoints.open import model_in
+from minift.checkpoints.open import load_model
 from minift.checkpoints.save import folder_files
 from minift.errors import FormatError
 from minift.model.transformer import Transformer
@@ -53,9 +53,9 @@ def test_hidden_states_and_outputs_equal_transformers(folder, case):
     data = np.load(folder / "golden.npz")
     if case not in data["cases"]:  # an encoder with labels: see test_heads.py
         assert case == "left"
-        assert model_in(folder, torch.float32).config.pool == "first"
+        assert load_model(folder).config.pool == "first"
         return
-    model, states = model_in(folder, torch.float32), []
+    model, states = load_model(folder), []
     mask = torch.from_numpy(data[f"{case}.mask"])
     given = {"tokens": torch.from_numpy(data[f"{case}.tokens"]), "mask": mask.bool()}
     if f"{case}.types" in data:
@@ -83,7 +83,7 @@ def test_hidden_states_and_outputs_equal_transformers(folder, case):
 @pytest.mark.parametrize("folder", named(FOLDERS))
 def test_gradients_equal_transformers(folder):
     data = np.load(folder / "golden.npz")
-    model = model_in(folder, torch.float64)
+    model = load_model(folder, dtype=torch.float64)
     mask = torch.from_numpy(data["right.mask"]).bool()
     given = {"tokens": torch.from_numpy(data["right.tokens"]), "mask": mask}
     if "right.types" in data:
@@ -108,7 +108,7 @@ def test_gradients_equal_transformers(folder):
 
 @pytest.mark.parametrize("folder", named(ALL))
 def test_what_is_loaded_is_saved_bit_for_bit(folder, tmp_path):
-    model = model_in(folder, torch.float32)
+    model = load_model(folder)
     files = folder_files(model, {})
     for name, chunks in files.items():
         raw = chunks if isinstance(chunks, bytes) else b"".join(map(bytes, chunks))
@@ -117,7 +117,7 @@ def test_what_is_loaded_is_saved_bit_for_bit(folder, tmp_path):
     other = safetensors.read(tmp_path / "model.safetensors")
     assert other.tensors.keys() == one.tensors.keys()
     assert all(torch.equal(one.load(n), other.load(n)) for n in one.tensors)
-    again = model_in(tmp_path, torch.float32)
+    again = load_model(tmp_path)
     assert again.config == model.config
     for (name, a), (_, b) in zip(model.named_parameters(), again.named_parameters(), strict=True):
         assert torch.equal(a, b), name

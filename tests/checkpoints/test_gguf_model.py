@@ -11,7 +11,7 @@ import torch
 
 from minift.checkpoints import gguf
 from minift.checkpoints.gguf_model import check, facts, linears, weights, write
-from minift.checkpoints.open import load, model_in
+from minift.checkpoints.open import load, load_model
 from minift.errors import ConfigError
 from minift.model.config import ModelConfig
 from minift.model.transformer import Transformer
@@ -145,7 +145,7 @@ def test_what_stands_there_is_kept_unless_told(tiny_tokenizer, tmp_path):
     ],
 )
 def test_what_the_format_cannot_say_is_refused(name, match):
-    model = model_in(GOLDEN / name, torch.float32)
+    model = load_model(GOLDEN / name)
     with pytest.raises(ConfigError, match=match):
         check(model.config, facts(model.config), weights(model))
 
@@ -158,7 +158,7 @@ def test_what_the_format_cannot_say_is_refused(name, match):
     ],
 )
 def test_other_families_can_be_said(name):
-    model = model_in(GOLDEN / name, torch.float32)
+    model = load_model(GOLDEN / name)
     check(model.config, facts(model.config), weights(model))
 
 

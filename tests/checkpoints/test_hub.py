@@ -27,7 +27,8 @@ from minift import storage
 from minift.checkpoints import https
 from minift.checkpoints import hub as module
 from minift.checkpoints.https import NoConnection
-from minift.checkpoints.hub import Name, cache_dir, cached, download, site
+from minift.checkpoints.hub import download, site
+from minift.checkpoints.hub_cache import Name, cache_dir, cached
 from minift.errors import ConfigError, FormatError, StorageError
 
 pytestmark = pytest.mark.usefixtures("loopback")
@@ -980,16 +981,3 @@ def test_a_whole_cache_is_not_written(toy: Toy, monkeypatch: pytest.MonkeyPatch)
     path = download("org/toy")
     monkeypatch.setattr(storage, "_io", lambda *args: pytest.fail("the disk was touched"))
     assert download("org/toy") == path
-
-
-def test_where_the_cache_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HOME", "XDG_CACHE_HOME"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert cache_dir() == tmp_path / ".cache/huggingface/hub"
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert cache_dir() == tmp_path / "xdg/huggingface/hub"
-    monkeypatch.setenv("HF_HOME", "~/home")
-    assert cache_dir() == tmp_path / "home/hub"
-    monkeypatch.setenv("HF_HUB_CACHE", "$HF_HOME/own")
-    assert cache_dir() == tmp_path / "home/own"

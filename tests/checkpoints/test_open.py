@@ -11,7 +11,7 @@ import torch
 
 from minift.checkpoints import safetensors
 from minift.checkpoints.download import ASSETS
-from minift.checkpoints.open import load, model_in, resolve, survey
+from minift.checkpoints.open import headers, load, load_model, resolve, survey
 from minift.errors import ConfigError, FormatError
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -32,7 +32,7 @@ def folder(tmp_path, config=lambda c: None, tensors=lambda t: None):
 
 
 def test_weights_are_the_files_bit_for_bit():
-    model = model_in(GOLDEN / "llama_gqa", torch.float32)
+    model = load_model(GOLDEN / "llama_gqa")
     file = safetensors.read(GOLDEN / "llama_gqa/model.safetensors")
     theirs = file.load("model.layers.1.self_attn.k_proj.weight")
     assert torch.equal(model.blocks[1].attn.qkv.k.weight, theirs)
@@ -48,7 +48,7 @@ def test_missing_extra_and_misshapen_tensors_are_all_named(tmp_path):
         tensors["lm_head.weight"] = torch.zeros(2, 2)
 
     with pytest.raises(FormatError) as caught:
-        model_in(folder(tmp_path, tensors=edit), torch.float32)
+        load_model(folder(tmp_path, tensors=edit))
     text = str(caught.value)
     assert "missing model.norm.weight" in text
     assert "unexpected spare" in text
@@ -77,7 +77,7 @@ def test_a_config_that_does_not_fit_is_refused(tmp_path, key, value, text):
         config[key] = value
 
     with pytest.raises(FormatError) as caught:
-        model_in(folder(tmp_path, config=edit), torch.float32)
+        load_model(folder(tmp_path, config=edit))
     assert text in str(caught.value)
     assert "\n" not in str(caught.value).split(": found")[0]
 
@@ -98,7 +98,7 @@ def test_a_folder_without_weights_and_an_unknown_dtype_are_refused(tmp_path):
     place = folder(tmp_path)
     (place / "model.safetensors").unlink()
     with pytest.raises(FormatError, match=r"allowed model\.safetensors"):
-        model_in(place, torch.float32)
+        load_model(place)
     with pytest.raises(ConfigError, match="dtype: found int8"):
         load(place, dtype="int8")
 
@@ -122,3 +122,85 @@ def test_the_real_checkpoint(asset):
     with torch.no_grad():
         best = int(model(torch.tensor([ids]))[0, -1].argmax())
     assert tokenizer.decode([best]) == "The"
+
+
+def as_bin(place):
+    """The folder's weights as PyTorch writes them."""
+    file = safetensors.read(place / "model.safetensors")
+    torch.save(
+        {name: file.load(name).clone() for name in file.tensors}, place / "pytorch_model.bin"
+    )
+
+
+def as_shards(place):
+    """The folder's weights in two files and an index."""
+    file = safetensors.read(place / "model.safetensors")
+    homes = {name: f"model-{i % 2}.safetensors" for i, name in enumerate(file.tensors)}
+    for shard in set(homes.values()):
+        tensors = {name: file.load(name) for name, home in homes.items() if home == shard}
+        safetensors.write(place / shard, tensors)
+    index = place / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": homes}))
+    (place / "model.safetensors").unlink()
+
+
+def equal(one, other):
+    mine, theirs = one.state_dict(), other.state_dict()
+    return mine.keys() == theirs.keys() and all(torch.equal(mine[k], theirs[k]) for k in mine)
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "bin", "shards"])
+def test_every_form_of_a_folder_gives_the_same_model(tmp_path, kind):
+    expected, place = load_model(GOLDEN / "llama_gqa"), folder(tmp_path)
+    if kind == "bin":
+        as_bin(place)
+        (place / "model.safetensors").unlink()
+    elif kind == "shards":
+        as_shards(place)
+    assert equal(load_model(place), expected)
+    names = {"bin": "pytorch_model.bin", "shards": "model.safetensors.index.json"}
+    assert equal(load_model(place / names.get(kind, "model.safetensors")), expected)
+    found = survey(place)
+    assert len(found.files) == (2 if kind == "shards" else 1)
+    assert set(found.kinds) == {"float32"}
+    assert found.parameters == sum(p.numel() for p in expected.parameters())
+
+
+def test_a_folder_with_two_formats_says_which_is_taken(tmp_path):
+    place = folder(tmp_path)
+    as_bin(place)
+    (place / "extra.gguf").write_bytes(b"GGUF")
+    assert survey(place).passed_over == ["pytorch_model.bin", "extra.gguf"]
+    assert survey(place).files == [place / "model.safetensors"]
+
+
+def test_a_folder_of_ggufs(tmp_path):
+    with pytest.raises(FormatError, match=r"allowed model\.safetensors"):
+        headers(tmp_path)
+    for name in ("a.gguf", "b.gguf"):
+        (tmp_path / name).write_bytes(b"GGML")
+    with pytest.raises(ConfigError, match=r"holds 2 models, name one of them: a\.gguf, b\.gguf"):
+        headers(tmp_path)
+    (tmp_path / "b.gguf").unlink()
+    with pytest.raises(FormatError, match="magic"):
+        headers(tmp_path)
+
+
+def test_a_model_of_the_shared_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    with pytest.raises(ConfigError, match="minift download org/toy"):
+        resolve("org/toy")
+    commit = "0" * 40
+    place = tmp_path / "hub" / "models--org--toy"
+    shutil.copytree(GOLDEN / "llama_gqa", place / "snapshots" / commit)
+    (place / "refs").mkdir()
+    (place / "refs" / "main").write_text(commit)
+    assert resolve("org/toy") == place / "snapshots" / commit
+    assert equal(load_model("org/toy"), load_model(GOLDEN / "llama_gqa"))
+    assert load_model("org/toy").source == "org/toy"
+
+
+@pytest.mark.parametrize("name", ["org/toy/../x", "/tmp/nowhere", "./nowhere", "a/b/c", "nowhere/"])
+def test_a_path_that_is_no_hub_name_is_not_sent_there(name):
+    with pytest.raises(ConfigError, match="no model, file or folder"):
+        resolve(name)

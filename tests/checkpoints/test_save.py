@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from minift.checkpoints import gguf
-from minift.checkpoints.open import load, model_in
+from minift.checkpoints.open import load, load_model
 from minift.checkpoints.save import save
 from minift.errors import ConfigError
 from minift.model.transformer import Transformer
@@ -28,9 +28,9 @@ def tokenizer(tiny_tokenizer):
 @pytest.mark.parametrize("name", ["llama_gqa", "llama_biased"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_load_save_load_is_bit_exact(name, dtype, tokenizer, tmp_path):
-    model = model_in(GOLDEN / name, dtype)
+    model = load_model(GOLDEN / name, dtype=dtype)
     save(model, tokenizer, tmp_path / "out")
-    again = model_in(tmp_path / "out", dtype)
+    again = load_model(tmp_path / "out", dtype=dtype)
     assert again.config == model.config
     before, after = dict(model.named_parameters()), dict(again.named_parameters())
     assert before.keys() == after.keys()
@@ -38,7 +38,7 @@ def test_load_save_load_is_bit_exact(name, dtype, tokenizer, tmp_path):
 
 
 def test_the_folder_has_what_others_read(tokenizer, tmp_path):
-    save(model_in(GOLDEN / "llama_biased", torch.float32), tokenizer, tmp_path / "out")
+    save(load_model(GOLDEN / "llama_biased"), tokenizer, tmp_path / "out")
     config = json.loads((tmp_path / "out/config.json").read_text())
     assert config["architectures"] == ["LlamaForCausalLM"]
     assert config["model_type"] == "llama"
@@ -48,14 +48,14 @@ def test_the_folder_has_what_others_read(tokenizer, tmp_path):
 
 
 def test_an_attached_adapter_is_not_saved_away(tokenizer, tmp_path):
-    model = attach(model_in(GOLDEN / "llama_gqa", torch.float32), LoRA(rank=2))
+    model = attach(load_model(GOLDEN / "llama_gqa"), LoRA(rank=2))
     with pytest.raises(ConfigError, match="merge it first"):
         save(model, tokenizer, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 def test_what_stands_there_is_kept_unless_told(tokenizer, tmp_path):
-    model = model_in(GOLDEN / "llama_gqa", torch.float32)
+    model = load_model(GOLDEN / "llama_gqa")
     save(model, tokenizer, tmp_path / "out")
     with pytest.raises(ConfigError):
         save(model, tokenizer, tmp_path / "out")
@@ -76,7 +76,7 @@ def test_the_real_checkpoint_survives(asset, tmp_path):
 
 @pytest.mark.parametrize(("dtype", "kind"), [(torch.float32, "F32"), (torch.bfloat16, "BF16")])
 def test_a_path_that_ends_in_gguf_makes_such_a_file(dtype, kind, tokenizer, tmp_path):
-    config = model_in(GOLDEN / "llama_gqa", torch.float32).config
+    config = load_model(GOLDEN / "llama_gqa").config
     model = Transformer(replace(config, vocab=tokenizer.vocab_size)).to(dtype)
     save(model, tokenizer, tmp_path / "x.gguf")
     kinds = {e.kind for e in gguf.read(tmp_path / "x.gguf").tensors.values()}

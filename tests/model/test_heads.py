@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from minift.checkpoints.open import model_in
+from minift.checkpoints.open import load_model
 from minift.errors import ConfigError
 from minift.model.config import ModelConfig
 from minift.model.heads import LabelHead, pooled
@@ -35,7 +35,7 @@ def test_the_first_or_last_real_position(mask, last, expected):
 @pytest.mark.parametrize("name", ["bert_labels", "roberta_labels", "distilbert_labels"])
 def test_an_encoder_padded_on_the_left_equals_one_padded_on_the_right(name):
     data = np.load(FAMILIES / name / "golden.npz")
-    model = model_in(FAMILIES / name, torch.float32)
+    model = load_model(FAMILIES / name)
     tokens, mask = (torch.from_numpy(data[f"right.{key}"]) for key in ("tokens", "mask"))
     turned = [torch.stack([r.roll(int((m == 0).sum())) for r, m in zip(x, mask, strict=True)])
               for x in (tokens, mask)]  # fmt: skip
@@ -58,6 +58,6 @@ def test_one_output_is_a_scalar_head():
 
 
 def test_a_model_without_a_language_head_says_so():
-    model = model_in(FAMILIES / "bert_body", torch.float32)
+    model = load_model(FAMILIES / "bert_body")
     with pytest.raises(ConfigError, match="no language head"):
         model.logits(torch.zeros(1, 21))

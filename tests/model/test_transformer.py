@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from minift.checkpoints.open import model_in
+from minift.checkpoints.open import load_model
 from minift.errors import ConfigError
 from minift.generation.cache import KVCache
 from minift.model.config import ModelConfig
@@ -46,7 +46,7 @@ def inputs(data, case):
 def test_logits_equal_transformers(name, case, dtype, key, close):
     data = golden(name)
     tokens, mask, positions = inputs(data, case)
-    model = model_in(GOLDEN / name, dtype)
+    model = load_model(GOLDEN / name, dtype=dtype)
     given = {"positions": positions} if case == "far" else {}
     with torch.no_grad():
         logits = model(tokens, mask=mask.bool(), **given)
@@ -60,7 +60,7 @@ def test_logits_equal_transformers(name, case, dtype, key, close):
 def test_hidden_states_of_every_layer_equal_transformers(name, case):
     data = golden(name)
     tokens, mask, positions = inputs(data, case)
-    model, states = model_in(GOLDEN / name, torch.float32), []
+    model, states = load_model(GOLDEN / name), []
     model.embed.register_forward_hook(lambda m, i, o: states.append(o))
     for block in model.blocks:
         block.register_forward_hook(lambda m, i, o: states.append(o))
@@ -79,7 +79,7 @@ def test_loss_and_gradients_equal_transformers(name, case):
     data = golden(name)
     tokens, mask, _ = inputs(data, case)
     learn = torch.from_numpy(data[f"{case}.learn"]).bool()
-    model = model_in(GOLDEN / name, torch.float64)
+    model = load_model(GOLDEN / name, dtype=torch.float64)
     logits = model(tokens, mask=mask.bool())[:, :-1]
     loss = torch.nn.functional.cross_entropy(
         logits[learn[:, 1:]], tokens[:, 1:][learn[:, 1:]], reduction="sum"

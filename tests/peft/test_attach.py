@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from minift.checkpoints.open import model_in
+from minift.checkpoints.open import load_model
 from minift.errors import ConfigError
 from minift.peft.attach import disabled, freeze, hang, members, merge, trainable
 
@@ -29,7 +29,7 @@ class Doubled(Double):
 
 
 def model():
-    return model_in(BASE, torch.float64)
+    return load_model(BASE, dtype=torch.float64)
 
 
 def test_members_come_in_the_order_of_the_model():

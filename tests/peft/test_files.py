@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from minift.checkpoints import safetensors
-from minift.checkpoints.open import model_in
+from minift.checkpoints.open import load_model
 from minift.errors import ConfigError, FormatError
 from minift.peft.attach import changes, disabled, merge, merge_error, trainable
 from minift.peft.files import CONFIG, TENSORS, load_adapter, names, save_adapter
@@ -24,7 +24,7 @@ NAMES = ("lora_all", "lora_qv", "lora_rs")
 
 def loaded(name, dtype=torch.float64, **options):
     data = np.load(GOLDEN / f"{name}.npz")
-    model = model_in(GOLDEN / str(data["base"]), dtype).eval()
+    model = load_model(GOLDEN / str(data["base"]), dtype=dtype).eval()
     return load_adapter(model, GOLDEN / name, **options), data
 
 
@@ -111,7 +111,7 @@ def rename(tensors):
 
 def refused(folder):
     base = str(np.load(GOLDEN / "lora_qv.npz")["base"])
-    model = model_in(GOLDEN / base, torch.float32)
+    model = load_model(GOLDEN / base)
     before = dict(model.named_parameters()).keys()
     with pytest.raises(FormatError) as caught:
         load_adapter(model, folder)
@@ -148,7 +148,7 @@ def test_zeros_change_nothing_and_are_refused_unless_training_goes_on(tmp_path):
     folder = broken(tmp_path, edit_tensors=edit)
     assert "zeros only" in refused(folder)
     base = str(np.load(GOLDEN / "lora_qv.npz")["base"])
-    model = load_adapter(model_in(GOLDEN / base, torch.float32), folder, trainable=True)
+    model = load_adapter(load_model(GOLDEN / base), folder, trainable=True)
     assert len(trainable(model)) == len(safetensors.read(folder / TENSORS).tensors)
 
 
@@ -165,7 +165,7 @@ def test_options_that_minift_does_not_have_are_refused(tmp_path, key, value):
 
 def test_ranks_by_pattern_are_refused_by_name():
     data = np.load(GOLDEN / "lora_pattern.npz")
-    model = model_in(GOLDEN / str(data["base"]), torch.float32)
+    model = load_model(GOLDEN / str(data["base"]))
     with pytest.raises(FormatError, match="rank_pattern"):
         load_adapter(model, GOLDEN / "lora_pattern")
 
@@ -173,20 +173,20 @@ def test_ranks_by_pattern_are_refused_by_name():
 def test_a_run_folder_stands_for_its_adapter(tmp_path):
     shutil.copytree(GOLDEN / "lora_qv", tmp_path / "run" / "adapter")
     base = str(np.load(GOLDEN / "lora_qv.npz")["base"])
-    load_adapter(model_in(GOLDEN / base, torch.float32), tmp_path / "run")
+    load_adapter(load_model(GOLDEN / base), tmp_path / "run")
     with pytest.raises(ConfigError, match="no adapter folder"):
-        load_adapter(model_in(GOLDEN / base, torch.float32), tmp_path / "nowhere")
+        load_adapter(load_model(GOLDEN / base), tmp_path / "nowhere")
     with pytest.raises(ConfigError, match="holds no adapter"):
-        load_adapter(model_in(GOLDEN / base, torch.float32), tmp_path)
+        load_adapter(load_model(GOLDEN / base), tmp_path)
 
 
 def test_nothing_attached_is_nothing_to_save(tmp_path):
     with pytest.raises(ConfigError, match="nothing is attached"):
-        save_adapter(model_in(GOLDEN / "llama_gqa", torch.float32), tmp_path / "a")
+        save_adapter(load_model(GOLDEN / "llama_gqa"), tmp_path / "a")
 
 
 def test_merging_in_bf16_says_what_rounding_cost():
-    model = attach(model_in(GOLDEN / "llama_gqa", torch.bfloat16), LoRA(rank=2))
+    model = attach(load_model(GOLDEN / "llama_gqa", dtype=torch.bfloat16), LoRA(rank=2))
     with torch.no_grad():
         for _, _, change in changes(model):
             change.B.normal_(std=0.1, generator=torch.Generator().manual_seed(3))

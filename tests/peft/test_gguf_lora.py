@@ -10,7 +10,7 @@ from torch import nn
 
 from minift.checkpoints import gguf
 from minift.checkpoints.gguf_model import weights
-from minift.checkpoints.open import model_in
+from minift.checkpoints.open import load_model
 from minift.errors import ConfigError
 from minift.peft.attach import changes, merge
 from minift.peft.gguf_lora import read_back, write
@@ -21,7 +21,7 @@ GOLDEN = Path(__file__).parents[1] / "golden"
 
 
 def adapted(config: LoRA):
-    model = attach(model_in(GOLDEN / "llama_gqa", torch.float32), config)
+    model = attach(load_model(GOLDEN / "llama_gqa"), config)
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for _, _, change in changes(model):
@@ -38,7 +38,7 @@ def test_added_as_llama_cpp_does_it_is_the_merged_model(rslora, tmp_path):
     file = gguf.read(tmp_path / "a.gguf")
     alpha = file.metadata["adapter.lora.alpha"]
     assert alpha == pytest.approx(12.0 if rslora else 6.0)
-    base = weights(model_in(GOLDEN / "llama_gqa", torch.float32))
+    base = weights(load_model(GOLDEN / "llama_gqa"))
     merged = weights(merge(model))
     for name, weight in base.items():
         if f"{name}.lora_a" in file.tensors:
@@ -82,7 +82,7 @@ def test_read_back_is_what_was_written(tmp_path):
 def test_what_such_a_file_cannot_hold_is_refused(tmp_path):
     path = tmp_path / "a.gguf"
     with pytest.raises(ConfigError, match="nothing is attached"):
-        write(model_in(GOLDEN / "llama_gqa", torch.float32), path)
+        write(load_model(GOLDEN / "llama_gqa"), path)
     model = adapted(LoRA(rank=2))
     with pytest.raises(ConfigError, match=r'found "Q8_0", allowed F32, F16, BF16 for gguf-lora'):
         write(model, path, "Q8_0")

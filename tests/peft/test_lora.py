@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from minift.checkpoints.open import model_in
+from minift.checkpoints.open import load_model
 from minift.errors import ConfigError
 from minift.peft.attach import changes, disabled, merge, trainable
 from minift.peft.lora import LoRA, count
@@ -19,7 +19,7 @@ TOKENS = torch.arange(14).view(2, 7)
 
 
 def model(dtype=torch.float32):
-    return model_in(BASE, dtype)
+    return load_model(BASE, dtype=dtype)
 
 
 def perturb(adapted):

@@ -1,9 +1,8 @@
 from pathlib import Path
 
 import pytest
-import torch
 
-from minift.checkpoints.open import model_in
+from minift.checkpoints.open import load_model
 from minift.errors import ConfigError
 from minift.peft.attach import trainable
 from minift.peft.lora import Change, LoRA
@@ -13,7 +12,7 @@ BASE = Path(__file__).parents[1] / "golden" / "llama_gqa"
 
 
 def test_attaching_freezes_everything_else():
-    model = attach(model_in(BASE, torch.float32), LoRA(rank=2, targets=("q",)))
+    model = attach(load_model(BASE), LoRA(rank=2, targets=("q",)))
     made = {f"blocks.{i}.attn.qkv.changes.q.{letter}" for i in range(3) for letter in "AB"}
     assert set(trainable(model)) == made
     assert isinstance(model.blocks[0].attn.qkv.changes["q"], Change)
@@ -21,4 +20,4 @@ def test_attaching_freezes_everything_else():
 
 def test_a_config_of_no_method_is_refused():
     with pytest.raises(ConfigError, match="attach: found dict, allowed LoRA"):
-        attach(model_in(BASE, torch.float32), {})
+        attach(load_model(BASE), {})

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from minift.checkpoints.open import model_in
+from minift.checkpoints.open import load_model
 from minift.errors import ConfigError
 from minift.study.verify import other_trace, probe, save_trace, trace, verify
 
@@ -15,7 +15,7 @@ GOLDEN = Path(__file__).parents[1] / "golden"
 
 
 def model(name="llama_gqa"):
-    return model_in(GOLDEN / name, torch.float32)
+    return load_model(GOLDEN / name)
 
 
 @pytest.mark.parametrize("name", ["llama_gqa", "families/bert_body", "families/gpt2_labels"])

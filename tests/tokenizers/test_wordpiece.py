@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from minift.checkpoints.open import tokenizer_in
+from minift.checkpoints.tokenizers import tokenizer_in
 from minift.errors import EncodeError, FormatError
 from minift.tokenizers.wordpiece import WordPiece
 

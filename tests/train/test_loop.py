@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from minift.checkpoints.open import model_in
+from minift.checkpoints.open import load_model
 from minift.errors import ConfigError, StorageError
 from minift.peft.attach import changes, trainable
 from minift.peft.files import load_adapter, names
@@ -59,7 +59,7 @@ def random_rows(lengths, seed=0):
 
 
 def adapted(dtype=torch.float64):
-    model = attach(model_in(GOLDEN / "llama_gqa", dtype), LoRA(rank=2))
+    model = attach(load_model(GOLDEN / "llama_gqa", dtype=dtype), LoRA(rank=2))
     with torch.no_grad():
         for k, (_, _, change) in enumerate(changes(model)):
             change.B.copy_(torch.sin(torch.arange(change.B.numel()) + k).view(change.B.shape) * 0.1)
@@ -73,7 +73,7 @@ def test_fifty_steps_follow_pefts_loss_curve(monkeypatch):
         for t, m, wanted in zip(tokens, mask, learn, strict=True):
             rows.append((t[: m.sum()].tolist(), wanted[: m.sum()].tolist()))
     steps, batch = data["tokens"].shape[:2]
-    model = model_in(GOLDEN / "training", torch.float64)
+    model = load_model(GOLDEN / "training", dtype=torch.float64)
     load_adapter(model, GOLDEN / "training_adapter", trainable=True)
     in_order = [list(range(k * batch, (k + 1) * batch)) for k in range(steps)]
     monkeypatch.setattr("minift.train.loop.order", lambda objective, config: iter(in_order))
@@ -113,7 +113,7 @@ def test_checkpointing_changes_no_gradient():
 
 
 def test_one_batch_is_learned_by_heart():
-    model = attach(model_in(GOLDEN / "llama_gqa", torch.float32), LoRA(rank=12))
+    model = attach(load_model(GOLDEN / "llama_gqa"), LoRA(rank=12))
     config = TrainConfig(steps=150, batch=2, lr=0.02, threads=1)
     run = fit(model, Fixed(random_rows([9, 9])), config)
     assert run.losses[0] > 3
@@ -123,7 +123,7 @@ def test_one_batch_is_learned_by_heart():
 def test_two_runs_are_the_same_bit_for_bit():
     losses = []
     for _ in range(2):
-        model = attach(model_in(GOLDEN / "llama_gqa", torch.float32), LoRA(rank=2, dropout=0.3))
+        model = attach(load_model(GOLDEN / "llama_gqa"), LoRA(rank=2, dropout=0.3))
         config = TrainConfig(steps=5, batch=2, threads=1)
         losses.append(fit(model, Fixed(random_rows([5, 6, 7, 8, 9])), config).losses)
     assert losses[0] == losses[1]
@@ -131,21 +131,21 @@ def test_two_runs_are_the_same_bit_for_bit():
 
 def test_the_best_held_out_adapter_is_kept(tmp_path):
     rows, held = random_rows([9, 8]), random_rows([7, 7], seed=9)
-    model = attach(model_in(GOLDEN / "llama_gqa", torch.float32), LoRA(rank=4))
+    model = attach(load_model(GOLDEN / "llama_gqa"), LoRA(rank=4))
     config = TrainConfig(steps=20, batch=2, lr=0.05, eval_every=5, threads=1)
     objective = Fixed(rows, held)
     run = fit(model, objective, config, tmp_path / "run")
     assert [step for step, _ in run.evaluations] == [5, 10, 15, 20]
     best = min(run.evaluations, key=lambda pair: pair[1])
     assert run.best_step == best[0]
-    fresh = load_adapter(model_in(GOLDEN / "llama_gqa", torch.float32), tmp_path / "run")
+    fresh = load_adapter(load_model(GOLDEN / "llama_gqa"), tmp_path / "run")
     (batch,) = pieces(held, 4096)
     again = float(objective.loss_sum(fresh, batch).detach()) / batch.count
     assert again == pytest.approx(best[1], rel=1e-5)
 
 
 def test_a_run_folder_says_everything(tmp_path):
-    model = attach(model_in(GOLDEN / "llama_gqa", torch.float32), LoRA(rank=2))
+    model = attach(load_model(GOLDEN / "llama_gqa"), LoRA(rank=2))
     fit(
         model,
         Fixed(random_rows([5, 6, 7])),
@@ -164,7 +164,7 @@ def test_a_run_folder_says_everything(tmp_path):
 
 
 def test_a_loss_that_is_not_finite_leaves_the_weights_and_stops():
-    model = attach(model_in(GOLDEN / "llama_gqa", torch.float32), LoRA(rank=2))
+    model = attach(load_model(GOLDEN / "llama_gqa"), LoRA(rank=2))
     before = {n: p.detach().clone() for n, p in trainable(model).items()}
     with torch.no_grad():
         model.norm.weight.fill_(float("nan"))
@@ -175,7 +175,7 @@ def test_a_loss_that_is_not_finite_leaves_the_weights_and_stops():
 
 def test_a_step_without_a_target_is_skipped():
     rows = [([1, 2, 3], [0, 0, 0])]
-    model = attach(model_in(GOLDEN / "llama_gqa", torch.float32), LoRA(rank=2))
+    model = attach(load_model(GOLDEN / "llama_gqa"), LoRA(rank=2))
     before = {n: p.detach().clone() for n, p in trainable(model).items()}
     with pytest.raises(ConfigError, match="no gradient"):
         fit(model, Fixed(rows), TrainConfig(steps=2, batch=1, threads=1))
@@ -183,7 +183,7 @@ def test_a_step_without_a_target_is_skipped():
 
 
 def test_ctrl_c_ends_after_the_step_and_saves(tmp_path):
-    model = attach(model_in(GOLDEN / "llama_gqa", torch.float32), LoRA(rank=2))
+    model = attach(load_model(GOLDEN / "llama_gqa"), LoRA(rank=2))
 
     def watch(progress):
         if progress.step == 2:
@@ -202,14 +202,14 @@ def test_ctrl_c_ends_after_the_step_and_saves(tmp_path):
 def test_a_full_disk_is_noticed_before_training(tmp_path, monkeypatch):
     full = os.statvfs_result((1, 1, 10, 0, 0, 0, 0, 0, 0, 255))
     monkeypatch.setattr(os, "statvfs", lambda path: full)
-    model = attach(model_in(GOLDEN / "llama_gqa", torch.float32), LoRA(rank=2))
+    model = attach(load_model(GOLDEN / "llama_gqa"), LoRA(rank=2))
     with pytest.raises(StorageError, match=r"this disk has 0\.0 MB left"):
         fit(model, Fixed(random_rows([5])), TrainConfig(steps=10**9), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
 def test_settings_come_back_after_training():
-    model = attach(model_in(GOLDEN / "llama_gqa", torch.float32), LoRA(rank=2))
+    model = attach(load_model(GOLDEN / "llama_gqa"), LoRA(rank=2))
     model.eval()
     threads = torch.get_num_threads()
     fit(
@@ -221,7 +221,7 @@ def test_settings_come_back_after_training():
 
 
 def test_nothing_trainable_is_refused():
-    model = model_in(GOLDEN / "llama_gqa", torch.float32).requires_grad_(False)
+    model = load_model(GOLDEN / "llama_gqa").requires_grad_(False)
     with pytest.raises(ConfigError, match="nothing is trainable"):
         fit(model, Fixed(random_rows([5])), TrainConfig(steps=1))
 

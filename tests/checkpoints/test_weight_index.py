@@ -1,0 +1,85 @@
+"""Indexes of sharded checkpoints: sound ones, and every way in which one can lie."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from minift.checkpoints import weight_index
+from minift.errors import FormatError
+
+ONE, TWO = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
+
+
+def index(tmp_path, data, name="model.safetensors.index.json"):
+    path = tmp_path / name
+    path.write_bytes(data if isinstance(data, bytes) else json.dumps(data).encode())
+    return path
+
+
+def test_what_an_index_says(tmp_path):
+    homes = {"b": TWO, "a": ONE, "c": TWO}
+    found = weight_index.read(
+        index(tmp_path, {"metadata": {"total_size": 12}, "weight_map": homes})
+    )
+    assert found.homes == homes
+    assert list(found.homes) == ["b", "a", "c"]
+    assert found.files == [ONE, TWO]
+    assert found.total == 12
+    assert weight_index.read(index(tmp_path, {"weight_map": homes})).total is None
+    assert weight_index.read(
+        index(tmp_path, {"weight_map": {"a": "w.bin"}}, "pytorch_model.bin.index.json")
+    ).files == ["w.bin"]
+
+
+@pytest.mark.parametrize(("data", "code"), [
+    (b"", "bad-json"),
+    (b"[]", "bad-type"),
+    (b'{"weight_map": {"a": "x.safetensors", "a": "y.safetensors"}}', "dup-key"),
+    ({}, "missing-field"),
+    ({"weight_map": {}}, "limit"),
+    ({"weight_map": None}, "missing-field"),
+    ({"weight_map": [ONE]}, "bad-type"),
+    ({"weight_map": {"a": 1}}, "bad-type"),
+    ({"weight_map": {"a": None}}, "bad-type"),
+    ({"weight_map": {"a": [ONE]}}, "bad-type"),
+    ({"weight_map": {"a": ONE}, "metadata": 1}, "bad-type"),
+    ({"weight_map": {"a": ONE}, "metadata": {"total_size": "1"}}, "bad-type"),
+    ({"weight_map": {"a": ONE}, "metadata": {"total_size": True}}, "bad-type"),
+    ({"weight_map": {"a": ONE}, "auto_map": {}}, "unknown-field"),
+    ({"weight_map": {str(i): f"{i}.safetensors" for i in range(1001)}}, "limit"),
+])  # fmt: skip
+def test_what_is_no_index(tmp_path, data, code):
+    with pytest.raises(FormatError) as caught:
+        weight_index.read(index(tmp_path, data))
+    assert caught.value.code == code
+
+
+@pytest.mark.parametrize("name", [
+    "", "a/b.safetensors", "/etc/x.safetensors", "../x.safetensors", "..", ".x.safetensors",
+    "a\\b.safetensors", "C:x.safetensors", "a\0.safetensors", "a\n.safetensors", "model.bin",
+    "model.safetensors.index.json", "model.pt", "x" * 190 + ".safetensors", "*.safetensors",
+    "a\u202e.safetensors", '"a".safetensors', "a|b.safetensors", "model",
+])  # fmt: skip
+def test_a_shard_is_a_plain_file_of_the_same_format(tmp_path, name):
+    with pytest.raises(FormatError) as caught:
+        weight_index.read(index(tmp_path, {"weight_map": {"a": ONE, "b": name}}))
+    assert caught.value.code == "bad-path"
+    assert "\n" not in str(caught.value)
+
+
+def test_the_limits_at_and_beyond(tmp_path, monkeypatch):
+    homes = {str(i): f"{i}.safetensors" for i in range(4)}
+    monkeypatch.setattr(weight_index, "SHARD_LIMIT", 4)
+    monkeypatch.setattr(weight_index, "TENSOR_LIMIT", 4)
+    weight_index.read(index(tmp_path, {"weight_map": homes}))
+    with pytest.raises(FormatError, match="5 tensors"):
+        weight_index.read(index(tmp_path, {"weight_map": homes | {"5": ONE}}))
+    monkeypatch.setattr(weight_index, "TENSOR_LIMIT", 5)
+    with pytest.raises(FormatError, match="5 shards"):
+        weight_index.read(index(tmp_path, {"weight_map": homes | {"5": ONE}}))
+    monkeypatch.setattr(weight_index, "INDEX_LIMIT", 10)
+    with pytest.raises(FormatError) as caught:
+        weight_index.read(index(tmp_path, {"weight_map": homes}))
+    assert caught.value.code == "too-large"
