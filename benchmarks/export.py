@@ -1,0 +1,139 @@
+"""Does llama.cpp compute what minift computes, from the files that minift exports?
+
+    python benchmarks/export.py --peer-python PATH/TO/python      (benchmarks/peers/llama_cpp.txt)
+
+SmolLM2-135M-Instruct as F32, F16 and Q8_0, and as F32 with a GGUF LoRA (rsLoRA, both matrices
+noise). Each file is loaded by both sides, on the ids of 20 prompts that minift's tokenizer gives,
+and llama.cpp's 40 greedy tokens after each; the logits of all positions are compared on those. The
+limits, and the script fails where one is not kept:
+  - F32, and the LoRA: minift's own greedy text is the same, token for token;
+  - F16 and Q8_0, for which llama.cpp rounds activations as well: the same up to the first step
+    whose two best logits are closer than 0.1 (minift's), and a mean KL below 1e-3;
+  - the tokenizer in each file gives llama.cpp minift's ids. The LoRA moves logits by more than 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from certificate import write
+from parity import MODEL, QUESTIONS, TEXTS
+
+import minift
+from minift.checkpoints.download import cached
+from minift.generation.decode import decode
+from minift.model.transformer import Transformer
+from minift.runtime import tuned
+
+PEER = Path(__file__).with_name("peers") / "llama_cpp_logits.py"
+NEW_TOKENS = 40
+CLOSE, KL = 0.1, 1e-3
+KINDS = ("F32", "F16", "Q8_0")
+
+
+def peer(python: str, *words: object) -> None:
+    command = [python, str(PEER), *map(str, words)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"{PEER.name} failed:\n{done.stderr[-2000:]}")
+
+
+@torch.no_grad()
+def compare(model: Transformer, prompts: list[list[int]], theirs: Any) -> dict[str, Any]:
+    """Logits where llama.cpp went, and where minift's own greedy text leaves that way."""
+    ours = decode(model.eval(), prompts, max_new_tokens=NEW_TOKENS)
+    largest, total, positions, identical, left = 0.0, 0.0, 0, 0, []
+    before_close = True
+    for i, prompt in enumerate(prompts):
+        way = theirs[f"continuation.{i}"].tolist()
+        logits = model(torch.tensor([prompt + way[:-1]]))[0]  # (T + new - 1, V)
+        found = torch.from_numpy(theirs[f"logits.{i}"])
+        largest = max(largest, float((logits - found).abs().max()))
+        logp, logq = logits.double().log_softmax(-1), found.double().log_softmax(-1)
+        total += float((logp.exp() * (logp - logq)).sum())
+        positions += len(logits)
+        identical += ours[i] == way
+        step = next((n for n, (a, b) in enumerate(zip(ours[i], way, strict=True)) if a != b), None)
+        if step is not None:
+            best = logits[len(prompt) - 1 :].topk(2).values
+            margins = (best[:, 0] - best[:, 1]).tolist()
+            first = next((n for n, margin in enumerate(margins) if margin < CLOSE), NEW_TOKENS)
+            before_close &= first <= step
+            left.append({"prompt": i, "step": step, "margin": margins[step], "first_close": first})
+    return {
+        "logits": largest,
+        "mean_kl": total / positions,
+        "positions": positions,
+        "greedy_identical": identical,
+        "left_at": left,
+        "identical_up_to_the_first_close_step": before_close,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--peer-python", required=True, help="with llama-cpp-python")
+    parser.add_argument("--out", type=Path, help="the folder of the result file")
+    options = parser.parse_args()
+    if cached(MODEL) is None:
+        sys.exit(f"{MODEL} is not in the cache: minift download {MODEL}")
+    model, tokenizer = minift.load(MODEL)
+    prompts = [tokenizer.encode(text) for text in TEXTS]
+    prompts += [tokenizer.chat([{"role": "user", "content": q}], reply=True)[0] for q in QUESTIONS]
+    texts = [*TEXTS, *QUESTIONS, "<|im_end|> café naïve 日本 12345 \n\n  x"]
+    result: dict[str, Any] = {"prompts": len(prompts), "new_tokens": NEW_TOKENS}
+    kept = []
+    with tempfile.TemporaryDirectory() as name, tuned(2):
+        work = Path(name)
+        job, out = work / "ids.json", work / "out.npz"
+        job.write_text(json.dumps({"prompts": prompts, "texts": texts}))
+        for kind in KINDS:
+            path = work / f"{kind}.gguf"
+            done = minift.export(model, tokenizer, path, dtype=kind)
+            peer(options.peer_python, path, job, out, "--new-tokens", NEW_TOKENS)
+            loaded, _ = minift.load(path)
+            with np.load(out) as theirs:
+                found = compare(loaded, prompts, theirs)
+                same = sum(theirs[f"ids.{i}"].tolist() == tokenizer.encode(text)
+                           for i, text in enumerate(texts))  # fmt: skip
+                result["peer"] = json.loads(str(theirs["versions"]))
+            found |= {"bytes": done.bytes, "texts_tokenized_the_same": same, "texts": len(texts)}
+            exact = kind == "F32"
+            kept += [same == len(texts), found["identical_up_to_the_first_close_step"]]
+            kept += [found["greedy_identical"] == len(prompts) if exact else found["mean_kl"] < KL]
+            result[kind] = found
+            print(kind, json.dumps(found), flush=True)
+
+        plain = [model(torch.tensor([ids])).detach() for ids in prompts]
+        minift.attach(model, minift.LoRA(rank=4, alpha=8, rslora=True))
+        generator = torch.Generator().manual_seed(1)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.requires_grad:
+                    noise = torch.randn(parameter.shape, generator=generator)
+                    parameter.add_(noise, alpha=0.02)
+            pairs = zip(prompts, plain, strict=True)
+            moved = max(float((model(torch.tensor([a])) - b).abs().max()) for a, b in pairs)
+        adapter = work / "lora.gguf"
+        done = minift.export(model, tokenizer, adapter, to="gguf-lora")
+        words = (work / "F32.gguf", job, out, "--new-tokens", NEW_TOKENS, "--lora", adapter)
+        peer(options.peer_python, *words)
+        with np.load(out) as theirs:
+            found = compare(model, prompts, theirs)
+        result["lora"] = found | {"bytes": done.bytes, "moves_logits_by": moved}
+        kept += [found["greedy_identical"] == len(prompts), moved > 1]
+    print(json.dumps(result, indent=2), write("export", result, options.out), sep="\n")
+    if not all(kept):
+        sys.exit("export: a limit is not kept")
+
+
+if __name__ == "__main__":
+    main()
