@@ -142,6 +142,9 @@ def read_config(folder: Path) -> tuple[lora.LoRA, list[str], str]:
         problems.append(f"lora_alpha is {one_line(alpha)}, not a number")
     if type(dropout) not in (int, float) or type(rslora) is not bool:
         problems.append("lora_dropout or use_rslora has the wrong type")
+    base = data.get("base_model_name_or_path")
+    if type(base) is not str and base is not None:
+        problems.append(f"base_model_name_or_path is {one_line(base)}, not a text")
     if problems:
         found = f"{len(problems)} options that do not fit"
         raise FormatError(path, "LoRA", found, "a plain LoRA", "unknown-field", problems)
@@ -150,7 +153,7 @@ def read_config(folder: Path) -> tuple[lora.LoRA, list[str], str]:
         config = lora.LoRA(rank, float(alpha), float(dropout), rslora)  # type: ignore[arg-type]
     except ConfigError as error:
         raise FormatError(path, "LoRA", error, "a LoRA that can be", "out-of-range") from None
-    return config, targets, str(data.get("base_model_name_or_path") or "")
+    return config, targets, base or ""
 
 
 def load_adapter(
@@ -164,12 +167,8 @@ def load_adapter(
     folder = adapter_folder(path)
     config, targets, _ = read_config(folder)
     file = safetensors.read(folder / TENSORS)
-    theirs = names(model)
-    matched = {
-        ours: name
-        for ours, name in theirs.items()
-        if any(name == target or name.endswith("." + target) for target in targets)
-    }
+    theirs, asked = names(model), set(targets)
+    matched = {ours: name for ours, name in theirs.items() if asked & ends(name)}
     tensors = {name: file.load(name) for name in file.tensors}
     check(model, folder / TENSORS, config, matched, targets, tensors)
     members = tuple(dict.fromkeys(ours.rpartition(".")[2] for ours in matched))
@@ -188,6 +187,12 @@ def load_adapter(
     return model
 
 
+def ends(name: str) -> set[str]:
+    """What a module may be called by: a.b.c, b.c and c."""
+    parts = name.split(".")
+    return {".".join(parts[i:]) for i in range(len(parts))}
+
+
 def check(
     model: Transformer,
     path: Path,
@@ -202,10 +207,11 @@ def check(
         linear = model.get_submodule(ours)
         wanted[f"{PREFIX}{name}.lora_A.weight"] = (config.rank, linear.in_features)  # type: ignore[assignment]
         wanted[f"{PREFIX}{name}.lora_B.weight"] = (linear.out_features, config.rank)  # type: ignore[assignment]
+    called = set().union(*map(ends, matched.values()))
     problems = [
         f"target_modules: no module of the model is called {target}"
         for target in targets
-        if not any(name == target or name.endswith("." + target) for name in matched.values())
+        if target not in called
     ]
     used = {ours.rpartition(".")[2] for ours in matched}
     problems += [

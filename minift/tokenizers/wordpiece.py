@@ -26,6 +26,11 @@ from minift.tokenizers.split import ranges
 from minift.tokenizers.vocabulary import LONGEST_TOKEN, MOST_TOKENS, field_of, one_of
 
 CACHED_WORDS = 1 << 17
+LONGEST_WORD = 1000  # characters; matching takes their square
+TOP = (
+    *("version", "truncation", "padding", "added_tokens", "normalizer", "pre_tokenizer"),
+    *("post_processor", "decoder", "model"),
+)
 SPECIAL = ("unk", "cls", "sep", "pad", "mask")
 # Where words of a script without blanks stand alone, as the library has the ranges.
 CJK = (
@@ -137,6 +142,9 @@ class WordPiece:
         cls, data: Mapping[str, Any], config: Mapping[str, Any] | None, path: str
     ) -> WordPiece:
         """The tokenizer of a parsed tokenizer.json; every part of it is one that is known here."""
+        for key in data:
+            if key not in TOP:
+                raise FormatError(path, key, "an unknown field", ", ".join(TOP), "unknown-field")
         model = field_of(data, "model", dict, path)
         one_of(model.get("type"), {"WordPiece": None}, path, "model.type")
         known = ("type", "unk_token", "continuing_subword_prefix", "max_input_chars_per_word")
@@ -159,6 +167,12 @@ class WordPiece:
             longest_word=field_of(model, "max_input_chars_per_word", int, path, at="model."),
             clean_up=field_of(decoder, "cleanup", bool, path, at="decoder."),
         )
+        if not 1 <= settings.longest_word <= LONGEST_WORD:
+            where, found = "model.max_input_chars_per_word", settings.longest_word
+            raise FormatError(path, where, found, f"1 to {LONGEST_WORD:,}", "out-of-range")
+        if decoder.get("prefix", settings.prefix) != settings.prefix:
+            where, allowed = "decoder.prefix", f"{settings.prefix}, as in the model"
+            raise FormatError(path, where, decoder["prefix"], allowed, "unknown-field")
         ids = field_of(model, "vocab", dict, path, at="model.")
         tokens: list[str | None] = [None] * len(ids)
         for text, i in ids.items():
@@ -169,6 +183,10 @@ class WordPiece:
         _check_added(data.get("added_tokens", []), ids, path)
         _check_wrapping(data.get("post_processor"), path)
         whole = [text for text in tokens if text is not None]
+        named = roles_of(whole, config or {}, path)["unk"]
+        if model.get("unk_token", whole[named]) != whole[named]:
+            where, allowed = "model.unk_token", f"{whole[named]}, as the configuration says"
+            raise FormatError(path, where, model["unk_token"], allowed, "unknown-field")
         return cls(whole, roles_of(whole, config or {}, path), settings, path)
 
     @classmethod
@@ -177,8 +195,8 @@ class WordPiece:
         tokens = text.removesuffix("\n").split("\n")
         found = config or {}
         settings = Settings(
-            cjk=found.get("tokenize_chinese_chars", True) is not False,
-            lower=found.get("do_lower_case", True) is not False,
+            cjk=field_of(found, "tokenize_chinese_chars", bool, path, none=True) is not False,
+            lower=field_of(found, "do_lower_case", bool, path, none=True) is not False,
             accents_off=field_of(found, "strip_accents", bool, path, none=True),
         )
         return cls(tokens, roles_of(tokens, found, path), settings, path)
@@ -337,7 +355,8 @@ def _check_added(rows: object, ids: Mapping[str, Any], path: str) -> None:
         where = f"added_tokens[{n}]"
         if type(row) is not dict or type(row.get("content")) is not str:
             raise FormatError(path, where, row, "an object with a content", "bad-type")
-        if row.get("special") is not True or ids.get(row["content"]) != row.get("id"):
+        same = type(row.get("id")) is int and ids.get(row["content"]) == row["id"]
+        if row.get("special") is not True or not same:
             allowed = "a special token with its id in model.vocab"
             raise FormatError(path, where, row, allowed, "unknown-field")
 
