@@ -8,10 +8,11 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from minift.checkpoints import download, gguf, hub_cache, shards, strict_json
 from minift.checkpoints.families import (
@@ -212,8 +213,7 @@ def assemble(
 ) -> Transformer:
     """Fill a transformer from a weight file: every tensor used, every parameter filled."""
     check_tensors(config, file, layout, prefix, path)
-    with torch.device("meta"):
-        model = Transformer(config)
+    model = unfilled(config)
     wanted = {pair.theirs: pair for pair in pairs(layout, config, prefix)}
     for one, other in copies_in(file, layout, prefix).items():
         if one not in wanted and not torch.equal(file.load(one), file.load(other)):
@@ -228,6 +228,25 @@ def assemble(
     if config.tied:
         model.tie()
     return model
+
+
+class _NoNumbers(TorchFunctionMode):
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if func is nn.init.normal_:
+            return kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
+
+
+def unfilled(config: ModelConfig) -> Transformer:
+    """A transformer whose parameters have shapes and no memory.
+
+    TRAP: to draw an embedding's random numbers on the meta device, torch imports 800 modules of
+    its compiler, which takes over a second and 90 MB. Nobody would see the numbers.
+    """
+    with torch.device("meta"), _NoNumbers():
+        return Transformer(config)
 
 
 def check_tensors(
@@ -261,8 +280,7 @@ def check_tensors(
 def shapes_wanted(config: ModelConfig, layout: Layout, prefix: str) -> dict[str, tuple[int, ...]]:
     """The shape of each tensor of a file; every layer has those of the first."""
     first = replace(config, layers=1, local=config.local[:1])
-    with torch.device("meta"):
-        parameters = dict(Transformer(first).named_parameters())
+    parameters = dict(unfilled(first).named_parameters())
     shapes = {}
     for row, pair in zip(rows(layout, first), pairs(layout, first, prefix), strict=True):
         theirs = HOW[pair.how][1](first, [parameters[name] for name in pair.ours])

@@ -87,8 +87,9 @@ def made(values: Values, kind: str, path: str) -> RopeScaling:
     try:
         return RopeScaling(kind, **values)
     except (ConfigError, TypeError) as error:
+        text = str(error).removeprefix("rope scaling: found ")
         raise FormatError(
-            path, "rope_scaling", error, "a scaling that can be", "out-of-range"
+            path, "rope_scaling", text, "a scaling that can be", "out-of-range"
         ) from None
 
 
@@ -131,13 +132,11 @@ def rope_object(
     data: Mapping[str, Any], path: str, keys: tuple[str, ...] = ("rope_parameters", "rope_scaling")
 ) -> Mapping[str, Any]:
     """The first of `keys` that says something."""
-    for key in keys:
-        value = data.get(key)
+    found = {key: data.get(key) for key in keys}
+    for key, value in found.items():
         if value is not None and not isinstance(value, dict):
             raise FormatError(path, key, value, "an object", "bad-type")
-        if value:
-            return value
-    return {}
+    return next((value for value in found.values() if value), {})
 
 
 def rope(default_base: float) -> Part:

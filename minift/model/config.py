@@ -54,6 +54,8 @@ class RopeScaling:
             problems.append(f"gain {self.gain}, allowed above 0")
         if not all(0 < factor < inf for factor in self.factors):
             problems.append("factors, allowed above 0")
+        if (self.kind == "factors") != bool(self.factors):
+            problems.append(f"{len(self.factors)} factors for kind {self.kind}")
         if problems:
             raise ConfigError(f"rope scaling: found {'; '.join(problems)}")
 

@@ -152,7 +152,7 @@ def read_config(folder: Path) -> tuple[lora.LoRA, list[str], str]:
     try:
         config = lora.LoRA(rank, float(alpha), float(dropout), rslora)  # type: ignore[arg-type]
     except ConfigError as error:
-        raise FormatError(path, "LoRA", error, "a LoRA that can be", "out-of-range") from None
+        raise FormatError(path, "LoRA", str(error), "a LoRA that can be", "out-of-range") from None
     return config, targets, base or ""
 
 

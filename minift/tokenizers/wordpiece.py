@@ -337,7 +337,8 @@ def roles_of(tokens: Sequence[str], config: Mapping[str, Any], path: str) -> dic
     ids = {text: i for i, text in enumerate(tokens)}
     roles = {}
     for role in SPECIAL:
-        named = config.get(f"{role}_token") or f"[{role.upper()}]"
+        named = config.get(f"{role}_token")
+        named = f"[{role.upper()}]" if named is None else named
         text = named.get("content") if isinstance(named, dict) else named
         if isinstance(text, str) and text in ids:
             roles[role] = ids[text]

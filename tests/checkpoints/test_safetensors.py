@@ -7,6 +7,7 @@ import os
 import random
 import tracemalloc
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -194,7 +195,59 @@ BAD = {
     "metadata holds an object": (built({"__metadata__": {"a": {}}}, b""), "bad-type"),
     "metadata holds null": (built({"__metadata__": {"a": None}}, b""), "bad-type"),
     "metadata is a tensor": (built({"__metadata__": entry()}), "bad-type"),
-}
+    "metadata key twice": (raw(b'{"__metadata__":{"a":"1","a":"2"}}', b""), "dup-key"),
+    "metadata with a lone surrogate": (raw(b'{"__metadata__":{"a":"\\udc00"}}', b""), "bad-utf8"),
+    "metadata is a text": (built({"__metadata__": "pt"}, b""), "bad-type"),
+    "tensor name twice, one escaped": (
+        raw(W[:-1] + b"," + W[1:].replace(b'"w"', b'"\\u0077"')), "dup-key",
+    ),
+    "field twice, one escaped": (raw(W[:-2] + b',"d\\u0074ype":"F32"}}'), "dup-key"),
+    "header of white space": (raw(b" " * 40), "bad-json"),
+    "header with a comment": (raw(W + b"//"), "bad-json"),
+    "header is a text": (built("w"), "bad-type"),
+    "header in UTF-32": (raw(W.decode().encode("utf-32-le")), "bad-json"),
+    "header with an overlong character": (raw(W.replace(b"w", b"\xc1\xb7", 1)), "bad-utf8"),
+    "header length byte-swapped": (len(W).to_bytes(8, "big") + W + bytes(8), "too-large"),
+    "field names in capitals": (raw(W.replace(b"shape", b"SHAPE")), "missing-field"),
+    "entry is a text": (built({"w": "F32"}), "bad-type"),
+    "entry is true": (built({"w": True}), "bad-type"),
+    "dtype is null": (raw(W.replace(b'"F32"', b"null")), "bad-dtype"),
+    "dtype is true": (raw(W.replace(b'"F32"', b"true")), "bad-dtype"),
+    "dtype with a space": (built({"w": entry("F32 ")}), "bad-dtype"),
+    "dtype F4, half a byte": (built({"w": entry("F4", [16])}), "bad-dtype"),
+    "dtype C64": (built({"w": entry("C64", [1])}), "bad-dtype"),
+    "shape is an object": (spelled('{"0":2}'), "bad-type"),
+    "a dimension is 1e999": (spelled("[1e999]"), "out-of-range"),
+    "a dimension is 0x2": (spelled("[0x2]"), "bad-json"),
+    "a dimension is 2 in other digits": (spelled("[٢]"), "bad-json"),
+    "an offset is -0": (spelled("[0]", "[-0,0]", b""), "bad-json"),
+    "an offset is null": (spelled("[2]", "[null,8]"), "bad-type"),
+    "offsets are an object": (spelled("[2]", '{"0":0,"1":8}'), "bad-type"),
+    "offsets of half an element": (spelled("[2]", "[0,7]"), "shape-mismatch"),
+    "an empty tensor inside another": (
+        built({"w": entry(), "e": entry(shape=[0], offsets=[4, 4])}), "overlap",
+    ),
+    "empty tensors in a hole": (
+        built({"w": entry(), "e": entry(shape=[0], offsets=[9, 9])}, bytes(9)), "hole",
+    ),
+    "name is .": (built({".": entry()}), "unsafe"),
+    "name with DEL": (built({"w\x7f": entry()}), "unsafe"),
+    "name with an escape": (built({"\x1b[2J": entry()}), "unsafe"),
+    "a gzip": (b"\x1f\x8b\x08\0\0\0\0\0" + bytes(40), "truncated"),
+    "a GGUF": (b"GGUF\3\0\0\0" + bytes(40), "too-large"),
+    "an HTML page": (b"<!DOCTYPE html><html>" + bytes(40), "too-large"),
+    "a Git LFS pointer": (b"version https://git-lfs.github.com/spec/v1\n", "too-large"),
+    "a million brackets": (raw(b"[" * (1 << 20), b""), "limit"),
+    "a megabyte of empty lists": (raw(b'{"w":[' + b"[]," * 340_000 + b"[]]}", b""), "bad-type"),
+    "a megabyte of empty entries": (
+        raw(b"{" + b",".join(b'"%d":{}' % i for i in range(90_000)) + b"}", b""), "missing-field",
+    ),
+    "half a million dimensions": (spelled("[" + "1," * 500_000 + "2]"), "limit"),
+    "a text of a megabyte as dtype": (built({"w": entry("F" * (1 << 20))}), "bad-dtype"),
+    "10,000 tensors of the same bytes": (
+        built({str(i): entry() for i in range(10_000)}), "overlap",
+    ),
+}  # fmt: skip
 
 
 def opened(folder: Path, data: bytes) -> safetensors.SafetensorsFile:
@@ -468,3 +521,16 @@ def test_writer_sorts_metadata_and_refuses_what_is_no_text() -> None:
     assert one == b"".join(safetensors.encode({}, {"a": "1", "b": "2"}))
     with pytest.raises(ConfigError):
         safetensors.encode({}, {"a": 1})  # type: ignore[dict-item]
+
+
+def whole(folder: Path, data: bytes) -> None:
+    file = opened(folder, data)
+    for name in file.tensors:
+        file.load(name)
+
+
+def hostile() -> dict[str, tuple[Callable[[Path], object], str]]:
+    """For tests/hostile.py."""
+    two_is_true = built({"w": entry("BOOL", [2], [0, 2])}, b"\1\2"), "out-of-range"
+    cases = BAD | {"a boolean that is 2": two_is_true}
+    return {name: (partial(whole, data=data), code) for name, (data, code) in cases.items()}

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import json
 import random
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -207,3 +209,116 @@ def test_mutated_files_are_read_or_refused_and_nothing_else() -> None:
         except EncodeError:
             pass  # a byte token was renamed
     assert refused > 400
+
+
+def put(data: Any, place: str, value: Any) -> None:
+    """Replace a field of parsed JSON; `place` is its path, with numbers in lists."""
+    *parents, last = place.split(".")
+    for parent in parents:
+        data = data[int(parent) if isinstance(data, list) else parent]
+    data[last] = value
+
+
+GPT2_SPLIT = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
+EVIL = {"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated", "invert": False}
+MORE_LIES: list[tuple[str, Any, str]] = [
+    ("model", [], "bad-type"),
+    ("model.type", None, "unknown-field"),
+    ("model.type", ["BPE"], "unknown-field"),
+    ("model.type", "WordLevel", "unknown-field"),
+    ("model.vocab", {}, "out-of-range"),
+    ("model.vocab", None, "bad-type"),
+    ("model.vocab.a", True, "bad-type"),
+    ("model.vocab.a", None, "bad-type"),
+    ("model.vocab.a", "5", "bad-type"),
+    ("model.vocab.a", [5], "bad-type"),
+    ("model.vocab.", 700, "bad-type"),
+    ("model.vocab." + "x" * 65_537, 700, "limit"),
+    ("model.vocab.new", 2**63, "out-of-range"),
+    ("model.merges", None, "bad-type"),
+    ("model.merges", "a b", "bad-type"),
+    ("model.merges", [3], "bad-type"),
+    ("model.merges", [None], "bad-type"),
+    ("model.merges", [["a", "b", "c"]], "bad-type"),
+    ("model.merges", ["a b c"], "bad-type"),
+    ("model.merges", ["a"], "bad-type"),
+    ("model.merges", [["a", 3]], "bad-type"),
+    ("model.merges", ["<|im_end|> a"], "out-of-range"),
+    ("model.merges", [["zz", "q"]] * 50_000, "out-of-range"),
+    ("model.ignore_merges", "yes", "bad-type"),
+    ("model.continuing_subword_prefix", "##", "unknown-field"),
+    ("model.dropout", "0", "unknown-field"),
+    ("normalizer", [], "bad-type"),
+    ("normalizer", {}, "unknown-field"),
+    ("normalizer", {"type": "NFKC"}, "unknown-field"),
+    ("normalizer", {"type": "Sequence", "normalizers": []}, "unknown-field"),
+    ("normalizer", {"type": "Replace", "pattern": {"Regex": "(a+)+$"}}, "unknown-field"),
+    ("decoder", [], "bad-type"),
+    ("decoder", {"type": "Sequence", "decoders": []}, "unknown-field"),
+    ("pre_tokenizer", [], "unsafe"),
+    ("pre_tokenizer", {}, "unsafe"),
+    ("pre_tokenizer", EVIL, "unsafe"),
+    ("pre_tokenizer", {"type": "Sequence", "pretokenizers": [EVIL]}, "unsafe"),
+    ("pre_tokenizer", {"type": "Sequence", "pretokenizers": [EVIL] * 5_000}, "unsafe"),
+    ("pre_tokenizer", GPT2_SPLIT | {"use_regex": "yes"}, "unsafe"),
+    ("pre_tokenizer", GPT2_SPLIT | {"surprise": 1}, "unsafe"),
+    ("pre_tokenizer", {"type": "ByteLevel"}, "unsafe"),
+    ("pre_tokenizer", {"type": "Digits", "individual_digits": True}, "unsafe"),
+    ("post_processor", [], "bad-type"),
+    ("post_processor", {}, "unknown-field"),
+    ("added_tokens", {}, "bad-type"),
+    ("added_tokens", [None], "bad-type"),
+    ("added_tokens", [{}], "missing-field"),
+    ("added_tokens", [token(content=None)], "bad-type"),
+    ("added_tokens", [token(content=3)], "bad-type"),
+    ("added_tokens", [token(id="700")], "bad-type"),
+    ("added_tokens", [token(id=700.0)], "bad-type"),
+    ("added_tokens", [token(id=2**64)], "out-of-range"),
+    ("added_tokens", [token(special=1)], "bad-type"),
+    ("added_tokens", [token(normalized="no")], "bad-type"),
+    ("added_tokens", [token(), token(id=701)], "dup-key"),
+    ("added_tokens", [token(), token(content="<y>")], "dup-key"),
+    ("added_tokens", [token(id=702)], "out-of-range"),
+    ("added_tokens", [token(content="x" * 65_537)], "limit"),
+    ("added_tokens", [token(special=False, single_word=True)], "unknown-field"),
+    ("added_tokens", [token(id=-i) for i in range(5_000)], "dup-key"),
+]
+CONFIG_LIES: list[tuple[dict[str, Any], str]] = [
+    ({}, "missing-field"),
+    ({"eos_token": None}, "missing-field"),
+    ({"eos_token": 3}, "out-of-range"),
+    ({"eos_token": "<nowhere>"}, "out-of-range"),
+    ({"eos_token": ["<|im_end|>"]}, "out-of-range"),
+    ({"eos_token": {"content": ["x"]}}, "out-of-range"),
+    ({"eos_token": {}}, "out-of-range"),
+    (CONFIG | {"pad_token": "<nowhere>"}, "out-of-range"),
+    (CONFIG | {"unk_token": True}, "out-of-range"),
+    (CONFIG | {"chat_template": 5}, "bad-type"),
+    (CONFIG | {"chat_template": {}}, "bad-type"),
+    (CONFIG | {"chat_template": []}, "bad-type"),
+    (CONFIG | {"chat_template": [{"name": "default", "template": 3}]}, "bad-type"),
+    (CONFIG | {"add_bos_token": "yes"}, "bad-type"),
+    (CONFIG | {"add_bos_token": 1}, "bad-type"),
+    (CONFIG | {"bos_token": None, "add_bos_token": True}, "missing-field"),
+]
+
+
+def hostile() -> dict[str, tuple[Callable[[Path], object], str]]:
+    """For tests/hostile.py."""
+
+    def attempt(folder: Path, place: str, value: Any, config: dict[str, Any]) -> None:
+        data = copy.deepcopy(GOLDEN["tokenizer"])
+        if place:
+            put(data, place, value)
+        ByteBPE.from_json(data, config, "folder/tokenizer.json")
+
+    cases: dict[str, tuple[Callable[[Path], object], str]] = {}
+    lies = [(place, value, code) for place, value, _, code in JSON_LIES]
+    for place, value, code in lies + MORE_LIES:
+        config = {} if place == "added_tokens" and value == [token()] else CONFIG
+        name = f"{place[:40]} {value!r:.40} {len(cases)}"
+        cases[name] = partial(attempt, place=place, value=value, config=config), code
+    for config, code in CONFIG_LIES:
+        name = f"tokenizer_config {config!r:.60} {len(cases)}"
+        cases[name] = partial(attempt, place="", value=None, config=config), code
+    return cases

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -121,3 +123,45 @@ def test_every_pattern_has_a_name_in_gguf(pattern: str) -> None:
     assert from_gguf(to_gguf(vocab, None, 257), "x.gguf").pattern == pattern
     with pytest.raises(ConfigError, match=f"a {pattern} tokenizer with nfc"):
         to_gguf(replace(vocab, nfc=not vocab.nfc), None, 257)
+
+
+def hostile() -> dict[str, tuple[Callable[[Path], object], str]]:
+    """For tests/hostile.py."""
+
+    def attempt(folder: Path, key: str, lie: Callable[[dict[str, Any]], object] | None) -> None:
+        data = metadata("lo", "l o")
+        short = {name.removeprefix("tokenizer.ggml."): value for name, value in data.items()}
+        if lie is None:
+            del data["tokenizer.ggml." + key]
+        else:
+            data["tokenizer.ggml." + key] = lie(short)
+        ByteBPE.from_gguf(data, "x.gguf")
+
+    more: list[tuple[str, Callable[[dict[str, Any]], object], str]] = [
+        ("merges", lambda m: "l o", "bad-type"),
+        ("merges", lambda m: ["l  o"], "bad-type"),
+        ("merges", lambda m: [["l", "o", "w"]], "bad-type"),
+        ("merges", lambda m: [f"{i} zz" for i in range(100_000)], "out-of-range"),
+        ("tokens", lambda m: "abc", "bad-type"),
+        ("tokens", lambda m: [f"{i}" for i in range(100_000)], "shape-mismatch"),
+        ("tokens", lambda m: ["a" for _ in m["tokens"]], "dup-key"),
+        ("token_type", lambda m: [0, *m["token_type"][1:]], "out-of-range"),
+        ("token_type", lambda m: [1.0, *m["token_type"][1:]], "out-of-range"),
+        ("token_type", lambda m: ["1", *m["token_type"][1:]], "out-of-range"),
+        ("token_type", lambda m: 1, "bad-type"),
+        ("eos_token_id", lambda m: 0.0, "bad-type"),
+        ("eos_token_id", lambda m: [0], "bad-type"),
+        ("padding_token_id", lambda m: -1, "out-of-range"),
+        ("unknown_token_id", lambda m: 2**32, "out-of-range"),
+        ("bos_token_id", lambda m: "0", "bad-type"),
+        ("pre", lambda m: "default", "unknown-field"),
+        ("pre", lambda m: ["gpt-2"], "bad-type"),
+        ("model", lambda m: ["gpt2"], "bad-type"),
+    ]
+    cases: dict[str, tuple[Callable[[Path], object], str]] = {}
+    for key, lie, *_, code in [*GGUF_LIES, *more]:
+        name = f"{key} {len(cases)}"
+        cases[name] = partial(attempt, key=key, lie=lie), code
+    for key in ("model", "pre", "tokens", "token_type", "merges", "eos_token_id"):
+        cases[f"no {key}"] = partial(attempt, key=key, lie=None), "missing-field"
+    return cases
