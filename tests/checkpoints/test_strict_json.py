@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import random
 import tracemalloc
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from minift.checkpoints.strict_json import parse
+from minift.checkpoints.strict_json import parse, uncollected
 from minift.errors import FormatError
 
 LIMIT = 1 << 20
@@ -131,6 +132,21 @@ def test_memory_stays_near_the_size_of_the_input() -> None:
             peak = tracemalloc.get_traced_memory()[1]
             tracemalloc.stop()
         assert peak < 64 << 20
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_the_collector_is_put_back(before: bool) -> None:
+    was = gc.isenabled()
+    (gc.enable if before else gc.disable)()
+    try:
+        with uncollected():
+            assert not gc.isenabled()
+        assert gc.isenabled() == before
+        with pytest.raises(FormatError):
+            read(b"[")
+        assert gc.isenabled() == before
+    finally:
+        (gc.enable if was else gc.disable)()
 
 
 def mutated(seed: random.Random) -> bytes:
