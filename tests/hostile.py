@@ -61,6 +61,7 @@ FORMATS = {
 Case = tuple[Callable[[Path], object], str]
 
 
+@cache
 def tests_of(name: str) -> ModuleType:
     """A test module by its path; its fixtures are of no use here, its data is."""
     spec = importlib.util.spec_from_file_location(name.replace("/", "_"), HERE / f"{name}.py")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,8 @@ def tokenizer_in(folder: Path) -> Tokenizer:
     """The tokenizer of a Hugging Face folder: tokenizer.json, or an encoder's vocab.txt alone."""
     path, words = folder / "tokenizer.json", folder / "vocab.txt"
     beside = folder / "tokenizer_config.json"
-    config = strict_json.read(beside) if beside.exists() else None
-    if not path.exists() and words.exists():
+    config = strict_json.read(beside) if os.path.exists(beside) else None
+    if not os.path.exists(path) and os.path.exists(words):
         return WordPiece.from_vocab(text_in(words), config, str(words))
     data = strict_json.read(path, limit_bytes=LIMIT)
     model = data.get("model")

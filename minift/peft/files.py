@@ -107,9 +107,9 @@ def adapter_folder(path: str | os.PathLike[str]) -> Path:
     """The adapter's folder: `path` itself, or the one inside a run's folder."""
     folder = Path(path)
     for candidate in (folder, folder / "adapter"):
-        if (candidate / CONFIG).exists():
+        if os.path.exists(candidate / CONFIG):  # pathlib's raises for a name that is too long
             return candidate
-    if not folder.exists():
+    if not os.path.exists(folder):
         raise ConfigError(f'no adapter folder "{folder}" here')
     raise ConfigError(f'"{folder}" holds no adapter: neither it nor its adapter/ has {CONFIG}')
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import random
 
 import pytest
 
-from minift.checkpoints import weight_index
+from minift.checkpoints import strict_json, weight_index
 from minift.errors import FormatError
 
 ONE, TWO = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
@@ -100,6 +101,51 @@ def test_the_limits_at_and_beyond(tmp_path, monkeypatch):
     with pytest.raises(FormatError) as caught:
         weight_index.read(index(tmp_path, {"weight_map": homes}))
     assert caught.value.code == "too-large"
+
+
+def mutated(seed):
+    """An index that was valid once."""
+    homes = {f"model.layers.{i}.weight": (ONE, TWO)[i % 2] for i in range(6)}
+    data = bytearray(json.dumps({"metadata": {"total_size": 96}, "weight_map": homes}).encode())
+    words = [
+        b"null",
+        b"1e999",
+        b"-0",
+        b"[]",
+        b"{}",
+        b'"a":"b",',
+        b"../",
+        b"/",
+        b"\\u0000",
+        b'"',
+        b"{",
+    ]
+    for _ in range(seed.randint(1, 3)):
+        at = seed.randrange(len(data))
+        match seed.randrange(4):
+            case 0:
+                data[at] = seed.randrange(256)
+            case 1:
+                del data[at : at + seed.randint(1, 8)]
+            case 2:
+                data[at:at] = seed.choice(words)
+            case 3:
+                data[at:at] = data[at : at + seed.randint(1, 60)]
+    return bytes(data)
+
+
+def test_fuzz(tmp_path, monkeypatch):
+    seed, refused = random.Random(0), 0
+    for _ in range(2000):
+        data = mutated(seed)
+        monkeypatch.setattr(strict_json, "read_file", lambda path, limit_bytes, data=data: data)
+        try:
+            found = weight_index.read("model.safetensors.index.json")
+        except FormatError:
+            refused += 1
+            continue
+        assert all("/" not in name and name.endswith(".safetensors") for name in found.files)
+    assert 1000 < refused < 2000
 
 
 def hostile():

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import random
+import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -12,8 +14,10 @@ from typing import Any
 
 import pytest
 
+from minift.checkpoints import strict_json
 from minift.errors import EncodeError, FormatError
 from minift.tokenizers.byte_bpe import ALPHABET, ByteBPE
+from minift.tokenizers.wordpiece import WordPiece
 
 GOLDEN = json.loads(Path(__file__).parents[1].joinpath("golden/tokens.json").read_text())
 CONFIG = {"eos_token": "<|im_end|>", "bos_token": "<|im_start|>", "pad_token": None}
@@ -209,6 +213,93 @@ def test_mutated_files_are_read_or_refused_and_nothing_else() -> None:
         except EncodeError:
             pass  # a byte token was renamed
     assert refused > 400
+
+
+def of_bytes() -> bytes:
+    """A tokenizer.json of the bytes and two merges."""
+    data = copy.deepcopy(GOLDEN["tokenizer"]) | {"added_tokens": [token(id=258)]}
+    data |= GOLDEN["small"]["gpt2"]["tokenizer"]
+    vocab = {text: i for i, text in enumerate([*ALPHABET, "lo", "low"])}
+    data["model"] |= {"vocab": vocab, "merges": [["l", "o"], ["lo", "w"]]}
+    return json.dumps(data).encode()
+
+
+WHOLE = of_bytes()
+NUMBERS_AT = [found.start() for found in re.finditer(rb"\d+(?=[,}])", WHOLE)]
+
+
+def replaced(seed: random.Random) -> bytes:
+    inner: Any = json.loads(WHOLE)
+    whole = inner
+    while True:  # walk down to a random place
+        key = seed.choice(list(inner) if isinstance(inner, dict) else range(len(inner)))
+        if not (isinstance(inner[key], dict | list) and inner[key]) or seed.random() < 0.1:
+            break
+        inner = inner[key]
+    strange: list[Any] = [None, True, 0, -1, 258, 2**63, 1.5, "", "a", "<x>", [], [[]], {}]
+    inner[key] = seed.choice(strange)
+    return json.dumps(whole).encode()
+
+
+def mutated(seed: random.Random) -> bytes:
+    """A tokenizer.json that was valid once: a value of it replaced, or some of its bytes."""
+    if seed.random() < 0.5:
+        return replaced(seed)
+    words = [
+        b"null",
+        b"true",
+        b"1e999",
+        b"-1",
+        b"[]",
+        b"{}",
+        b'"a":1,',
+        b'"type":"BPE",',
+        b'"',
+        b"\\ud800",
+    ]
+    words += [b'"ByteLevel"', b'"WordPiece"', b"65536", b'["l","o"],', b'"content":"",']
+    data = bytearray(WHOLE)
+    vocab = data.index(b'"vocab"'), data.index(b'"merges"')
+    for _ in range(seed.randint(1, 2)):
+        at = seed.randrange(len(data))
+        if vocab[0] < at < vocab[1] and seed.random() < 0.8:
+            at = seed.choice([seed.randrange(vocab[0]), seed.randrange(vocab[1], len(data))])
+        match seed.randrange(5):
+            case 0:
+                data[at] = seed.randrange(256)
+            case 1:
+                del data[at : at + seed.randint(1, 8)]
+            case 2:
+                data[at:at] = seed.choice(words)
+            case 3:
+                data[at:at] = data[at : at + seed.randint(1, 60)]
+            case 4:
+                at = seed.choice(NUMBERS_AT)
+                data[at : at + 1] = seed.choice((b"-", b"9", b"0", b"1.", b'"'))
+    return bytes(data)
+
+
+def read_mutated(data: bytes) -> None:
+    """As `tokenizer_in` reads a file: a FormatError, or a tokenizer that says what it was told."""
+    value = strict_json.parse(data, "tokenizer.json", "JSON", limit_bytes=1 << 20)
+    if type(value) is not dict:
+        raise FormatError("tokenizer.json", "JSON", value, "an object", "bad-type")
+    model = value.get("model")
+    kind = WordPiece if isinstance(model, dict) and model.get("type") == "WordPiece" else ByteBPE
+    tokenizer = kind.from_json(value, None, "tokenizer.json")
+    with contextlib.suppress(EncodeError):  # a byte's token was renamed
+        assert tokenizer.decode(tokenizer.encode("low 12")) == "low 12"
+
+
+def test_fuzz() -> None:
+    draw, refused = random.Random(0), 0
+    read_mutated(WHOLE)
+    for _ in range(1500):
+        try:
+            read_mutated(mutated(draw))
+        except FormatError:
+            refused += 1
+    assert 500 < refused < 1500
 
 
 def put(data: Any, place: str, value: Any) -> None:
