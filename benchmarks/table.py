@@ -1,9 +1,9 @@
 """The README's tables of measured numbers, from the result files.
 
-    python benchmarks/tables.py            write them into README.md
-    python benchmarks/tables.py --check    fail if README.md says anything else
+    python benchmarks/table.py            write them into README.md
+    python benchmarks/table.py --check    fail if README.md says anything else
 
-A table stands between `<!-- NAME: benchmarks/tables.py -->` and `<!-- end -->`. Nothing between
+A table stands between `<!-- NAME: benchmarks/table.py -->` and `<!-- end -->`. Nothing between
 the two is written by hand.
 """
 
@@ -19,7 +19,7 @@ from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 RESULTS = REPOSITORY / "benchmarks" / "results"
-MARK = "<!-- {}: benchmarks/tables.py -->\n"
+MARK = "<!-- {}: benchmarks/table.py -->\n"
 END = "<!-- end -->"
 
 
@@ -165,7 +165,7 @@ def main() -> None:
     now = path.read_text()
     new = written(now)
     if options.check and new != now:
-        sys.exit("README.md is not what the result files say: python benchmarks/tables.py")
+        sys.exit("README.md is not what the result files say: python benchmarks/table.py")
     if not options.check:
         path.write_text(new)
 
