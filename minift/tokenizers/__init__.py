@@ -1,11 +1,12 @@
 """Text to ids and back, one file per kind of vocabulary, all with the same methods.
 
     encode(text) -> ids         no BOS, no EOS; a special token's name in the text is plain text
+    wrap(ids, other) -> ids, token types    with the special tokens that the model expects
     decode(ids) -> text         decode_bytes(ids), token_bytes(id)
     chat(messages) -> ids, mask mask 1 = a token to be learned
     vocab_size, eos, bos, pad, add_bos, special, template, files()
 
 Read `split.py` (text to words), `byte_bpe.py` (words to ids), `chat.py` (messages to ids),
-`wordpiece.py` (the encoders' way);
-`vocabulary.py` and `tokenizer_json.py` are the file formats.
+`wordpiece.py` (the encoders' way), `wrapping.py` (what stands around a text);
+`vocabulary.py`, `tokenizer_json.py` and `post_processor.py` are the file formats.
 """

@@ -21,6 +21,11 @@ class Tokenizer(Protocol):
     def encode(self, text: str) -> list[int]:
         """The ids of `text` and of nothing else."""
 
+    def wrap(
+        self, ids: Sequence[int], other: Sequence[int] | None = None
+    ) -> tuple[list[int], list[int]]:
+        """Ids and token types of a text, or two, with the special tokens that the model expects."""
+
     def decode(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
         """The text of `ids`."""
 

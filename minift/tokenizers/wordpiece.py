@@ -18,14 +18,16 @@ import json
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 from minift.errors import EncodeError, FormatError
-from minift.tokenizers import chat
+from minift.tokenizers import chat, post_processor
 from minift.tokenizers.split import ranges
-from minift.tokenizers.vocabulary import LONGEST_TOKEN, MOST_TOKENS, field_of, one_of
+from minift.tokenizers.vocabulary import checked_ids, field_of, one_of
+from minift.tokenizers.words import Words
+from minift.tokenizers.wrapping import Wrapping, around
 
-CACHED_WORDS = 1 << 17
 SPECIAL = ("unk", "cls", "sep", "pad", "mask")
 # Where words of a script without blanks stand alone, as the library has the ranges.
 CJK = (
@@ -116,21 +118,27 @@ class WordPiece:
     chat_template: str | None = None
 
     def __init__(
-        self, tokens: Sequence[str], roles: Mapping[str, int], settings: Settings, path: str
+        self,
+        tokens: Sequence[str],
+        roles: Mapping[str, int],
+        settings: Settings,
+        path: str,
+        wrapping: Wrapping | None = None,
     ):
         self.tokens, self.settings = list(tokens), settings
         self.vocab_size = len(tokens)
-        self._ids = _checked(tokens, path)
+        ids = checked_ids(self.tokens, "vocab", path)
         self.unk, self.cls, self.sep = roles["unk"], roles["cls"], roles["sep"]
         self.mask = roles.get("mask")
         self.pad: int | None = roles["pad"]
         self.bos: int | None = self.cls
         self.eos = self.sep
         self.special = {tokens[i]: i for i in sorted(set(roles.values()))}
+        self.wrapping = wrapping or around(self.cls, self.sep)
         # No text becomes a special token; the pieces of words are the others.
-        self._pieces = {text: i for text, i in self._ids.items() if text not in self.special}
+        self._pieces = {text: i for text, i in ids.items() if text not in self.special}
         self._kept = _Kept(settings)
-        self._words: dict[str, list[int]] = {}
+        self._words = Words(self._split)
 
     @classmethod
     def from_json(
@@ -167,14 +175,20 @@ class WordPiece:
                 raise FormatError(path, f'model.vocab["{text}"]', i, allowed, "out-of-range")
             tokens[i] = text
         _check_added(data.get("added_tokens", []), ids, path)
-        _check_wrapping(data.get("post_processor"), path)
         whole = [text for text in tokens if text is not None]
-        return cls(whole, roles_of(whole, config or {}, path), settings, path)
+        roles = roles_of(whole, config or {}, path)
+        special = {whole[i]: i for i in roles.values()}
+        wrapping = post_processor.wrapping_of(data.get("post_processor"), special, path)
+        if wrapping and wrapping.single != around(roles["cls"], roles["sep"]).single:
+            where, found = "post_processor.single", data["post_processor"].get("single")
+            raise FormatError(path, where, found, "[CLS] A [SEP]", "unknown-field")
+        return cls(whole, roles, settings, path, wrapping)
 
     @classmethod
     def from_vocab(cls, text: str, config: Mapping[str, Any] | None, path: str) -> WordPiece:
         """The tokenizer of a vocab.txt, one token a line, with what tokenizer_config.json says."""
-        tokens = text.removesuffix("\n").split("\n")
+        # TRAP: not splitlines, which also cuts at characters that can be tokens (U+2028, say).
+        tokens = text.replace("\r\n", "\n").removesuffix("\n").split("\n")
         found = config or {}
         settings = Settings(
             cjk=found.get("tokenize_chinese_chars", True) is not False,
@@ -210,16 +224,7 @@ class WordPiece:
 
     def encode(self, text: str) -> list[int]:
         """The ids of `text`, without [CLS] and [SEP]; special tokens in it are plain text."""
-        ids: list[int] = []
-        for word in self.words(text):
-            known = self._words.get(word)
-            if known is None:
-                known = self._split(word)
-                if len(self._words) >= CACHED_WORDS:
-                    self._words.clear()
-                self._words[word] = known
-            ids += known
-        return ids
+        return list(chain.from_iterable(map(self._words.__getitem__, self.words(text))))
 
     def _split(self, word: str) -> list[int]:
         """The longest piece at the front, then the longest that goes on, until the end."""
@@ -242,9 +247,7 @@ class WordPiece:
         self, ids: Sequence[int], other: Sequence[int] | None = None
     ) -> tuple[list[int], list[int]]:
         """(ids, token types) as the model was trained: [CLS] A [SEP], or [CLS] A [SEP] B [SEP]."""
-        first = [self.cls, *ids, self.sep]
-        second = [] if other is None else [*other, self.sep]
-        return first + second, [0] * len(first) + [1] * len(second)
+        return self.wrapping(ids, other)
 
     def decode(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
         """Pieces joined to words, signs to the words before them."""
@@ -297,23 +300,6 @@ def is_hidden(character: str) -> bool:
     return HIDDEN.get(character, unicodedata.category(character) in ("Cc", "Cf", "Co", "Cs"))
 
 
-def _checked(tokens: Sequence[str], path: str) -> dict[str, int]:
-    """token -> id, when every token is text of a sane size, and there once."""
-    if not 1 <= len(tokens) <= MOST_TOKENS:
-        raise FormatError(
-            path, "vocab", f"{len(tokens):,} tokens", f"1 to {MOST_TOKENS:,}", "limit"
-        )
-    ids: dict[str, int] = {}
-    for i, text in enumerate(tokens):
-        if not text or len(text) > LONGEST_TOKEN:
-            found = f"{len(text):,} characters"
-            raise FormatError(path, f"vocab[{i}]", found, f"1 to {LONGEST_TOKEN:,}", "limit")
-        if ids.setdefault(text, i) != i:
-            found = f"{text!r} again, after {ids[text]}"
-            raise FormatError(path, f"vocab[{i}]", found, "each token once", "dup-key")
-    return ids
-
-
 def roles_of(tokens: Sequence[str], config: Mapping[str, Any], path: str) -> dict[str, int]:
     """The ids of [UNK], [CLS], [SEP], [PAD] and [MASK], or of what the configuration names."""
     ids = {text: i for i, text in enumerate(tokens)}
@@ -342,23 +328,6 @@ def _check_added(rows: object, ids: Mapping[str, Any], path: str) -> None:
             raise FormatError(path, where, row, allowed, "unknown-field")
 
 
-def _check_wrapping(value: Any, path: str) -> None:
-    """[CLS] A [SEP] is the one wrapping that minift writes around a text."""
-    if value is None:
-        return
-    known = {"TemplateProcessing": 0, "BertProcessing": 1}
-    kind = one_of(
-        value.get("type") if type(value) is dict else value, known, path, "post_processor"
-    )
-    if kind == 1:
-        return
-    match value.get("single"):
-        case [{"SpecialToken": {}}, {"Sequence": {"id": "A"}}, {"SpecialToken": {}}]:
-            return
-    where = "post_processor.single"
-    raise FormatError(path, where, value.get("single"), "[CLS] A [SEP]", "unknown-field")
-
-
 def to_files(tokenizer: WordPiece) -> dict[str, bytes]:
     settings, tokens = tokenizer.settings, tokenizer.tokens
     names = {role: tokens[getattr(tokenizer, role)] for role in SPECIAL if role != "mask"}
@@ -366,14 +335,6 @@ def to_files(tokenizer: WordPiece) -> dict[str, bytes]:
         names["mask"] = tokens[tokenizer.mask]
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
 
-    def special(role: str, kind: int) -> dict[str, Any]:
-        return {"SpecialToken": {"id": names[role], "type_id": kind}}
-
-    def text(which: str, kind: int) -> dict[str, Any]:
-        return {"Sequence": {"id": which, "type_id": kind}}
-
-    single = [special("cls", 0), text("A", 0), special("sep", 0)]
-    ids = {names[role]: getattr(tokenizer, role) for role in ("cls", "sep")}
     data = {
         "version": "1.0",
         "truncation": None,
@@ -390,14 +351,7 @@ def to_files(tokenizer: WordPiece) -> dict[str, bytes]:
             "lowercase": settings.lower,
         },
         "pre_tokenizer": {"type": "BertPreTokenizer"},
-        "post_processor": {
-            "type": "TemplateProcessing",
-            "single": single,
-            "pair": [*single, text("B", 1), special("sep", 1)],
-            "special_tokens": {
-                name: {"id": name, "ids": [i], "tokens": [name]} for name, i in ids.items()
-            },
-        },
+        "post_processor": post_processor.to_json(tokenizer.wrapping, tokens),
         "decoder": {"type": "WordPiece", "prefix": settings.prefix, "cleanup": settings.clean_up},
         "model": {
             "type": "WordPiece",
