@@ -103,8 +103,11 @@ class ByteBPE:
         """The metadata of a GGUF file whose embedding has `size` rows."""
         return vocabulary.to_gguf(self.vocab, chat.jinja(self), size)
 
-    def encode(self, text: str) -> list[int]:
-        """The ids of `text`: no BOS, no EOS, and special tokens in it are plain text."""
+    def encode(self, text: str, after: int | None = None) -> list[int]:
+        """The ids of `text`: no BOS, no EOS, and special tokens in it are plain text.
+
+        What comes before a text (`after`) makes no difference here; it does in sentencepiece.py.
+        """
         ids: list[int] = []
         for n, part in enumerate(self._raw.cut(text)):  # every second part is an added token
             ids += [self._raw.ids[part]] if n % 2 else self._encode(self._normal(part))

@@ -18,8 +18,8 @@ class Tokenizer(Protocol):
     template: str | None  # the Jinja text of the chat template that came with the model
     chat_template: str | None  # the name of a template, when the user chose one
 
-    def encode(self, text: str) -> list[int]:
-        """The ids of `text` and of nothing else."""
+    def encode(self, text: str, after: int | None = None) -> list[int]:
+        """The ids of `text` and of nothing else; `after` is the token that it follows, if any."""
 
     def wrap(
         self, ids: Sequence[int], other: Sequence[int] | None = None

@@ -102,7 +102,7 @@ def _template(value: Mapping[str, Any], special: Mapping[str, int], path: str) -
     return wrapping
 
 
-def to_json(wrapping: Wrapping, tokens: Sequence[str]) -> dict[str, Any]:
+def to_json(wrapping: Wrapping, tokens: Sequence[str] | Mapping[int, str]) -> dict[str, Any]:
     """A TemplateProcessing, which can say all of them."""
 
     def row(part: Part) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from minift.tokenizers.vocabulary import checked_ids, field_of, one_of
 from minift.tokenizers.words import Words
 from minift.tokenizers.wrapping import Wrapping, around
 
+LONGEST_WORD = 10_000  # that a file may ask for
 SPECIAL = ("unk", "cls", "sep", "pad", "mask")
 # Where words of a script without blanks stand alone, as the library has the ranges.
 CJK = (
@@ -137,6 +138,7 @@ class WordPiece:
         self.wrapping = wrapping or around(self.cls, self.sep)
         # No text becomes a special token; the pieces of words are the others.
         self._pieces = {text: i for text, i in ids.items() if text not in self.special}
+        self._longest = max(map(len, self._pieces), default=0)
         self._kept = _Kept(settings)
         self._words = Words(self._split)
 
@@ -146,7 +148,7 @@ class WordPiece:
     ) -> WordPiece:
         """The tokenizer of a parsed tokenizer.json; every part of it is one that is known here."""
         model = field_of(data, "model", dict, path)
-        one_of(model.get("type"), {"WordPiece": None}, path, "model.type")
+        one_of(model.get("type", "WordPiece"), {"WordPiece": None}, path, "model.type")
         known = ("type", "unk_token", "continuing_subword_prefix", "max_input_chars_per_word")
         for key in model:
             if key not in (*known, "vocab"):
@@ -167,6 +169,9 @@ class WordPiece:
             longest_word=field_of(model, "max_input_chars_per_word", int, path, at="model."),
             clean_up=field_of(decoder, "cleanup", bool, path, at="decoder."),
         )
+        if not 1 <= settings.longest_word <= LONGEST_WORD:
+            where, allowed = "model.max_input_chars_per_word", f"1 to {LONGEST_WORD:,}"
+            raise FormatError(path, where, settings.longest_word, allowed, "limit")
         ids = field_of(model, "vocab", dict, path, at="model.")
         tokens: list[str | None] = [None] * len(ids)
         for text, i in ids.items():
@@ -222,8 +227,11 @@ class WordPiece:
                 found.append(word[start:])
         return found
 
-    def encode(self, text: str) -> list[int]:
-        """The ids of `text`, without [CLS] and [SEP]; special tokens in it are plain text."""
+    def encode(self, text: str, after: int | None = None) -> list[int]:
+        """The ids of `text`, without [CLS] and [SEP]; special tokens in it are plain text.
+
+        What comes before a text (`after`) makes no difference here; it does in sentencepiece.py.
+        """
         return list(chain.from_iterable(map(self._words.__getitem__, self.words(text))))
 
     def _split(self, word: str) -> list[int]:
@@ -233,7 +241,7 @@ class WordPiece:
         ids, start = [], 0
         while start < len(word):
             prefix = self.settings.prefix if start else ""
-            for stop in range(len(word), start, -1):
+            for stop in range(min(len(word), start + self._longest), start, -1):
                 piece = self._pieces.get(prefix + word[start:stop])
                 if piece is not None:
                     break

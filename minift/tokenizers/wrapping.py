@@ -37,10 +37,11 @@ class Wrapping:
 
 
 def after(bos: int | None) -> Wrapping:
-    """BOS before everything, or nothing at all."""
+    """BOS before every text, or nothing at all."""
     if bos is None:
         return Wrapping()
-    return Wrapping(single=((bos, 0), ("A", 0)), pair=((bos, 0), ("A", 0), ("B", 0)))
+    single: tuple[Part, ...] = ((bos, 0), ("A", 0))
+    return Wrapping(single=single, pair=(*single, (bos, 1), ("B", 1)))
 
 
 def around(cls: int, sep: int) -> Wrapping:

@@ -114,6 +114,8 @@ def broken(path, value):
         ("model.vocab", {"a": 0}),
         ("model.vocab", {"": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3, "[PAD]": 4}),
         ("model.max_input_chars_per_word", "100"),
+        ("model.max_input_chars_per_word", 0),
+        ("model.max_input_chars_per_word", 10_001),
         ("model.continuing_subword_prefix", 3),
         ("model.extra", 1),
         ("normalizer", None),

@@ -26,7 +26,7 @@ def test_decoders() -> None:
     assert Wrapping()(A) == (A, [0, 0])
     assert Wrapping()(A, B) == ([10, 11, 20], [0, 0, 1])
     assert after(3)(A) == ([3, 10, 11], [0, 0, 0])
-    assert after(3)(A, B) == ([3, 10, 11, 20], [0, 0, 0, 0])
+    assert after(3)(A, B) == ([3, 10, 11, 3, 20], [0, 0, 0, 1, 1])
     assert after(0)(A)[0] == [0, 10, 11]  # an id like any other
 
 
