@@ -141,6 +141,7 @@ class WordPiece:
         self._longest = max(map(len, self._pieces), default=0)
         self._kept = _Kept(settings)
         self._words = Words(self._split)
+        self._shown: dict[tuple[int, bool], str] = {}
 
     @classmethod
     def from_json(
@@ -263,17 +264,23 @@ class WordPiece:
         for i in ids:
             if not 0 <= i < self.vocab_size:
                 raise EncodeError(f"found token id {i}, allowed 0 to {self.vocab_size - 1:,}")
-            text = self.tokens[i]
-            if skip_special and text in self.special:
+            if skip_special and self.tokens[i] in self.special:
                 continue
-            if parts:
-                inside = text.startswith(self.settings.prefix)
-                text = text.removeprefix(self.settings.prefix) if inside else " " + text
-            if self.settings.clean_up:
-                for apart, joined in CLEAN_UP:
-                    text = text.replace(apart, joined)
-            parts.append(text)
+            place = (i, not parts)
+            if place not in self._shown:
+                self._shown[place] = self._joined(self.tokens[i], not parts)
+            parts.append(self._shown[place])
         return "".join(parts)
+
+    def _joined(self, text: str, first: bool) -> str:
+        """What a token adds to a text, at its start or after others."""
+        if not first:
+            inside = text.startswith(self.settings.prefix)
+            text = text.removeprefix(self.settings.prefix) if inside else " " + text
+        if self.settings.clean_up:
+            for apart, joined in CLEAN_UP:
+                text = text.replace(apart, joined)
+        return text
 
     def decode_bytes(self, ids: Iterable[int], *, skip_special: bool = True) -> bytes:
         return self.decode(ids, skip_special=skip_special).encode()
