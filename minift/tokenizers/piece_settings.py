@@ -1,6 +1,6 @@
 """What stands beside the pieces of a sentencepiece model: which token ends a text, and so on.
 
-Here from tokenizer_config.json and added_tokens.json, or, with the pieces, from GGUF metadata.
+Here from tokenizer_config.json and added_tokens.json; with the pieces, GGUF metadata both ways.
 """
 
 from __future__ import annotations
@@ -12,12 +12,23 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from minift.errors import FormatError
+from minift.errors import ConfigError, FormatError
 from minift.tokenizers import piece_model
-from minift.tokenizers.piece_model import BYTE, CONTROL, NORMAL, ROLES, UNKNOWN, PieceModel
+from minift.tokenizers.piece_model import (
+    BYTE,
+    CONTROL,
+    NORMAL,
+    ROLES,
+    UNKNOWN,
+    UNUSED,
+    PieceModel,
+)
 from minift.tokenizers.tokenizer_json import role_of, template_of
 from minift.tokenizers.vocabulary import FLAGS, LONGEST_TOKEN, MOST_TOKENS, Added, field_of
 from minift.tokenizers.wrapping import Wrapping
+
+OWN = "minift.tokenizer."  # metadata that other programs pass over
+LEAST = -10_000.0  # the score of a token that no merge makes
 
 
 @dataclass(frozen=True)
@@ -190,12 +201,57 @@ def from_gguf(metadata: Mapping[str, Any], path: str) -> tuple[PieceModel, Setti
     piece_model.check(model, path, at + "tokens")
     special = {i for r, i in ids.items() if i is not None and r != "unk"}
     assert ids["eos"] is not None
+    legacy = field_of(metadata, OWN + "legacy", bool, path, none=True)
     settings = Settings(
         eos=ids["eos"],
         bos=ids["bos"],
         pad=ids["pad"],
         add_bos=flag("add_bos_token", True),
+        legacy=legacy is not False,
+        once=bool(field_of(metadata, OWN + "once", bool, path, none=True)),
         template=field_of(metadata, "tokenizer.chat_template", str, path, none=True),
         special=frozenset(special),
     )
     return model, settings
+
+
+def to_gguf(
+    model: PieceModel, settings: Settings, template: str | None, size: int
+) -> dict[str, Any]:
+    """The metadata that `from_gguf` and llama.cpp read, `size` tokens: as many as embedding rows.
+
+    Rows without a token get one that no text has, [PAD0] and so on. llama.cpp knows one kind of
+    pieces, BPE with bytes and without rules for the text, and puts a space before every part of a
+    text; where the model does so at the start only, a key of minift's own says it.
+    """
+    ordinary = [token.text for token in settings.added.values() if not token.special]
+    for found, what in (
+        (model.unigram, "a unigram model"),
+        (model.table, "a table of normalization rules"),
+        (model.trim_spaces, "spaces that are trimmed"),
+        (not model.byte_fallback, "no pieces for bytes"),
+        (settings.bos is None, "no BOS"),
+        (ordinary, f"added tokens that are not special ({', '.join(ordinary[:3])})"),
+    ):
+        if found:
+            raise ConfigError(f"gguf: a sentencepiece vocabulary with {what} has no place there")
+    at = "tokenizer.ggml."
+    more = [settings.added[i].text for i in sorted(settings.added)]
+    spare = [f"[PAD{i}]" for i in range(size - len(model.pieces) - len(more))]
+    data = {
+        at + "model": "llama",
+        at + "pre": "default",
+        at + "tokens": [*model.pieces, *more, *spare],
+        at + "scores": [*model.scores, *(LEAST for _ in (*more, *spare))],
+        at + "token_type": [*model.types, *(CONTROL for _ in more), *(UNUSED for _ in spare)],
+        at + "eos_token_id": settings.eos,
+        at + "bos_token_id": settings.bos,
+        at + "padding_token_id": settings.pad,
+        at + "unknown_token_id": model.types.index(UNKNOWN),
+        at + "add_bos_token": settings.add_bos,
+        at + "add_space_prefix": model.dummy_prefix,
+        OWN + "legacy": None if settings.legacy else False,
+        OWN + "once": settings.once or None,
+        "tokenizer.chat_template": template,
+    }
+    return {key: value for key, value in data.items() if value is not None}

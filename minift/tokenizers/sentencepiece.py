@@ -145,6 +145,10 @@ class SentencePiece:
             files["tokenizer.json"] = piece_json.to_json(self.model, self.settings, self.special)
         return files | {"tokenizer_config.json": _config_file(self, "tokenizer.json" in files)}
 
+    def gguf(self, size: int) -> dict[str, Any]:
+        """The metadata of a GGUF file whose embedding has `size` rows."""
+        return piece_settings.to_gguf(self.model, self.settings, chat.jinja(self), size)
+
     def encode(self, text: str, after: int | None = None) -> list[int]:
         """The ids of `text`: no BOS, no EOS, and special tokens in it are plain text.
 

@@ -6,13 +6,15 @@ import base64
 import copy
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from minift.errors import FormatError
+from minift.errors import ConfigError, FormatError
 from minift.tokenizers.piece_model import read
+from minift.tokenizers.piece_settings import to_gguf
 from minift.tokenizers.sentencepiece import SentencePiece
 
 GOLDEN = json.loads(Path(__file__).parents[1].joinpath("golden/pieces.json").read_text())
@@ -68,6 +70,66 @@ def test_a_gguf_vocabulary_gives_the_ids_of_its_model(name: str) -> None:
     assert again.special == ours.special
     assert (again.bos, again.eos, again.pad) == (1, 2, None)
     assert [again.encode(t) for t in GOLDEN["texts"]] == GOLDEN["ids"][name]
+
+
+ADDED = {"400": {"content": "<pad>", "special": True}}
+
+
+@pytest.mark.parametrize(
+    ("name", "config"),
+    [
+        ("plain", {}),
+        ("tokens", {}),
+        ("plain", {"legacy": False, "pad_token": "<pad>", "added_tokens_decoder": ADDED}),
+        ("plain", {"add_prefix_space": False, "add_bos_token": False, "pad_token": "<unk>"}),
+    ],
+)
+def test_metadata_written_is_read_again(name: str, config: dict[str, Any]) -> None:
+    """With 3 rows more than tokens: they get names that no text has."""
+    first = SentencePiece.from_model(MODELS[name], config | {"chat_template": "x"}, "m")
+    data = first.gguf(first.vocab_size + 3)
+    again = SentencePiece.from_gguf(data, "x.gguf")
+    assert again.gguf(first.vocab_size + 3) == data
+    assert again.special == first.special
+    assert again.vocab_size == first.vocab_size + 3
+    assert again.encode("[PAD0] the") == first.encode("[PAD0] the")
+    for key in ("eos", "bos", "pad", "add_bos", "legacy", "template"):
+        assert getattr(again, key) == getattr(first, key), key
+    for text in GOLDEN["texts"]:
+        for after in (None, 1, 300):
+            assert again.encode(text, after=after) == first.encode(text, after=after)
+    assert ("minift.tokenizer.legacy" in data) == ("legacy" in config)
+
+
+def test_a_space_that_is_there_is_told_too() -> None:
+    fast = next(row for row in GOLDEN["fast"] if not row["legacy"])
+    first = SentencePiece.from_json(fast["tokenizer"], None, "tokenizer.json")
+    again = SentencePiece.from_gguf(first.gguf(400), "x.gguf")
+    assert again.settings.once
+    assert again.encode(" the") == first.encode(" the") == first.encode("the")
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"unigram": True}, "a unigram model"),
+        ({"table": b"x"}, "normalization rules"),
+        ({"trim_spaces": True}, "trimmed"),
+        ({"byte_fallback": False}, "no pieces for bytes"),
+    ],
+)
+def test_models_that_gguf_cannot_say(change: dict[str, Any], text: str) -> None:
+    ours = SentencePiece.from_model(MODELS["plain"], {}, "m")
+    with pytest.raises(ConfigError, match=text):
+        to_gguf(replace(ours.model, **change), ours.settings, None, 400)
+
+
+def test_settings_that_gguf_cannot_say() -> None:
+    with pytest.raises(ConfigError, match="no BOS"):
+        SentencePiece.from_model(MODELS["plain"], {"bos_token": None}, "m").gguf(400)
+    rows = {"400": {"content": "<x>", "special": False}}
+    with pytest.raises(ConfigError, match="<x>"):
+        SentencePiece.from_model(MODELS["plain"], {"added_tokens_decoder": rows}, "m").gguf(401)
 
 
 def test_what_gguf_leaves_out() -> None:
