@@ -74,14 +74,14 @@ def families() -> str:
 
 
 def measured() -> str:
-    load, text, words = result("load"), result("tokenizing"), result("wordpiece")
+    load, text, tokens = result("load"), result("tokenizing"), result("token_parity")["parity"]
     f64, f32, quick = (result(f"reference_{n}") for n in ("float64", "float32", "quickstart"))
     parity, export, memory = result("parity"), result("export"), result("memory")
     seconds, faster = load["median_seconds"], load["times_faster"]
     speed = text["median"]
     adapters = max(row["float64"] for row in parity["adapter_written_by"].values())
     control = quick["agreement_of_minift_with_itself_on_one_thread"]
-    texts = sum(row["equal_ids"] for row in words.values() if "equal_ids" in row)
+    texts = min(sum(row["texts"] for row in found["sources"].values()) for found in tokens.values())
     q8 = export["Q8_0"]
     gguf = memory["loading"]["gguf to float32"]
     rows = [
@@ -122,7 +122,11 @@ def measured() -> str:
             f"{speed['minift']:.1f} MB/s",
             f"tokenizers {speed['tokenizers']:.1f} MB/s, with the same ids",
         ],
-        ["MiniLM's ids and decoded texts (`wordpiece`)", "", f"tokenizers: equal on {texts:,}"],
+        [
+            f"ids and decoded texts of {len(tokens)} vocabularies (`token_parity`)",
+            "",
+            f"tokenizers, sentencepiece, transformers: equal on {texts:,} texts or more for each",
+        ],
         [
             "GGUF written by minift, run by llama.cpp (`export`)",
             f"F32: {export['F32']['greedy_identical']} of {export['prompts']} greedy texts "

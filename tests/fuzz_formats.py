@@ -25,6 +25,7 @@ sys.path.insert(0, str(HERE.parent))
 
 from minift.checkpoints import gguf, safetensors, strict_json, torch_zip  # noqa: E402
 from minift.errors import FormatError  # noqa: E402
+from minift.tokenizers.sentencepiece import SentencePiece  # noqa: E402
 
 try:
     from safetensors import SafetensorError, deserialize
@@ -33,7 +34,7 @@ except ImportError:
 
 
 def tests_of(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, HERE / "checkpoints" / f"{name}.py")
+    spec = importlib.util.spec_from_file_location(name, next(HERE.rglob(f"{name}.py")))
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -65,6 +66,13 @@ def read_safetensors(data: bytes) -> None:
             raise AssertionError(f"the safetensors package refuses: {error}") from None
 
 
+def read_pieces(data: bytes) -> None:
+    tokenizer = SentencePiece.from_model(data, None, "memory")
+    ids = tokenizer.encode("the ﬁrst \t text é")  # in C++, which must never see what is wrong
+    assert all(0 <= i < tokenizer.vocab_size for i in ids)
+    tokenizer.decode(ids)
+
+
 def fuzz(make: Callable[[random.Random], bytes], read: Callable, count: int, seed: int) -> Counter:
     random_, codes = random.Random(seed), Counter[str]()
     for i in range(count):
@@ -93,6 +101,7 @@ def main() -> None:
         "test_safetensors": read_safetensors,
         "test_gguf": reader_of(gguf),
         "test_torch_zip": reader_of(torch_zip),
+        "test_piece_model": read_pieces,
     }
     for name, read in readers.items():
         make = tests_of(name).mutated

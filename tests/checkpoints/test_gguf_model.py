@@ -15,6 +15,8 @@ from minift.checkpoints.open import load, load_model
 from minift.errors import ConfigError
 from minift.model.config import ModelConfig
 from minift.model.transformer import Transformer
+from minift.tokenizers.sentencepiece import SentencePiece
+from minift.tokenizers.wordpiece import WordPiece
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -115,6 +117,26 @@ def test_rows_of_q_and_k_by_hand(tiny_tokenizer):
     column = torch.arange(16)[:, None]
     assert place.to_file(column)[:, 0].tolist() == rows[:16]
     assert torch.equal(place.from_file(place.to_file(column)), column)
+
+
+def test_a_sentencepiece_vocabulary(tiny_pieces, tmp_path):
+    pieces = SentencePiece.from_model(tiny_pieces, {"legacy": False}, "tokenizer.model")
+    write(small(pieces, spare=2), pieces, tmp_path / "a.gguf", "F16")
+    found = gguf.read(tmp_path / "a.gguf").metadata
+    assert found["tokenizer.ggml.model"] == "llama"
+    assert len(found["tokenizer.ggml.scores"]) == found["llama.vocab_size"] == 352
+    _, tokenizer = load(tmp_path / "a.gguf")
+    for text in ("The keeper  lights", "café 🙂 <s>"):
+        assert tokenizer.encode(text) == pieces.encode(text)
+        assert tokenizer.encode(text, after=2) == pieces.encode(text, after=2)
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_a_vocabulary_of_words_is_refused(tiny_tokenizer, tmp_path):
+    words = WordPiece.from_vocab("[PAD]\n[UNK]\n[CLS]\n[SEP]\n", None, "vocab.txt")
+    with pytest.raises(ConfigError, match="only byte-level BPE and sentencepiece"):
+        write(small(tiny_tokenizer), words, tmp_path / "a.gguf", "F32")
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_same_model_gives_the_same_bytes(tiny_tokenizer, tmp_path):

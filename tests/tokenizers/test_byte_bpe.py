@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from minift.errors import EncodeError
-from minift.tokenizers import byte_bpe
+from minift.tokenizers import words
 from minift.tokenizers.byte_bpe import ALPHABET, ByteBPE
 
 GOLDEN = json.loads(Path(__file__).parents[1].joinpath("golden/tokens.json").read_text())
@@ -98,8 +98,8 @@ def test_a_normalized_vocabulary_decodes_to_the_normalized_text() -> None:
 
 
 def test_a_full_cache_and_long_words_change_no_id(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(byte_bpe, "CACHED_WORDS", 3)
-    monkeypatch.setattr(byte_bpe, "LONGEST_CACHED", 4)
+    monkeypatch.setattr(words, "CACHED_WORDS", 3)
+    monkeypatch.setattr(words, "LONGEST_CACHED", 4)
     tokenizer = small()
     for text, ids in zip(GOLDEN["texts"], GOLDEN["small"]["gpt2"]["ids"], strict=True):
         assert tokenizer.encode(text) == ids

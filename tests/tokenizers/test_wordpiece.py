@@ -38,6 +38,23 @@ def test_pairs_are_wrapped_as_the_library_does(n):
     assert tokenizer.wrap([7])[0] == [tokenizer.cls, 7, tokenizer.sep]
 
 
+def test_pairs_as_a_file_asks_for_them_are_kept():
+    data = copy.deepcopy(SETTINGS[0]["tokenizer"])
+    ids = data["model"]["vocab"]
+    pair = {"sep": ["[SEP]", ids["[SEP]"]], "cls": ["[CLS]", ids["[CLS]"]]}
+    data["post_processor"] = {"type": "RobertaProcessing", **pair}
+    tokenizer = WordPiece.from_json(data, {}, "tokenizer.json")
+    again = WordPiece.from_json(json.loads(tokenizer.files()["tokenizer.json"]), {}, "again")
+    for made_of in (tokenizer, again):
+        cls, sep = made_of.cls, made_of.sep
+        assert made_of.wrap([7], [8]) == ([cls, 7, sep, sep, 8, sep], [0] * 6)
+
+
+def test_lines_that_end_as_windows_ends_them():
+    vocab = "[PAD]\r\n[UNK]\r\n[CLS]\r\n[SEP]\r\nun\r\n"
+    assert WordPiece.from_vocab(vocab, {}, "vocab.txt").encode("un") == [4]
+
+
 def test_the_longest_piece_is_taken_by_hand():
     vocab = "[PAD]\n[UNK]\n[CLS]\n[SEP]\nun\n##aff\n##able\n##a\n!\n"
     tokenizer = WordPiece.from_vocab(vocab, {}, "vocab.txt")
@@ -97,6 +114,8 @@ def broken(path, value):
         ("model.vocab", {"a": 0}),
         ("model.vocab", {"": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3, "[PAD]": 4}),
         ("model.max_input_chars_per_word", "100"),
+        ("model.max_input_chars_per_word", 0),
+        ("model.max_input_chars_per_word", 10_001),
         ("model.continuing_subword_prefix", 3),
         ("model.extra", 1),
         ("normalizer", None),
@@ -108,6 +127,7 @@ def broken(path, value):
         ("decoder.cleanup", None),
         ("post_processor.type", "RobertaProcessing"),
         ("post_processor.single", []),
+        ("post_processor.single", [{"Sequence": {"id": "A", "type_id": 0}}]),
         ("post_processor", "x"),
         ("added_tokens", {}),
         ("added_tokens", [3]),
