@@ -26,6 +26,7 @@ from hostile import MEGABYTES, SECONDS, tests_of  # noqa: E402
 
 from minift.checkpoints import gguf, safetensors, strict_json, torch_zip, weight_index  # noqa: E402
 from minift.errors import FormatError  # noqa: E402
+from minift.tokenizers.sentencepiece import SentencePiece  # noqa: E402
 
 PROCESSES = 2
 Read = Callable[[bytes], object]
@@ -51,6 +52,13 @@ def read_index(data: bytes) -> None:
     weight_index.read("model.safetensors.index.json")
 
 
+def read_pieces(data: bytes) -> None:
+    tokenizer = SentencePiece.from_model(data, None, "memory")
+    ids = tokenizer.encode("the ﬁrst \t text é")  # in C++, which must never see what is wrong
+    assert all(0 <= i < tokenizer.vocab_size for i in ids)
+    tokenizer.decode(ids)
+
+
 def read_tokenizer(data: bytes) -> None:
     tests_of("tokenizers/test_tokenizer_json").read_mutated(data)
 
@@ -59,6 +67,7 @@ def read_tokenizer(data: bytes) -> None:
 READERS: dict[str, Read] = {
     "checkpoints/test_torch_zip": reader_of(torch_zip),
     "tokenizers/test_tokenizer_json": read_tokenizer,
+    "tokenizers/test_piece_model": read_pieces,
     "checkpoints/test_safetensors": reader_of(safetensors),
     "checkpoints/test_gguf": reader_of(gguf),
     "checkpoints/test_weight_index": read_index,

@@ -50,6 +50,10 @@ FORMATS = {
         *("tokenizers/test_tokenizer_json", "tokenizers/test_wordpiece"),
         "checkpoints/test_tokenizers",
     ),
+    "sentencepiece": (
+        *("tokenizers/test_piece_model", "tokenizers/test_piece_json"),
+        "tokenizers/test_piece_settings",
+    ),
     "configuration": (
         *("checkpoints/test_families", "checkpoints/test_parts", "checkpoints/test_open"),
         "peft/test_files",

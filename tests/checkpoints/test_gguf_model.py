@@ -10,13 +10,16 @@ import numpy as np
 import pytest
 import torch
 
+import minift.checkpoints.open
 from minift.checkpoints import gguf, gguf_write
 from minift.checkpoints.gguf_model import check, facts, linears, weights, write
 from minift.checkpoints.open import load, load_model
-from minift.errors import ConfigError
+from minift.errors import ConfigError, FormatError
 from minift.model.config import ModelConfig
 from minift.model.transformer import Transformer
 from minift.tokenizers.byte_bpe import ALPHABET
+from minift.tokenizers.sentencepiece import SentencePiece
+from minift.tokenizers.wordpiece import WordPiece
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -119,6 +122,26 @@ def test_rows_of_q_and_k_by_hand(tiny_tokenizer):
     assert torch.equal(place.from_file(place.to_file(column)), column)
 
 
+def test_a_sentencepiece_vocabulary(tiny_pieces, tmp_path):
+    pieces = SentencePiece.from_model(tiny_pieces, {"legacy": False}, "tokenizer.model")
+    write(small(pieces, spare=2), pieces, tmp_path / "a.gguf", "F16")
+    found = gguf.read(tmp_path / "a.gguf").metadata
+    assert found["tokenizer.ggml.model"] == "llama"
+    assert len(found["tokenizer.ggml.scores"]) == found["llama.vocab_size"] == 352
+    _, tokenizer = load(tmp_path / "a.gguf")
+    for text in ("The keeper  lights", "café 🙂 <s>"):
+        assert tokenizer.encode(text) == pieces.encode(text)
+        assert tokenizer.encode(text, after=2) == pieces.encode(text, after=2)
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_a_vocabulary_of_words_is_refused(tiny_tokenizer, tmp_path):
+    words = WordPiece.from_vocab("[PAD]\n[UNK]\n[CLS]\n[SEP]\n", None, "vocab.txt")
+    with pytest.raises(ConfigError, match="only byte-level BPE and sentencepiece"):
+        write(small(tiny_tokenizer), words, tmp_path / "a.gguf", "F32")
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_same_model_gives_the_same_bytes(tiny_tokenizer, tmp_path):
     for name in ("a", "b"):
         write(small(tiny_tokenizer), tiny_tokenizer, tmp_path / name, "Q4_1")
@@ -206,6 +229,18 @@ def tensors_of_llama() -> dict[str, torch.Tensor]:
     return {name: torch.ones(shape) for name, shape in shapes.items()}
 
 
+def test_divisors_at_the_limit_and_over_it(tmp_path, monkeypatch):
+    tensors = tensors_of_llama() | {"rope_freqs.weight": torch.ones(2)}
+    kinds = dict.fromkeys(tensors, "F32")
+    gguf_write.write(tmp_path / "m.gguf", facts_of_llama(), tensors, kinds)
+    monkeypatch.setattr(minift.checkpoints.open, "FACTORS_LIMIT", 2)
+    assert load_model(tmp_path / "m.gguf").config.rope_scaling.factors == (1.0, 1.0)
+    monkeypatch.setattr(minift.checkpoints.open, "FACTORS_LIMIT", 1)
+    with pytest.raises(FormatError) as caught:
+        load_model(tmp_path / "m.gguf")
+    assert caught.value.code == "limit"
+
+
 def hostile():
     """For tests/hostile.py: whole files, their header sound, what it says not."""
 
@@ -260,7 +295,8 @@ def hostile():
         ({"llama.expert_count": 8}, "out-of-range"),
         ({"llama.vocab_size": 256}, "shape-mismatch"), ({"llama.vocab_size": "257"}, "bad-type"),
         ({"llama.vocab_size": 2**31, "llama.embedding_length": 2**31}, "out-of-range"),
-        ({"tokenizer.ggml.model": "llama"}, "unknown-field"),
+        ({"tokenizer.ggml.model": "llama"}, "missing-field"),
+        ({"tokenizer.ggml.model": "t5"}, "unknown-field"),
         ({"tokenizer.ggml.pre": "(a+)+$"}, "unknown-field"),
         ({"tokenizer.ggml.merges": ["a zz"]}, "out-of-range"),
         ({"tokenizer.ggml.tokens": ["a"]}, "shape-mismatch"),

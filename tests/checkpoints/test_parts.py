@@ -6,6 +6,7 @@ import math
 
 import pytest
 
+from minift.checkpoints import parts
 from minift.checkpoints.parts import (
     GGUF_ROPE,
     LABELS,
@@ -163,6 +164,22 @@ def test_gguf_refuses_windows_that_it_cannot_say():
 def test_factors_of_nothing_are_refused():
     with pytest.raises(FormatError):
         GGUF_ROPE.read({"rope_freqs.weight": ()}, {"context": 8}, "f")
+
+
+def test_limits_at_and_over(monkeypatch):
+    monkeypatch.setattr(parts, "LABELS_LIMIT", 3)
+    monkeypatch.setattr(parts, "LAYERS_LIMIT", 6)
+    assert len(LABELS.read({"num_labels": 3}, {"head": "label"}, "f")["labels"]) == 3
+    windowed = windows(every_other).read({"sliding_window": 4}, {"layers": 6}, "f")
+    assert windowed["local"] == (True, False) * 3
+    for read in (
+        lambda: LABELS.read({"num_labels": 4}, {"head": "label"}, "f"),
+        lambda: windows(every_other).read({"sliding_window": 4}, {"layers": 7}, "f"),
+        lambda: gguf_windows(every_other).read({"attention.sliding_window": 4}, {"layers": 7}, "f"),
+    ):
+        with pytest.raises(FormatError) as caught:
+            read()
+        assert caught.value.code == "out-of-range"
 
 
 def hostile():

@@ -365,7 +365,8 @@ def test_every_flipped_bit_is_refused_or_changes_nothing(in_memory: Read) -> Non
     assert taken < 8 * 700  # of 1,600 bytes
 
 
-with zipfile.ZipFile(io.BytesIO(saved(TENSORS))) as _archive:
+FEW = ("f32", "bf16", "bool", "scalar", "empty", "transposed", "parameter", "tied.a")
+with zipfile.ZipFile(io.BytesIO(saved({name: TENSORS[name] for name in FEW}))) as _archive:
     MEMBERS = {name: _archive.read(name) for name in _archive.namelist()}
 
 

@@ -154,7 +154,7 @@ class Pieces:
     def __init__(self, *pieces):
         self.pieces = [b"", *pieces]
 
-    def encode(self, text):
+    def encode(self, text, after=None):
         return [self.pieces.index(text.encode())] if text else []
 
     def decode_bytes(self, ids):

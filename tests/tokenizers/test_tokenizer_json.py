@@ -17,7 +17,9 @@ import pytest
 from minift.checkpoints import strict_json
 from minift.errors import EncodeError, FormatError
 from minift.tokenizers.byte_bpe import ALPHABET, ByteBPE
+from minift.tokenizers.post_processor import to_json
 from minift.tokenizers.wordpiece import WordPiece
+from minift.tokenizers.wrapping import after
 
 GOLDEN = json.loads(Path(__file__).parents[1].joinpath("golden/tokens.json").read_text())
 CONFIG = {"eos_token": "<|im_end|>", "bos_token": "<|im_start|>", "pad_token": None}
@@ -87,9 +89,62 @@ def test_old_spellings_of_tokenizer_json() -> None:
     assert ByteBPE.from_json(data, config, "tokenizer.json").template == "B"
 
 
+LIKE = json.loads(Path(__file__).parents[1].joinpath("golden/byte_level.json").read_text())
+KINDS = ("roberta", "roberta_spaced", "neox")
+
+
+def like(kind: str) -> ByteBPE:
+    """The golden's files of RoBERTa's or GPT-NeoX's kind, with the vocabulary put back."""
+    data = copy.deepcopy(LIKE[kind]["tokenizer.json"])
+    model = GOLDEN["tokenizer"]["model"]
+    data["model"]["vocab"] = model["vocab"] | LIKE[kind]["more_vocab"]
+    data["model"]["merges"] = model["merges"]
+    return ByteBPE.from_json(data, LIKE[kind]["tokenizer_config.json"], "tokenizer.json")
+
+
+@pytest.mark.parametrize("saved", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_roberta_and_neox(kind: str, saved: bool) -> None:
+    tokenizer, golden = like(kind), LIKE[kind]
+    if saved:
+        files = tokenizer.files()
+        data, config = (json.loads(raw) for raw in files.values())
+        tokenizer = ByteBPE.from_json(data, config, "tokenizer.json")
+        assert tokenizer.files() == files
+    texts = GOLDEN["texts"] + golden["texts"]
+    for text, ids, decoded in zip(texts, golden["ids"], golden["decoded"], strict=True):
+        assert tokenizer.encode(text) == ids, ascii(text)
+        if decoded is not None:
+            assert tokenizer.decode(ids) == decoded
+    a, b = tokenizer.encode("The keeper"), tokenizer.encode(" lit it")
+    for row, given in ((golden["single"], (a,)), (golden["pair"], (a, b))):
+        assert tokenizer.wrap(*given) == (row["ids"], row["types"])
+    assert not tokenizer.add_bos
+
+
+def test_the_roles_of_roberta_and_neox() -> None:
+    roberta, neox = like("roberta"), like("neox")
+    assert (roberta.bos, roberta.cls, roberta.pad) == (700, 700, 701)
+    assert (roberta.eos, roberta.sep, roberta.mask) == (702, 702, 704)
+    assert (neox.bos, neox.eos, neox.pad) == (0, 0, 700)
+    assert (neox.cls, neox.sep, neox.mask) == (None, None, None)
+    assert set(neox.special) == {"<|endoftext|>", "<|padding|>"}
+
+
+def test_add_bos_that_only_the_config_says_is_wrapped_and_saved() -> None:
+    data = GOLDEN["tokenizer"] | {"post_processor": None}
+    tokenizer = ByteBPE.from_json(data, CONFIG | {"add_bos_token": True}, "tokenizer.json")
+    assert tokenizer.wrap([5, 6]) == ([1, 5, 6], [0, 0, 0])
+    saved = json.loads(tokenizer.files()["tokenizer.json"])
+    assert saved["post_processor"] == to_json(after(1), tokenizer.vocab.tokens)
+    assert small().wrap([5, 6]) == ([5, 6], [0, 0])
+
+
 def token(**fields: Any) -> dict[str, Any]:
     return {"id": 700, "content": "<x>", "special": True} | fields
 
+
+STARTS_WITH_EOS = to_json(after(2), ["<|endoftext|>", "<|im_start|>", "<|im_end|>"])
 
 # (the path to a field of tokenizer.json, what is put there, the message, the code)
 JSON_LIES: list[tuple[str, Any, str, str]] = [
@@ -117,12 +172,15 @@ JSON_LIES: list[tuple[str, Any, str, str]] = [
     ("decoder", None, "allowed dict", "bad-type"),
     ("pre_tokenizer", None, "pre_tokenizer", "unsafe"),
     ("pre_tokenizer", {"type": "Whitespace"}, "pre_tokenizer", "unsafe"),
-    ("pre_tokenizer", {"type": "ByteLevel", "add_prefix_space": True}, "known forms", "unsafe"),
+    ("pre_tokenizer", {"type": "ByteLevel", "add_prefix_space": 1}, "known forms", "unsafe"),
+    ("pre_tokenizer.pretokenizers.1.add_prefix_space", True, "known forms", "unsafe"),
     ("pre_tokenizer", {"type": "Sequence", "pretokenizers": 5}, "known forms", "unsafe"),
     ("pre_tokenizer.pretokenizers", [{"type": "Split", "pattern": "a"}], "known forms", "unsafe"),
-    ("post_processor", {"type": "BertProcessing"}, "post_processor.type", "unknown-field"),
+    ("post_processor", {"type": "Surprise"}, "post_processor.type", "unknown-field"),
+    ("post_processor", {"type": "BertProcessing"}, "post_processor.cls", "out-of-range"),
     ("post_processor", 5, "an object", "bad-type"),
-    ("post_processor", {"type": "TemplateProcessing"}, "one special token", "unknown-field"),
+    ("post_processor", {"type": "TemplateProcessing"}, "special_tokens", "missing-field"),
+    ("post_processor", STARTS_WITH_EOS, "only the BOS token, 1", "unknown-field"),
     ("post_processor", {"type": "Sequence", "processors": [5]}, "an object", "bad-type"),
     ("added_tokens", 5, "a list", "bad-type"),
     ("added_tokens", [5], "an object", "bad-type"),
@@ -145,7 +203,7 @@ def test_hostile_json(place: str, value: Any, text: str, code: str) -> None:
     *parents, last = place.split(".")
     inner = data
     for parent in parents:
-        inner = inner[parent]
+        inner = inner[int(parent) if isinstance(inner, list) else parent]
     inner[last] = value
     config = None if place == "added_tokens" and value == [token()] else CONFIG
     with pytest.raises(FormatError, match=text) as caught:

@@ -39,6 +39,23 @@ def test_pairs_are_wrapped_as_the_library_does(n):
     assert tokenizer.wrap([7])[0] == [tokenizer.cls, 7, tokenizer.sep]
 
 
+def test_pairs_as_a_file_asks_for_them_are_kept():
+    data = copy.deepcopy(SETTINGS[0]["tokenizer"])
+    ids = data["model"]["vocab"]
+    pair = {"sep": ["[SEP]", ids["[SEP]"]], "cls": ["[CLS]", ids["[CLS]"]]}
+    data["post_processor"] = {"type": "RobertaProcessing", **pair}
+    tokenizer = WordPiece.from_json(data, {}, "tokenizer.json")
+    again = WordPiece.from_json(json.loads(tokenizer.files()["tokenizer.json"]), {}, "again")
+    for made_of in (tokenizer, again):
+        cls, sep = made_of.cls, made_of.sep
+        assert made_of.wrap([7], [8]) == ([cls, 7, sep, sep, 8, sep], [0] * 6)
+
+
+def test_lines_that_end_as_windows_ends_them():
+    vocab = "[PAD]\r\n[UNK]\r\n[CLS]\r\n[SEP]\r\nun\r\n"
+    assert WordPiece.from_vocab(vocab, {}, "vocab.txt").encode("un") == [4]
+
+
 def test_the_longest_piece_is_taken_by_hand():
     vocab = "[PAD]\n[UNK]\n[CLS]\n[SEP]\nun\n##aff\n##able\n##a\n!\n"
     tokenizer = WordPiece.from_vocab(vocab, {}, "vocab.txt")
@@ -107,7 +124,8 @@ BAD = [  # what is put where, and the code
     ("decoder.cleanup", None, "missing-field"),
     ("post_processor.type", "RobertaProcessing", "unknown-field"),
     ("post_processor.single", [], "unknown-field"),
-    ("post_processor", "x", "unknown-field"),
+    ("post_processor.single", [{"Sequence": {"id": "A", "type_id": 0}}], "unknown-field"),
+    ("post_processor", "x", "bad-type"),
     ("added_tokens", {}, "bad-type"),
     ("added_tokens", [3], "bad-type"),
     ("added_tokens", [{"id": 2, "content": "[UNK]", "special": True}], "unknown-field"),
@@ -119,9 +137,10 @@ BAD = [  # what is put where, and the code
     ("surprise", 1, "unknown-field"),
     ("model.unk_token", "[PAD]", "unknown-field"),
     ("model.unk_token", 3, "unknown-field"),
-    ("model.max_input_chars_per_word", 0, "out-of-range"),
-    ("model.max_input_chars_per_word", -5, "out-of-range"),
-    ("model.max_input_chars_per_word", 10**12, "out-of-range"),
+    ("model.max_input_chars_per_word", 0, "limit"),
+    ("model.max_input_chars_per_word", -5, "limit"),
+    ("model.max_input_chars_per_word", 1001, "limit"),
+    ("model.max_input_chars_per_word", 10**12, "limit"),
     ("model.max_input_chars_per_word", True, "bad-type"),
     ("model.vocab", {"[UNK]": 0, "[CLS]": 1, "[SEP]": 2, "[PAD]": 4}, "out-of-range"),
     ("model.vocab", {"[UNK]": 0, "[CLS]": 1, "[SEP]": 2, "[PAD]": 2**64}, "out-of-range"),
@@ -145,11 +164,16 @@ def test_what_is_not_known_is_refused(path, value, code):
     assert caught.value.code == code
 
 
+def test_the_longest_word_at_its_limit():
+    data = broken("model.max_input_chars_per_word", 1000)
+    assert WordPiece.from_json(data, {}, "tokenizer.json").settings.longest_word == 1000
+
+
 FIVE = "[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\n"
 BAD_LISTS = [
     ("", "missing-field"), ("a\na\n", "missing-field"), ("[UNK]\n[CLS]\n[SEP]\n", "missing-field"),
     ("a\n\nb", "missing-field"), ("\n", "missing-field"), ("\ufeff" + FIVE, "missing-field"),
-    (FIVE + "\n\na", "limit"), (FIVE + FIVE, "dup-key"), (FIVE.lower(), "missing-field"),
+    (FIVE + "\n\na", "bad-type"), (FIVE + FIVE, "dup-key"), (FIVE.lower(), "missing-field"),
     (FIVE.replace("\n", " "), "missing-field"), (FIVE + "x" * 65_537, "limit"),
     ("\n".join(f"{i}" for i in range(140_000)), "missing-field"),
 ]  # fmt: skip
