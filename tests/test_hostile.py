@@ -35,4 +35,4 @@ def test_refused_by_name_and_in_one_line(form, tmp_path):
 def test_there_are_enough_of_them():
     counts = {form: len(hostile.cases_of(form)) for form in hostile.FORMATS}
     assert min(counts.values()) >= 40, counts
-    assert sum(counts.values()) >= 800, counts
+    assert sum(counts.values()) >= 1500, counts

@@ -346,7 +346,7 @@ def read_mutated(data: bytes) -> None:
     kind = WordPiece if isinstance(model, dict) and model.get("type") == "WordPiece" else ByteBPE
     tokenizer = kind.from_json(value, None, "tokenizer.json")
     with contextlib.suppress(EncodeError):  # a byte's token was renamed
-        assert tokenizer.decode(tokenizer.encode("low 12")) == "low 12"
+        assert tokenizer.decode(tokenizer.encode("low 12")) in ("low 12", " low 12")
 
 
 def test_fuzz() -> None:
