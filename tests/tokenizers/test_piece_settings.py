@@ -110,6 +110,13 @@ def test_a_space_that_is_there_is_told_too() -> None:
     assert again.encode(" the") == first.encode(" the") == first.encode("the")
 
 
+@pytest.mark.parametrize("key", ["legacy", "once"])
+def test_a_key_of_our_own_is_checked_too(key: str) -> None:
+    with pytest.raises(FormatError, match=rf"minift\.tokenizer\.{key}: found 1") as caught:
+        SentencePiece.from_gguf(metadata() | {f"minift.tokenizer.{key}": 1}, "x.gguf")
+    assert caught.value.code == "bad-type"
+
+
 @pytest.mark.parametrize(
     ("change", "text"),
     [
