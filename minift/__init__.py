@@ -21,14 +21,23 @@ if TYPE_CHECKING:
     from minift.errors import FormatError as FormatError
     from minift.generation.decode import generate as generate
     from minift.generation.sampling import Sampling as Sampling
-    from minift.peft.attach import disabled as disabled
-    from minift.peft.attach import merge as merge
-    from minift.peft.attach import merge_error as merge_error
+    from minift.peft.adapters import detach as detach
+    from minift.peft.adapters import disabled as disabled
+    from minift.peft.adapters import rows as rows
+    from minift.peft.adapters import use as use
+    from minift.peft.bitfit import BitFit as BitFit
     from minift.peft.export import export as export
     from minift.peft.files import load_adapter as load_adapter
     from minift.peft.files import save_adapter as save_adapter
+    from minift.peft.ia3 import IA3 as IA3
     from minift.peft.lora import LoRA as LoRA
+    from minift.peft.merge import combine as combine
+    from minift.peft.merge import merge as merge
+    from minift.peft.merge import merge_error as merge_error
     from minift.peft.methods import attach as attach
+    from minift.peft.prefix import Prefix as Prefix
+    from minift.peft.prompt import Prompt as Prompt
+    from minift.peft.ptuning import PTuning as PTuning
     from minift.train.evaluate import label_accuracy as label_accuracy
     from minift.train.loop import TrainConfig as TrainConfig
     from minift.train.loop import fit as fit
@@ -44,14 +53,23 @@ PUBLIC = {
     "FormatError": "minift.errors",
     "generate": "minift.generation.decode",
     "Sampling": "minift.generation.sampling",
-    "disabled": "minift.peft.attach",
-    "merge": "minift.peft.attach",
-    "merge_error": "minift.peft.attach",
+    "detach": "minift.peft.adapters",
+    "disabled": "minift.peft.adapters",
+    "rows": "minift.peft.adapters",
+    "use": "minift.peft.adapters",
+    "BitFit": "minift.peft.bitfit",
     "export": "minift.peft.export",
     "load_adapter": "minift.peft.files",
     "save_adapter": "minift.peft.files",
+    "IA3": "minift.peft.ia3",
     "LoRA": "minift.peft.lora",
+    "combine": "minift.peft.merge",
+    "merge": "minift.peft.merge",
+    "merge_error": "minift.peft.merge",
     "attach": "minift.peft.methods",
+    "Prefix": "minift.peft.prefix",
+    "Prompt": "minift.peft.prompt",
+    "PTuning": "minift.peft.ptuning",
     "label_accuracy": "minift.train.evaluate",
     "TrainConfig": "minift.train.loop",
     "fit": "minift.train.loop",

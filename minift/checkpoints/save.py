@@ -13,7 +13,7 @@ from minift.checkpoints import gguf_model, safetensors
 from minift.checkpoints.families import FAMILIES, config_to_json
 from minift.checkpoints.mapping import HOW, pairs
 from minift.errors import ConfigError
-from minift.model.transformer import MLP, Attention, Projections, Transformer
+from minift.model.transformer import Transformer
 from minift.storage import write_folder
 from minift.tokenizers.interface import Tokenizer
 
@@ -70,12 +70,11 @@ def folder_files(
 
 
 def is_changed(model: Transformer) -> bool:
-    """Whether anything hangs on a seam of the model."""
-    return any(
-        (isinstance(module, Projections) and len(module.changes) > 0)
-        or (isinstance(module, Attention | MLP) and module.change is not None)
-        for module in model.modules()
-    )
+    """Whether the model has parameters that its configuration knows nothing of."""
+    with torch.device("meta"):
+        plain = Transformer(model.config)
+    own = {name for name, _ in plain.named_parameters()}
+    return any(name not in own for name, _ in model.named_parameters())
 
 
 def as_json(value: object) -> bytes:

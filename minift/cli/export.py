@@ -12,18 +12,19 @@ from minift.errors import ConfigError
 def export(parsed: Parsed, screen: Screen) -> int:
     from minift.checkpoints.open import load
     from minift.peft.export import export as write
-    from minift.peft.files import CONFIG, adapter_folder, load_adapter, read_config
+    from minift.peft.files import CONFIG, load_adapter, stored
 
     place, out, to = Path(parsed.words[0]), parsed.need("out"), parsed.flag("to")
     if Path(out).exists() and not parsed.flag("overwrite"):
         raise ConfigError(f"out: {out} exists; choose another, or --overwrite")
     if any((folder / CONFIG).exists() for folder in (place, place / "adapter")):
-        folder = adapter_folder(place)
-        name = parsed.flag("model") or read_config(folder)[2]
+        adapter = stored(place)
+        name = parsed.flag("model") or adapter.base
         if not name:
-            raise ConfigError(f"{folder} does not say which model it was trained on: add --model")
+            where = adapter.folder
+            raise ConfigError(f"{where} does not say which model it was trained on: add --model")
         model, tokenizer = load(name)
-        load_adapter(model, folder)
+        load_adapter(model, adapter.folder)
     else:
         if to == "gguf-lora":
             raise ConfigError(f"--to gguf-lora needs an adapter or a run, and {place} is neither")

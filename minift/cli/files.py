@@ -92,14 +92,14 @@ def described(found: Survey) -> str:
 
 def adapter_info(folder: Path, screen: Screen) -> int:
     from minift.checkpoints import safetensors, strict_json
-    from minift.peft.files import TENSORS, adapter_folder, read_config
+    from minift.peft.files import TENSORS, stored
 
-    place = adapter_folder(folder)
-    lora, targets, base = read_config(place)
+    adapter = stored(folder)
+    place, base = adapter.folder, adapter.base
     file = safetensors.read(place / TENSORS)
     numbers = sum(math.prod(entry.shape) for entry in file.tensors.values())
     lines = [
-        f"adapter      {place} · LoRA r={lora.rank} alpha={lora.alpha:g} on {', '.join(targets)}",
+        f"adapter      {place} · {adapter.summary()}",
         f"             {numbers:,} parameters in {len(file.tensors)} tensors · base {base}",
     ]
     run = folder / "run.json"
@@ -116,19 +116,21 @@ def merge(parsed: Parsed, screen: Screen) -> int:
     from minift.checkpoints.open import load
     from minift.checkpoints.save import save
     from minift.cli.models import base_dtype
-    from minift.peft.attach import merge as fold
-    from minift.peft.attach import merge_error
-    from minift.peft.files import adapter_folder, load_adapter, read_config
+    from minift.peft.files import load_adapter, stored
+    from minift.peft.merge import merge as fold
+    from minift.peft.merge import merge_error
 
     out = parsed.need("out")
-    folder = adapter_folder(parsed.words[0])
-    name = parsed.flag("model") or read_config(folder)[2]
+    adapter = stored(parsed.words[0])
+    name = parsed.flag("model") or adapter.base
     if not name:
-        raise ConfigError(f"{folder} does not say which model it was trained on: add --model")
+        raise ConfigError(
+            f"{adapter.folder} does not say which model it was trained on: add --model"
+        )
     if Path(out).exists() and not parsed.flag("overwrite"):
         raise ConfigError(f"out: {out} exists; choose another, or --overwrite")
     model, tokenizer = load(name, dtype=base_dtype(parsed.flag("dtype")))
-    load_adapter(model, folder)
+    load_adapter(model, adapter.folder)
     merged = fold(model)
     probe = torch.tensor([tokenizer.encode("Review: the plot is thin, but the acting carries it.")])
     error = merge_error(model, merged, probe)

@@ -6,7 +6,7 @@ from minift.checkpoints.open import load
 from minift.cli.options import Parsed
 from minift.errors import ConfigError
 from minift.model.transformer import Transformer
-from minift.peft.files import adapter_folder, load_adapter, read_config
+from minift.peft.files import load_adapter, stored
 from minift.runtime import machine
 from minift.tokenizers.interface import Tokenizer
 
@@ -20,20 +20,22 @@ def base_dtype(choice: str, threads: int | None = None) -> str:
 
 def open_model(parsed: Parsed, *, trainable: bool = False) -> tuple[Transformer, Tokenizer]:
     """--model, or the base that --adapter was trained on, with the adapter attached."""
-    adapter = parsed.values.get("adapter")
-    folder = adapter_folder(adapter) if adapter is not None else None
+    asked = parsed.values.get("adapter")
+    adapter = stored(asked) if asked is not None else None
     name = parsed.values["model"]
-    if name is None and folder is not None:
-        name = read_config(folder)[2]
+    if name is None and adapter is not None:
+        name = adapter.base
         if not name:
-            raise ConfigError(f"{folder} does not say which model it was trained on: add --model")
+            raise ConfigError(
+                f"{adapter.folder} does not say which model it was trained on: add --model"
+            )
     if name is None:
         raise ConfigError("--model is missing")
     dtype = base_dtype(parsed.values["dtype"], parsed.values.get("threads"))
     model, tokenizer = load(name, dtype=dtype)
     tokenizer.chat_template = parsed.values["chat_template"]
-    if folder is not None:
-        load_adapter(model, folder, trainable=trainable)
+    if adapter is not None:
+        load_adapter(model, adapter.folder, trainable=trainable)
     return model, tokenizer
 
 

@@ -20,7 +20,7 @@ from minift.data.split import Rows, published_reviews
 from minift.errors import ConfigError, one_line
 from minift.generation.decode import generate
 from minift.model.transformer import Transformer
-from minift.peft.attach import disabled
+from minift.peft.adapters import disabled
 from minift.peft.lora import LoRA
 from minift.peft.methods import attach
 from minift.tokenizers.interface import Tokenizer

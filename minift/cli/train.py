@@ -12,7 +12,7 @@ from minift.data.read import Records, open_records, unescape_template
 from minift.data.split import Rows, held_out
 from minift.errors import ConfigError
 from minift.model.transformer import Transformer
-from minift.peft.attach import changes, trainable
+from minift.peft.adapters import config_of, trainable
 from minift.peft.files import load_adapter
 from minift.peft.lora import LoRA
 from minift.peft.methods import attach
@@ -40,7 +40,7 @@ def sft(parsed: Parsed, screen: Screen) -> int:
     objective = SFT(tokenizer, train, held, max_length=parsed.flag("max_length"))
     if parsed.flag("adapter") is not None:
         load_adapter(model, parsed.flag("adapter"), trainable=True)
-        own = next(change.config for _, _, change in changes(model))  # the flags do not count
+        own = config_of(model)  # the flags do not count
         assert isinstance(own, LoRA)
         lora = own
     else:

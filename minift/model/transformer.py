@@ -6,9 +6,11 @@ Sizes, here and in every file:
 
 A fine-tuning method changes it from outside, through these seams and no others:
   - a `Projections` group: `group.changes[name]` replaces what one of its Linears computes;
-  - a sublayer (`Attention`, `MLP`): `sublayer.change` replaces how it joins the residual stream;
+  - a sublayer (`Attention`, `MLP`): `sublayer.change` replaces how it joins the residual stream
+    (`joined` is what it replaces);
   - `embeds` in place of `tokens`; `past`, keys and values that every position attends to;
-  - `hidden_only`, the hidden states before the head; and the modules `embed` and `head` themselves.
+  - `hidden_only`, the hidden states before the head; and torch's hooks on the model itself, its
+    norms, and the modules `embed` and `head`.
 Parameter names never change, whatever is attached.
 """
 
@@ -75,16 +77,13 @@ class Projections(nn.Module):
         for name, width in outputs.items():
             self.add_module(name, nn.Linear(inputs, width, bias=bias))
         self.changes = nn.ModuleDict()  # member name -> module called as change(linear, x)
-        self.changed = True  # False: compute the plain Linears, whatever hangs here
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         return tuple(self.project(name, x) for name in self.members)
 
     def project(self, name: str, x: Tensor) -> Tensor:
         linear = self.get_submodule(name)
-        if self.changed and name in self.changes:
-            return self.changes[name](linear, x)
-        return linear(x)
+        return self.changes[name](linear, x) if name in self.changes else linear(x)
 
 
 class Attention(nn.Module):
@@ -150,13 +149,18 @@ class MLP(nn.Module):
 
 
 def residual(sublayer: Attention | MLP, x: Tensor, shared: Shared) -> Tensor:
-    """The residual stream after one sublayer, or what its change makes of it.
+    """The residual stream after one sublayer, or what its change makes of it."""
+    if sublayer.change is not None:
+        return sublayer.change(sublayer, x, shared)
+    return joined(sublayer, x, shared)
+
+
+def joined(sublayer: Attention | MLP, x: Tensor, shared: Shared) -> Tensor:
+    """The residual stream after one sublayer.
 
     pre       x + inner(norm(x))            sandwich  x + after(inner(norm(x)))
     post      norm(x + inner(x))            parallel  see Block
     """
-    if sublayer.change is not None:
-        return sublayer.change(sublayer, x, shared)
     if sublayer.post:
         return sublayer.norm(x + sublayer.inner(x, shared))
     return x + branch(sublayer, x, shared)  # (B, T, D)

@@ -26,8 +26,9 @@ from minift.checkpoints.save import as_json
 from minift.data.batches import length_buckets
 from minift.errors import ConfigError
 from minift.model.transformer import Transformer
-from minift.peft.attach import changes, trainable
+from minift.peft.adapters import active, config_of, trainable
 from minift.peft.files import save_adapter
+from minift.peft.methods import learning_ratios
 from minift.runtime import peak_memory, tuned
 from minift.storage import append_line, free_space, write_file
 from minift.train.evaluate import held_out_loss
@@ -171,6 +172,7 @@ def fit(
     run = Run(config, steps, out=None if out is None else claim(out, overwrite))
     optimizer = adamw(
         parameters.values(),
+        learning_ratios(model),
         betas=(config.beta1, config.beta2),
         eps=config.eps,
         decay=config.weight_decay,
@@ -189,7 +191,7 @@ def fit(
                     config.schedule, config.lr, round(config.warmup * steps), steps, step
                 )
                 for group in optimizer.param_groups:
-                    group["lr"] = lr
+                    group["lr"] = lr * group["ratio"]
                 loss, norm, tokens, targets = gradients(step_module, indices, config, parameters)
                 if step == 0:
                     check_gradients(parameters)
@@ -230,7 +232,7 @@ def fit(
             if best is not None and not run.interrupted:
                 restore(parameters, best)
             if run.out is not None:
-                if any(True for _ in changes(model)):
+                if active(model) is not None:
                     save_adapter(model, run.out / "adapter", overwrite=True)
                 facts = {"data": objective.summary(), "threads": machine.threads}
                 write_file(run.out / "run.json", as_json(record(model, run) | facts))
@@ -336,7 +338,8 @@ def interruptible() -> Iterator[threading.Event]:
 
 def record(model: Transformer, run: Run) -> dict[str, object]:
     """What run.json says."""
-    methods = {type(c.config).__name__: asdict(c.config) for _, _, c in changes(model)}  # type: ignore[call-overload]
+    method = config_of(model)
+    methods = {type(method).__name__: asdict(method)} if method is not None else {}  # type: ignore[call-overload]
     counts = {name: p.numel() for name, p in trainable(model).items()}
     return {
         "model": model.source,
