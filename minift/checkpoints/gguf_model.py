@@ -26,6 +26,7 @@ from minift.model.rope import frequencies
 from minift.model.transformer import Transformer
 from minift.tokenizers.byte_bpe import ByteBPE
 from minift.tokenizers.interface import Tokenizer
+from minift.tokenizers.sentencepiece import SentencePiece
 
 FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "BF16": 32}  # llama.h
 ARCHITECTURE, ROPE_FACTORS = "general.architecture", "rope_freqs.weight"
@@ -147,8 +148,8 @@ def write(
         metadata["general.name"] = title
     metadata |= facts(model.config)
     check(model.config, metadata, tensors)
-    if not isinstance(tokenizer, ByteBPE):
-        raise ConfigError("gguf: only byte-level BPE tokenizers can be written yet")
+    if not isinstance(tokenizer, ByteBPE | SentencePiece):
+        raise ConfigError("gguf: only byte-level BPE and sentencepiece vocabularies can be written")
     metadata |= {"general.file_type": FILE_TYPES[kind], "general.quantization_version": 2}
     metadata |= tokenizer.gguf(model.config.vocab)
     gguf_write.write(path, metadata, tensors, kinds)

@@ -129,11 +129,14 @@ class Pair:
     how: str
 
 
+def rows(layout: Layout, config: ModelConfig) -> list[Row]:
+    """Those whose conditions hold."""
+    return [row for row in layout.weights if all(holds(config, c) for c in row.when.split())]
+
+
 def pairs(layout: Layout, config: ModelConfig, prefix: str) -> Iterator[Pair]:
     """The rows that this model has, for every layer."""
-    for row in layout.weights:
-        if not all(holds(config, condition) for condition in row.when.split()):
-            continue
+    for row in rows(layout, config):
         for i in range(config.layers if "{i}" in row.theirs else 1):
             ours = row.ours.replace("{i}", str(i))
             yield Pair(fill(row.theirs, prefix, i), tuple(spread(ours)), row.how)
@@ -223,8 +226,9 @@ def build(values: Values, path: str) -> ModelConfig:
     try:
         return ModelConfig(**values)
     except (ConfigError, OverflowError) as error:
+        text = str(error).removeprefix("model config: ")
         raise FormatError(
-            path, "configuration", error, "a model that can be", "out-of-range"
+            path, "configuration", text, "a model that can be", "out-of-range"
         ) from None
 
 

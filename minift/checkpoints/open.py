@@ -6,12 +6,13 @@ import difflib
 import math
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from minift.checkpoints import download, gguf, hub_cache, shards, strict_json
 from minift.checkpoints.families import (
@@ -20,9 +21,9 @@ from minift.checkpoints.families import (
     config_from_json,
     prefix_in,
 )
-from minift.checkpoints.mapping import HOW, Layout, Pair, fill, is_passed_over, pairs
+from minift.checkpoints.mapping import HOW, Layout, fill, is_passed_over, pairs, rows
 from minift.checkpoints.tokenizers import KINDS, template_name, tokenizer_in, tokenizer_of
-from minift.errors import ConfigError, FormatError
+from minift.errors import ConfigError, FormatError, one_line
 from minift.model.config import ModelConfig
 from minift.model.transformer import Transformer
 from minift.tokenizers.interface import Tokenizer
@@ -30,6 +31,7 @@ from minift.tokenizers.interface import Tokenizer
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "float64": torch.float64}
 MODELS = (".gguf", "/model/")  # how the inside of an asset ends that is a model
 ROPE_FACTORS = "rope_freqs.weight"
+FACTORS_LIMIT = 4096
 
 
 class Entry(Protocol):
@@ -64,10 +66,7 @@ def load(
     """
     wanted, found = checked_dtype(dtype), headers(name)
     tokenizer = found.tokenizer()
-    if tokenizer.vocab_size > found.config.vocab:
-        tokens, most = f"{tokenizer.vocab_size:,} tokens", f"{found.config.vocab:,}"
-        allowed = f"at most the embedding's {most}"
-        raise FormatError(found.path, "tokenizer", tokens, allowed, "shape-mismatch")
+    check_fit(tokenizer, found)
     return found.model(wanted).to(device), tokenizer
 
 
@@ -77,6 +76,14 @@ def load_model(
     """The model alone, for what needs no tokenizer. Raises as `load` does."""
     wanted = checked_dtype(dtype)
     return headers(name).model(wanted)
+
+
+def check_fit(tokenizer: Tokenizer, found: Headers) -> None:
+    """Every token has a row of the embedding."""
+    if tokenizer.vocab_size > found.config.vocab:
+        tokens, most = f"{tokenizer.vocab_size:,} tokens", f"{found.config.vocab:,}"
+        allowed = f"at most the embedding's {most}"
+        raise FormatError(found.path, "tokenizer", tokens, allowed, "shape-mismatch")
 
 
 def checked_dtype(dtype: str | torch.dtype) -> torch.dtype:
@@ -151,7 +158,10 @@ def in_folder(
 def gguf_config(file: gguf.GgufFile) -> ModelConfig:
     shapes = {key: entry.shape for key, entry in file.tensors.items()}
     factors = None
-    if math.prod(shapes.get(ROPE_FACTORS, (0,))) in range(1, 4096):
+    if ROPE_FACTORS in shapes:
+        if math.prod(shapes[ROPE_FACTORS]) > FACTORS_LIMIT:
+            found, allowed = shapes[ROPE_FACTORS], f"at most {FACTORS_LIMIT:,} numbers"
+            raise FormatError(file.path, ROPE_FACTORS, found, allowed, "limit")
         factors = tuple(file.load(ROPE_FACTORS).flatten().tolist())
     return config_from_gguf(file.metadata, shapes, str(file.path), factors)
 
@@ -159,8 +169,11 @@ def gguf_config(file: gguf.GgufFile) -> ModelConfig:
 def resolve(name: str | os.PathLike[str]) -> Path:
     """The file or folder that a name or a path stands for."""
     path, text = Path(name), str(name)
-    if path.exists():
-        return path
+    try:
+        if path.exists():
+            return path
+    except OSError as error:  # a name too long, a folder that may not be looked into
+        raise ConfigError(f"{one_line(text, 60)}: {os.strerror(error.errno or 0)}") from None
     models = [key for key, asset in download.ASSETS.items() if asset.inside.endswith(MODELS)]
     if text in models:
         cached = download.cached(text)
@@ -179,7 +192,7 @@ def resolve(name: str | os.PathLike[str]) -> Path:
     hint = f"; nearest: {near[0]}" if near else f"; known: {', '.join(models)}"
     if near and download.cached(near[0]) is None:
         hint += f" (not downloaded: minift download {near[0]})"
-    raise ConfigError(f'no model, file or folder "{text}" here{hint}')
+    raise ConfigError(f'no model, file or folder "{one_line(text)}" here{hint}')
 
 
 def is_hub_name(text: str) -> bool:
@@ -199,16 +212,13 @@ def assemble(
     dtype: torch.dtype,
 ) -> Transformer:
     """Fill a transformer from a weight file: every tensor used, every parameter filled."""
-    if config.layers > len(file.tensors):  # before anything is built from that number
-        found = f"{config.layers:,} layers, {len(file.tensors):,} tensors"
-        raise FormatError(
-            path, "configuration", found, "layers that the file holds", "shape-mismatch"
-        )
-    with torch.device("meta"):
-        model = Transformer(config)
+    check_tensors(config, file, layout, prefix, path)
+    model = unfilled(config)
     wanted = {pair.theirs: pair for pair in pairs(layout, config, prefix)}
-    copies = {fill(one, prefix): fill(other, prefix) for one, other in layout.copies.items()}
-    check_tensors(model, file, wanted, copies, layout, path)
+    for one, other in copies_in(file, layout, prefix).items():
+        if one not in wanted and not torch.equal(file.load(one), file.load(other)):
+            found, allowed = f"other values than {other}", "the same, since they are tied"
+            raise FormatError(path, f'tensor "{one}"', found, allowed, "shape-mismatch")
     for name, pair in wanted.items():
         values = HOW[pair.how][0](config, file.load(name))
         for ours, tensor in zip(pair.ours, values, strict=True):
@@ -220,38 +230,69 @@ def assemble(
     return model
 
 
+class _NoNumbers(TorchFunctionMode):
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if func is nn.init.normal_:
+            return kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
+
+
+def unfilled(config: ModelConfig) -> Transformer:
+    """A transformer whose parameters have shapes and no memory.
+
+    TRAP: to draw an embedding's random numbers on the meta device, torch imports 800 modules of
+    its compiler, which takes over a second and 90 MB. Nobody would see the numbers.
+    """
+    with torch.device("meta"), _NoNumbers():
+        return Transformer(config)
+
+
 def check_tensors(
-    model: Transformer,
-    file: TensorFile,
-    wanted: Mapping[str, Pair],
-    copies: Mapping[str, str],
-    layout: Layout,
-    path: str,
+    config: ModelConfig, file: TensorFile, layout: Layout, prefix: str, path: str
 ) -> None:
     """The file has what the configuration asks for, in its shapes, and nothing else."""
-    parameters = dict(model.named_parameters())
-    shapes = {
-        name: tuple(HOW[pair.how][1](model.config, [parameters[o] for o in pair.ours]).shape)
-        for name, pair in wanted.items()
-    }
-    problems = [f"missing {name}" for name in wanted if name not in file.tensors]
+    if config.layers > len(file.tensors):  # before anything is listed from that number
+        found = f"{config.layers:,} layers, {len(file.tensors):,} tensors"
+        raise FormatError(
+            path, "configuration", found, "layers that the file holds", "shape-mismatch"
+        )
+    shapes = shapes_wanted(config, layout, prefix)
+    copies = copies_in(file, layout, prefix)
+    problems = [f"missing {name}" for name in shapes if name not in file.tensors]
     problems += [
         f"{name} is {tuple(file.tensors[name].shape)}, not {shape}"
         for name, shape in shapes.items()
         if name in file.tensors and tuple(file.tensors[name].shape) != shape
     ]
-    for name in file.tensors:
-        if name in wanted or is_passed_over(layout, name):
-            continue
-        original = copies.get(name)
-        if original is None or original not in file.tensors:
-            problems.append(f"unexpected {name}")
-        elif not torch.equal(file.load(name), file.load(original)):
-            problems.append(f"{name} differs from {original}, to which the configuration ties it")
+    problems += [
+        f"unexpected {name}"
+        for name in file.tensors
+        if name not in shapes and name not in copies and not is_passed_over(layout, name)
+    ]
     if problems:
         found = f"{len(problems):,} that do not fit"
         allowed = "exactly those of the configuration"
         raise FormatError(path, "tensors", found, allowed, "shape-mismatch", problems)
+
+
+def shapes_wanted(config: ModelConfig, layout: Layout, prefix: str) -> dict[str, tuple[int, ...]]:
+    """The shape of each tensor of a file; every layer has those of the first."""
+    first = replace(config, layers=1, local=config.local[:1])
+    parameters = dict(unfilled(first).named_parameters())
+    shapes = {}
+    for row, pair in zip(rows(layout, first), pairs(layout, first, prefix), strict=True):
+        theirs = HOW[pair.how][1](first, [parameters[name] for name in pair.ours])
+        for i in range(config.layers if "{i}" in row.theirs else 1):
+            shapes[fill(row.theirs, prefix, i)] = tuple(theirs.shape)
+    return shapes
+
+
+def copies_in(file: TensorFile, layout: Layout, prefix: str) -> dict[str, str]:
+    """Tensors that stand in the file once more, under another name, and which they are."""
+    both = ((fill(one, prefix), fill(other, prefix)) for one, other in layout.copies.items())
+    return {one: other for one, other in both if one in file.tensors and other in file.tensors}
 
 
 @dataclass(frozen=True)
@@ -272,8 +313,12 @@ class Survey:
 def survey(name: str | os.PathLike[str]) -> Survey:
     """Look at a model without loading a weight."""
     found = headers(name)
+    place = str(found.weights.path)
+    check_tensors(found.config, found.weights, found.layout, found.prefix, place)
     tensors = found.weights.tensors.values()
     tokenizer = none_or(found.tokenizer)
+    if not isinstance(tokenizer, str):
+        check_fit(tokenizer, found)
     return Survey(
         path=found.path,
         config=found.config,

@@ -58,10 +58,8 @@ def scaling(rope: Mapping[str, Any], context: int, path: str) -> RopeScaling | N
                 raise FormatError(path, f"{where}.long_factor", factors, "a list", "bad-type")
             numbers = tuple(finite(f, path, f"{where}.long_factor") for f in factors)
             gain = finite(rope.get("attention_factor", 1.0), path, f"{where}.attention_factor")
-            original = rope.get("original_max_position_embeddings", context)
-            return made(
-                {"factors": numbers, "gain": gain, "original_context": original}, "factors", path
-            )
+            values = read_fields((whole,), rope, path)
+            return made(values | {"factors": numbers, "gain": gain}, "factors", path)
     known = "default, linear, dynamic, llama3, yarn, or longrope with one list of factors"
     raise FormatError(path, f"{where}.rope_type", kind, known, "out-of-range")
 
@@ -78,6 +76,10 @@ def yarn_gain(rope: Mapping[str, Any], factor: float, path: str) -> float:
     )
     if gain is not None:
         return gain
+    if one and all_dim and share(all_dim) == 0:
+        raise FormatError(
+            path, "rope_scaling.mscale_all_dim", all_dim, "a share above 0", "overflow"
+        )
     return share(one) / share(all_dim) if one and all_dim else share(1.0)
 
 
@@ -85,8 +87,9 @@ def made(values: Values, kind: str, path: str) -> RopeScaling:
     try:
         return RopeScaling(kind, **values)
     except (ConfigError, TypeError) as error:
+        text = str(error).removeprefix("rope scaling: found ")
         raise FormatError(
-            path, "rope_scaling", error, "a scaling that can be", "out-of-range"
+            path, "rope_scaling", text, "a scaling that can be", "out-of-range"
         ) from None
 
 
@@ -129,13 +132,11 @@ def rope_object(
     data: Mapping[str, Any], path: str, keys: tuple[str, ...] = ("rope_parameters", "rope_scaling")
 ) -> Mapping[str, Any]:
     """The first of `keys` that says something."""
-    for key in keys:
-        value = data.get(key)
+    found = {key: data.get(key) for key in keys}
+    for key, value in found.items():
         if value is not None and not isinstance(value, dict):
             raise FormatError(path, key, value, "an object", "bad-type")
-        if value:
-            return value
-    return {}
+    return next((value for value in found.values() if value), {})
 
 
 def rope(default_base: float) -> Part:
@@ -192,8 +193,11 @@ def _read_partial_rope(data: Mapping[str, Any], values: Values, path: str) -> Va
     found = rope_object(data, path)
     share = found.get("partial_rotary_factor", data.get("rotary_pct", 0.25))
     base = found.get("rope_theta", data.get("rotary_emb_base", data.get("rope_theta", 1e4)))
+    share = finite(share, path, "rotary_pct")
+    if not 0 < share <= 1:
+        raise FormatError(path, "rotary_pct", share, "above 0, at most 1", "out-of-range")
     return {
-        "rope_dims": int(values["head_dim"] * finite(share, path, "rotary_pct")),
+        "rope_dims": int(values["head_dim"] * share),
         "rope_base": finite(base, path, "rotary_emb_base"),
         "rope_scaling": scaling(found, values["context"], path),
     }
@@ -402,6 +406,8 @@ def gguf_windows(is_local: Callable[[Mapping[str, Any], int], bool]) -> Part:
         window, layers = data.get("attention.sliding_window"), values["layers"]
         if window is None:
             return {"window": None, "local": ()}
+        if type(window) is not int:
+            raise FormatError(path, "attention.sliding_window", window, "an integer", "bad-type")
         if not 1 <= layers <= LAYERS_LIMIT:
             raise FormatError(path, "block_count", layers, f"1 to {LAYERS_LIMIT:,}", "out-of-range")
         return {"window": window, "local": tuple(is_local(data, i) for i in range(layers))}

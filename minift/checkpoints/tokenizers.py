@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,29 +13,72 @@ from minift.storage import read_file
 from minift.tokenizers import chat
 from minift.tokenizers.byte_bpe import ByteBPE
 from minift.tokenizers.interface import Tokenizer
+from minift.tokenizers.piece_json import is_pieces
+from minift.tokenizers.sentencepiece import SentencePiece
+from minift.tokenizers.vocabulary import field_of, one_of
 from minift.tokenizers.wordpiece import WordPiece
 
-KINDS: dict[type, str] = {ByteBPE: "byte-level BPE", WordPiece: "WordPiece"}
+KINDS: dict[type, str] = {
+    ByteBPE: "byte-level BPE",
+    WordPiece: "WordPiece",
+    SentencePiece: "sentencepiece",
+}
 LIMIT = 64 << 20  # bytes of any of its files
 
 
 def tokenizer_in(folder: Path) -> Tokenizer:
-    """The tokenizer of a Hugging Face folder: tokenizer.json, or an encoder's vocab.txt alone."""
-    path, words = folder / "tokenizer.json", folder / "vocab.txt"
-    beside = folder / "tokenizer_config.json"
-    config = strict_json.read(beside) if beside.exists() else None
-    if not path.exists() and words.exists():
+    """The tokenizer of a Hugging Face folder.
+
+    tokenizer.json says which it is; sentencepiece's own tokenizer.model goes first where both hold
+    pieces, and serves alone. An encoder of older times has a vocab.txt alone.
+    """
+    path, pieces = folder / "tokenizer.json", folder / "tokenizer.model"
+    config = config_in(folder)
+    if not os.path.exists(path) and os.path.exists(pieces):
+        return sentencepiece_in(folder, config, None)
+    if not os.path.exists(path) and os.path.exists(words := folder / "vocab.txt"):
         return WordPiece.from_vocab(text_in(words), config, str(words))
     data = strict_json.read(path, limit_bytes=LIMIT)
-    model = data.get("model")
-    if isinstance(model, dict) and model.get("type") == "WordPiece":
-        return WordPiece.from_json(data, config, str(path))
-    return ByteBPE.from_json(data, config, str(path))
+    model = field_of(data, "model", dict, str(path))
+    # Old files leave the type out: only WordPiece has a longest word.
+    usual = "WordPiece" if "max_input_chars_per_word" in model else "BPE"
+    known = {"BPE": ByteBPE, "WordPiece": WordPiece}
+    if os.path.exists(pieces):
+        known["Unigram"] = SentencePiece
+    kind = one_of(model.get("type", usual), known, str(path), "model.type")
+    if kind is SentencePiece or is_pieces(data):
+        if os.path.exists(pieces):
+            return sentencepiece_in(folder, config, data)
+        return SentencePiece.from_json(data, config, str(path))
+    return kind.from_json(data, config, str(path))
+
+
+def config_in(folder: Path) -> dict[str, Any] | None:
+    """tokenizer_config.json, with the chat template that may stand in a file of its own."""
+    path, template = folder / "tokenizer_config.json", folder / "chat_template.jinja"
+    if not os.path.exists(path):
+        return None
+    config = strict_json.read(path)
+    return config | {"chat_template": text_in(template)} if os.path.exists(template) else config
+
+
+def sentencepiece_in(
+    folder: Path, config: Mapping[str, Any] | None, fast: Mapping[str, Any] | None
+) -> SentencePiece:
+    """The tokenizer of a tokenizer.model; `fast` is the tokenizer.json beside it."""
+    path, more = folder / "tokenizer.model", folder / "added_tokens.json"
+    added = strict_json.read(more) if os.path.exists(more) else None
+    raw = read_file(path, limit_bytes=LIMIT)
+    return SentencePiece.from_model(raw, config, str(path), added=added, fast=fast)
 
 
 def tokenizer_of(metadata: Mapping[str, Any], path: str) -> Tokenizer:
     """The tokenizer in the metadata of a GGUF file."""
-    return ByteBPE.from_gguf(metadata, path)
+    where = "tokenizer.ggml.model"
+    known = {"gpt2": ByteBPE, "llama": SentencePiece}
+    return one_of(field_of(metadata, where, str, path), known, path, where).from_gguf(
+        metadata, path
+    )
 
 
 def text_in(path: Path) -> str:

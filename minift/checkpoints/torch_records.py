@@ -25,6 +25,7 @@ from dataclasses import dataclass
 import torch
 
 from minift.checkpoints.safetensors import TENSOR_LIMIT, name_problem
+from minift.checkpoints.strict_json import uncollected
 from minift.errors import FormatError, one_line
 
 OP_LIMIT = 10_000_000
@@ -95,7 +96,8 @@ def records(
 
     Raises FormatError, and nothing else.
     """
-    result = _Machine(path, program, sizes).run()
+    with uncollected():
+        result = _Machine(path, program, sizes).run()
     if not isinstance(result, dict):
         raise FormatError(path, "data.pkl", _kind(result), "a dict of tensors by name", "bad-type")
     if len(result) > TENSOR_LIMIT:

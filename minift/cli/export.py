@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from minift.cli.options import Parsed
@@ -15,9 +16,9 @@ def export(parsed: Parsed, screen: Screen) -> int:
     from minift.peft.files import CONFIG, load_adapter, stored
 
     place, out, to = Path(parsed.words[0]), parsed.need("out"), parsed.flag("to")
-    if Path(out).exists() and not parsed.flag("overwrite"):
+    if os.path.exists(out) and not parsed.flag("overwrite"):
         raise ConfigError(f"out: {out} exists; choose another, or --overwrite")
-    if any((folder / CONFIG).exists() for folder in (place, place / "adapter")):
+    if any(os.path.exists(folder / CONFIG) for folder in (place, place / "adapter")):
         adapter = stored(place)
         name = parsed.flag("model") or adapter.base
         if not name:

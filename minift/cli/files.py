@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import math
+import os
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from minift.checkpoints import download as assets
 from minift.cli.options import Parsed
 from minift.cli.screen import Screen, megabytes
-from minift.errors import ConfigError
+from minift.errors import ConfigError, one_line
 
 if TYPE_CHECKING:
     from minift.checkpoints.open import Survey
+
+WIDEST = 2000  # characters of a line of information
 
 
 def download(parsed: Parsed, screen: Screen) -> int:
@@ -45,7 +49,8 @@ def info(parsed: Parsed, screen: Screen) -> int:
     """A model's, an adapter's or a run's make-up, without loading a weight."""
     name = parsed.words[0]
     folder = Path(name)
-    if (folder / "run.json").exists() or (folder / "adapter_config.json").exists():
+    # os.path.exists: pathlib's raises for a name that is too long.
+    if any(os.path.exists(folder / file) for file in ("run.json", "adapter_config.json")):
         return adapter_info(folder, screen)
     from minift.checkpoints.open import survey
 
@@ -76,7 +81,7 @@ def described(found: Survey) -> str:
     others = ", ".join(found.passed_over)
     taken = f"weights      {first}, not {others}: safetensors come first, then .bin, then .gguf"
     other = (taken,) if others else ()
-    return "\n".join(
+    return printable(
         (
             f"file         {found.path} · {megabytes(found.bytes)}",
             f"family       {config.family} · {parameters}",
@@ -88,6 +93,11 @@ def described(found: Survey) -> str:
             *chat,
         )
     )
+
+
+def printable(lines: Iterable[str]) -> str:
+    """Lines for a terminal: what a file calls its labels or its base must not steer it."""
+    return "\n".join(one_line(line, WIDEST) for line in lines)
 
 
 def adapter_info(folder: Path, screen: Screen) -> int:
@@ -106,7 +116,7 @@ def adapter_info(folder: Path, screen: Screen) -> int:
     if run.exists():
         facts = strict_json.read(run)
         lines.append(f"run          {facts.get('steps')} steps · loss {facts.get('final_loss')}")
-    screen.result("\n".join(lines), {"path": str(place), "parameters": numbers, "base": base})
+    screen.result(printable(lines), {"path": str(place), "parameters": numbers, "base": base})
     return 0
 
 
@@ -127,7 +137,7 @@ def merge(parsed: Parsed, screen: Screen) -> int:
         raise ConfigError(
             f"{adapter.folder} does not say which model it was trained on: add --model"
         )
-    if Path(out).exists() and not parsed.flag("overwrite"):
+    if os.path.exists(out) and not parsed.flag("overwrite"):
         raise ConfigError(f"out: {out} exists; choose another, or --overwrite")
     model, tokenizer = load(name, dtype=base_dtype(parsed.flag("dtype")))
     load_adapter(model, adapter.folder)

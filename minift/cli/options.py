@@ -7,6 +7,7 @@ import importlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from textwrap import wrap
 from types import UnionType
 from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_type_hints
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from minift.cli.verbs import Verb
 
 Config = TypeVar("Config")
+WIDTH = 100  # characters of a line of help
 MANY = 12  # more options than fit a screen: --help shows the common ones
 
 
@@ -141,8 +143,10 @@ def verb_help(name: str, verb: Verb, flags: Sequence[Flag], *, everything: bool)
         shown = list(flags)
     left = [f"{f.option} {f.takes}".rstrip() for f in shown]
     width = max(map(len, left), default=0)
+    below = "\n" + " " * (width + 4)
     rows = "\n".join(
-        f"  {spec:<{width}}  {flag.help}{_default(flag)}"
+        f"  {spec:<{width}}  "
+        + below.join(wrap(flag.help + _default(flag), WIDTH - width - 4, break_on_hyphens=False))
         for spec, flag in zip(left, shown, strict=True)
     )
     word = f" {verb.positional.upper()}" if verb.positional else ""

@@ -5,10 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from minift.cli.options import Flag
+from minift.tokenizers.chat import TEMPLATES
 
 MODEL = Flag("model", str, None, "a downloaded name, a folder or a .gguf file", common=True)
 DTYPE = Flag("dtype", str, "auto", "of the base: float32, bf16, or auto: the faster one here")
-CHAT_TEMPLATE = Flag("chat_template", str, None, "in place of the model's own: chatml, ...")
+CHAT_TEMPLATE = Flag(
+    "chat_template", str, None, f"in place of the model's own: {', '.join(TEMPLATES)}"
+)
 OVERWRITE = Flag("overwrite", bool, False, "replace what stands at --out")
 ADAPTER = Flag("adapter", str, None, "an adapter's folder, or a run's", common=True)
 OUT = Flag("out", str, None, "the folder to write", common=True)

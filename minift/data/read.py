@@ -30,12 +30,13 @@ from typing import Any, NoReturn, overload
 import numpy as np
 
 from minift.data.rows import LINE_LIMIT, READERS, Problem, Row, Span, shown
-from minift.errors import ConfigError, DataError
+from minift.errors import ConfigError, DataError, one_line
 
 Record = dict[str, Any]  # one of the three shapes
 
 KINDS = {"messages": ("messages",), "prompt": ("prompt", "completion"), "text": ("text",)}
 ROLES = ("system", "user", "assistant")
+NAMED = 100  # columns that an error compares with or lists; a file may have a million
 
 
 class Records(Sequence[Record]):
@@ -156,7 +157,7 @@ class Records(Sequence[Record]):
             for name, other in (("prompt", "completion"), ("completion", "prompt")):
                 if name in first:
                     raise _missing(other)
-            found = f"fields {', '.join(first)}" if first else "no fields"
+            found = f"fields {', '.join(list(first)[:NAMED])}" if first else "no fields"
             allowed = "prompt and completion, messages, or text (or give a template and a target)"
             raise Problem(None, found, allowed)
         self.kind = kinds[0]
@@ -211,7 +212,7 @@ class Records(Sequence[Record]):
     def _identity(self) -> tuple[int, int, int]:
         try:
             now = os.stat(self._where)
-        except OSError:
+        except (OSError, ValueError):
             return (0, 0, 0)
         return now.st_ino, now.st_size, now.st_mtime_ns
 
@@ -276,15 +277,17 @@ def parse_template(template: str, columns: Sequence[str]) -> list[tuple[str, str
             raise
         raise ConfigError(f"template {template!r}: {problem}") from None
     if all(name is None for _, name in pieces):
-        raise ConfigError(f"template {template!r} names no column; columns: {', '.join(columns)}")
+        hint = one_line(", ".join(columns[:NAMED]), 300)
+        raise ConfigError(f"template {template!r} names no column; columns: {hint}")
     return pieces
 
 
 def _known_column(what: str, name: str, columns: Sequence[str]) -> None:
     if name not in columns:
-        near = difflib.get_close_matches(name, columns, n=1, cutoff=0.5)
-        hint = f"nearest: {near[0]}" if near else f"columns: {', '.join(columns)}"
-        raise ConfigError(f'{what} "{name}" is no column; {hint}')
+        shown_columns = columns[:NAMED]
+        near = difflib.get_close_matches(name, shown_columns, n=1, cutoff=0.5)
+        hint = f"nearest: {near[0]}" if near else f"columns: {', '.join(shown_columns)}"
+        raise ConfigError(f'{what} "{name}" is no column; {one_line(hint, 300)}')
 
 
 def _checked_labels(labels: Sequence[str]) -> tuple[str, ...]:
@@ -304,8 +307,11 @@ def _mapped(path: Path) -> mmap.mmap | bytes:
         with open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
             return mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ) if size else b""
-    except OSError as problem:
-        raise DataError(path, None, None, problem.strerror or str(problem), allowed) from None
+    except DataError:
+        raise
+    except (OSError, ValueError) as problem:  # ValueError: a NUL in the path
+        found = getattr(problem, "strerror", None) or str(problem)
+        raise DataError(path, None, None, found, allowed) from None
 
 
 # ---- one row -------------------------------------------------------------------------------------

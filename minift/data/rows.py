@@ -187,7 +187,7 @@ class _CsvRow:
         cells = self.cells(text)
         if not self.columns:
             if not all(cells) or len(set(cells)) != len(cells):
-                found = f"a header with the names {', '.join(shown(name) for name in cells)}"
+                found = f"a header with the names {', '.join(map(shown, cells[:20]))}"
                 raise Problem(None, found, "different names, none empty")
             self.columns = cells
             return None

@@ -16,6 +16,7 @@ from minift.generation.cache import KVCache
 from minift.generation.sampling import Sampling, adjust, draw
 from minift.model.transformer import Transformer
 from minift.runtime import tuned
+from minift.tokenizers import chat
 from minift.tokenizers.interface import Tokenizer
 from minift.tokenizers.stream import TextStream
 
@@ -135,7 +136,8 @@ def generate(
     """The text that follows each prompt (text, or ids as `tokenizer.chat` gives them).
 
     Options are the fields of Sampling, `temperature=0.7` and so on. `stream(row, text)` is called
-    with whole characters as they come. Ends at the tokenizer's end token and at any `stop` string.
+    with whole characters as they come. Ends at the tokenizer's end token, at the token that ends an
+    answer in its chat template, and at any `stop` string.
     """
     try:
         config = replace(sampling or Sampling(), **options)  # type: ignore[arg-type]
@@ -167,7 +169,7 @@ def generate(
             model,
             ids,
             max_new_tokens=max_new_tokens,
-            stop=frozenset({tokenizer.eos}),
+            stop=chat.ends(tokenizer),
             sampling=config,
             finished=finished,
             emit=emit,

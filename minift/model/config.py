@@ -54,6 +54,8 @@ class RopeScaling:
             problems.append(f"gain {self.gain}, allowed above 0")
         if not all(0 < factor < inf for factor in self.factors):
             problems.append("factors, allowed above 0")
+        if (self.kind == "factors") != bool(self.factors):
+            problems.append(f"{len(self.factors)} factors for kind {self.kind}")
         if problems:
             raise ConfigError(f"rope scaling: found {'; '.join(problems)}")
 
@@ -124,6 +126,10 @@ class ModelConfig:
         ]
         if not problems and self.heads % self.kv_heads:
             problems.append(f"heads {self.heads} is no multiple of kv_heads {self.kv_heads}")
+        widest = max(self.vocab, self.dim, self.heads * self.head_dim, self.ff)
+        widest = max(widest, self.context if self.positions == "learned" else 0)
+        if not problems and widest * self.dim >= 2**60:  # torch counts bytes in 64 bits
+            problems.append(f"matrices of {widest:,} by {self.dim:,}, allowed below 2^60 numbers")
         if self.positions == "rope" and (self.turned < 2 or self.turned > self.head_dim):
             problems.append(f"rope_dims: found {self.turned}, allowed 2 to {self.head_dim}")
         if self.positions == "rope" and self.turned % 2:

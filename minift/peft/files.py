@@ -125,9 +125,9 @@ def adapter_folder(path: str | os.PathLike[str]) -> Path:
     """The adapter's folder: `path` itself, or the one inside a run's folder."""
     folder = Path(path)
     for candidate in (folder, folder / "adapter"):
-        if (candidate / CONFIG).exists():
+        if os.path.exists(candidate / CONFIG):  # pathlib's raises for a name that is too long
             return candidate
-    if not folder.exists():
+    if not os.path.exists(folder):
         raise ConfigError(f'no adapter folder "{folder}" here')
     raise ConfigError(f'"{folder}" holds no adapter: neither it nor its adapter/ has {CONFIG}')
 
@@ -183,8 +183,10 @@ def stored(path: str | os.PathLike[str]) -> Stored:
     kind = data.get("peft_type")
     if not isinstance(kind, str) or kind not in FORMATS:
         raise FormatError(folder / CONFIG, "peft_type", kind, ", ".join(FORMATS), "out-of-range")
-    base = data.get("base_model_name_or_path") or ""
-    return Stored(folder, data, FORMATS[kind][1], str(base))
+    base = data.get("base_model_name_or_path")
+    if type(base) is not str and base is not None:
+        raise FormatError(folder / CONFIG, "base_model_name_or_path", base, "a text", "bad-type")
+    return Stored(folder, data, FORMATS[kind][1], base or "")
 
 
 def load_adapter(

@@ -8,7 +8,7 @@ Sennrich et al. 2016, arXiv:1508.07909. The ids are those of the tokenizers libr
 exceptions made on purpose: the name of a special token in a text is plain text, and a byte that the
 vocabulary lacks is an error, where the library drops it in silence.
 
-Natural text repeats its words, so a word is merged once and then looked up.
+Natural text repeats its words, so a word is merged once and then looked up (words.py).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from __future__ import annotations
 import heapq
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain, pairwise
 from typing import Any, NoReturn
@@ -24,10 +24,9 @@ from typing import Any, NoReturn
 from minift.errors import EncodeError, FormatError
 from minift.tokenizers import chat, tokenizer_json, vocabulary
 from minift.tokenizers.split import PATTERNS
-from minift.tokenizers.vocabulary import LONGEST_TOKEN, MOST_TOKENS, Vocabulary
-
-CACHED_WORDS = 1 << 17  # about 30 MB
-LONGEST_CACHED = 64  # characters
+from minift.tokenizers.vocabulary import ROLES, Vocabulary, checked_ids
+from minift.tokenizers.words import Words
+from minift.tokenizers.wrapping import after
 
 
 def _byte_alphabet() -> list[str]:
@@ -44,22 +43,6 @@ ALPHABET = _byte_alphabet()
 BYTE_OF = {character: byte for byte, character in enumerate(ALPHABET)}
 
 
-class _Words(dict[str, list[int]]):
-    """word -> ids, worked out when first asked for; emptied when full."""
-
-    def __init__(self, work_out: Callable[[str], list[int]]):
-        super().__init__()
-        self.work_out = work_out
-
-    def __missing__(self, word: str) -> list[int]:
-        ids = self.work_out(word)
-        if len(word) <= LONGEST_CACHED:
-            if len(self) >= CACHED_WORDS:
-                self.clear()
-            self[word] = ids
-        return ids
-
-
 class ByteBPE:
     """A byte-level BPE tokenizer; made by `from_gguf` or `from_json`."""
 
@@ -69,10 +52,11 @@ class ByteBPE:
         self.vocab = vocab = replace(vocab, added=added)
         self.vocab_size = len(vocab.tokens)
         self.eos, self.bos, self.pad = vocab.eos, vocab.bos, vocab.pad
+        self.cls, self.sep, self.mask = vocab.cls, vocab.sep, vocab.mask
         self.add_bos, self.template = vocab.add_bos, vocab.template
         self.chat_template: str | None = None  # a row of chat.TEMPLATES, instead of recognising one
 
-        ids = _checked_ids(vocab, path)
+        ids = checked_ids(vocab.tokens, vocab.places["tokens"], path)
         _check_roles(vocab, path)
         self.special = {t.text: i for i, t in sorted(vocab.added.items()) if t.special}
         self._bytes = [_bytes(text) for text in vocab.tokens]
@@ -89,11 +73,15 @@ class ByteBPE:
         if vocab.ignore_merges:
             self._whole = {self._bytes[i]: i for i in ordinary.values()}
         self._pattern = PATTERNS[vocab.pattern]
-        self._words = _Words(self._merge)
-        # Ordinary added tokens (a run of spaces, say) are found in texts, the longest first.
-        found = sorted((t.text for t in vocab.added.values() if not t.special), key=len)
-        self._find = re.compile(f"({'|'.join(map(re.escape, reversed(found)))})") if found else None
-        self._found = {t.text: i for i, t in vocab.added.items() if not t.special}
+        self._words = Words(self._merge)
+        # Ordinary added tokens (a run of spaces, say) are found in texts: some as the file has
+        # them, and then, in the normalized text, those that the file calls normalized.
+        found = {i: t for i, t in vocab.added.items() if not t.special}
+        self._raw = _Finder({t.text: i for i, t in found.items() if "normalized" not in t.flags})
+        self._normalized = _Finder(
+            {self._normal(t.text): i for i, t in found.items() if "normalized" in t.flags}
+        )
+        self._wrapping = vocab.wrapping or after(vocab.bos if vocab.add_bos else None)
 
     @classmethod
     def from_gguf(cls, metadata: Mapping[str, Any], path: str) -> ByteBPE:
@@ -115,21 +103,40 @@ class ByteBPE:
         """The metadata of a GGUF file whose embedding has `size` rows."""
         return vocabulary.to_gguf(self.vocab, chat.jinja(self), size)
 
-    def encode(self, text: str) -> list[int]:
-        """The ids of `text`: no BOS, no EOS, and special tokens in it are plain text."""
-        if self._find is None:
-            return self._encode(text)
+    def encode(self, text: str, after: int | None = None) -> list[int]:
+        """The ids of `text`: no BOS, no EOS, and special tokens in it are plain text.
+
+        What comes before a text (`after`) makes no difference here; it does in sentencepiece.py.
+        """
         ids: list[int] = []
-        for n, part in enumerate(self._find.split(text)):  # every second part is an added token
-            ids += [self._found[part]] if n % 2 else self._encode(part)
+        for n, part in enumerate(self._raw.cut(text)):  # every second part is an added token
+            ids += [self._raw.ids[part]] if n % 2 else self._encode(self._normal(part))
         return ids
 
     def _encode(self, text: str) -> list[int]:
-        if self.vocab.nfc:
-            text = unicodedata.normalize("NFC", text)
-        # map and chain keep the loop over the words out of the interpreter: twice the speed.
-        words = self._pattern.words(text)
-        return list(chain.from_iterable(map(self._words.__getitem__, words)))
+        ids: list[int] = []
+        for n, part in enumerate(self._normalized.cut(text)):
+            if n % 2:
+                ids.append(self._normalized.ids[part])
+                continue
+            if self.vocab.prefix_space and part and part[0] != " ":
+                part = " " + part
+            # map and chain keep the loop over words out of the interpreter: twice the speed.
+            words = self._pattern.words(part)
+            ids.extend(chain.from_iterable(map(self._words.__getitem__, words)))
+        return ids
+
+    def _normal(self, text: str) -> str:
+        return unicodedata.normalize("NFC", text) if self.vocab.nfc else text
+
+    def wrap(
+        self, ids: Sequence[int], other: Sequence[int] | None = None
+    ) -> tuple[list[int], list[int]]:
+        """Ids and token types of one text or two, with the special tokens that the model expects.
+
+        That is BOS before a text if `add_bos`, <s> and </s> for RoBERTa, and nothing for others.
+        """
+        return self._wrapping(ids, other)
 
     def _merge(self, word: str) -> list[int]:
         """One word, merged. A heap, and links between neighbours: n log n for a word of n bytes."""
@@ -196,6 +203,19 @@ class ByteBPE:
         return chat.render(self, messages, reply=reply)
 
 
+class _Finder:
+    """Tokens that are found in texts, the leftmost first and of those the longest."""
+
+    def __init__(self, ids: dict[str, int]):
+        self.ids = ids
+        names = "|".join(map(re.escape, sorted(ids, key=len, reverse=True)))
+        self._pattern = re.compile(f"({names})") if ids else None
+
+    def cut(self, text: str) -> list[str]:
+        """The text in parts, of which every second one is such a token."""
+        return [text] if self._pattern is None else self._pattern.split(text)
+
+
 def _bytes(token: str) -> bytes:
     """A token from the byte alphabet; one that is not written in it is plain text."""
     try:
@@ -204,32 +224,9 @@ def _bytes(token: str) -> bytes:
         return token.encode()
 
 
-def _checked_ids(vocab: Vocabulary, path: str) -> dict[str, int]:
-    """token -> id, when every token is text of a sane size, and there once."""
-    where = vocab.places["tokens"]
-    if not 1 <= len(vocab.tokens) <= MOST_TOKENS:
-        allowed = f"1 to {MOST_TOKENS:,} tokens"
-        raise FormatError(path, where, f"{len(vocab.tokens):,}", allowed, "limit")
-    ids: dict[str, int] = {}
-    for i, text in enumerate(vocab.tokens):
-        if type(text) is not str or not text:
-            raise FormatError(path, f"{where}[{i}]", text, "a text that is not empty", "bad-type")
-        try:
-            size = len(text) if text.isascii() else len(text.encode())
-        except UnicodeEncodeError:
-            raise FormatError(path, f"{where}[{i}]", text, "valid Unicode", "bad-utf8") from None
-        if size > LONGEST_TOKEN:
-            allowed = f"at most {LONGEST_TOKEN:,} bytes"
-            raise FormatError(path, f"{where}[{i}]", f"{size:,}", allowed, "limit")
-        if ids.setdefault(text, i) != i:
-            found = f"{text!r} again, after {ids[text]}"
-            raise FormatError(path, f"{where}[{i}]", found, "each token once", "dup-key")
-    return ids
-
-
 def _check_roles(vocab: Vocabulary, path: str) -> None:
     last = len(vocab.tokens) - 1
-    for role in ("eos", "bos", "pad", "unk"):
+    for role in ROLES:
         i = getattr(vocab, role)
         if i is not None and not 0 <= i <= last:
             raise FormatError(path, vocab.places[role], i, f"0 to {last:,}", "out-of-range")

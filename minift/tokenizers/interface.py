@@ -18,8 +18,13 @@ class Tokenizer(Protocol):
     template: str | None  # the Jinja text of the chat template that came with the model
     chat_template: str | None  # the name of a template, when the user chose one
 
-    def encode(self, text: str) -> list[int]:
-        """The ids of `text` and of nothing else."""
+    def encode(self, text: str, after: int | None = None) -> list[int]:
+        """The ids of `text` and of nothing else; `after` is the token that it follows, if any."""
+
+    def wrap(
+        self, ids: Sequence[int], other: Sequence[int] | None = None
+    ) -> tuple[list[int], list[int]]:
+        """Ids and token types of a text, or two, with the special tokens that the model expects."""
 
     def decode(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
         """The text of `ids`."""

@@ -8,8 +8,18 @@ from collections.abc import Mapping
 from typing import Any
 
 from minift.errors import FormatError
+from minift.tokenizers import post_processor
 from minift.tokenizers.split import LLAMA3, QWEN2
-from minift.tokenizers.vocabulary import FLAGS, Added, Vocabulary, field_of, merge_parts, one_of
+from minift.tokenizers.vocabulary import (
+    FLAGS,
+    ROLES,
+    Added,
+    Vocabulary,
+    field_of,
+    merge_parts,
+    one_of,
+)
+from minift.tokenizers.wrapping import Wrapping, after
 
 # Fields of the model with the one value that minift knows; those of no effect where bytes are text.
 USUAL: dict[str, object] = {"dropout": None, "byte_fallback": False}
@@ -24,18 +34,18 @@ def from_json(data: Mapping[str, Any], config: Mapping[str, Any] | None, path: s
     then is the end of text. `truncation` and `padding` are ignored: they belong to batches.
     """
     top = "version truncation padding added_tokens normalizer pre_tokenizer post_processor decoder"
-    _refuse_unknown(data, (*top.split(), "model"), path, "")
+    refuse_unknown(data, (*top.split(), "model"), path, "")
     model = field_of(data, "model", dict, path)
     at = "model."
     fields = ("type", "vocab", "merges", "ignore_merges", *FREE, *USUAL)
     one_of(model.get("type", "BPE"), {"BPE": None}, path, at + "type")
-    _refuse_unknown(model, fields, path, at)
+    refuse_unknown(model, fields, path, at)
     for key, usual in USUAL.items():
         value = model.get(key)
         if value is not None and value != usual:
             raise FormatError(path, at + key, value, json.dumps(usual), "unknown-field")
     ids = field_of(model, "vocab", dict, path, at=at)
-    added = _added_tokens(data.get("added_tokens", []), ids, path)
+    added = added_tokens(data.get("added_tokens", []), ids, path)
     decoder = field_of(data, "decoder", dict, path)
     one_of(decoder.get("type"), {"ByteLevel": None}, path, "decoder.type")
     normalizer = field_of(data, "normalizer", dict, path, none=True)
@@ -49,40 +59,54 @@ def from_json(data: Mapping[str, Any], config: Mapping[str, Any] | None, path: s
     if config is None and len(special) == 1:
         settings["eos_token"] = next(iter(special))
     roles = {
-        role: _role(settings.get(role + "_token"), role, ids, added, settings_path)
-        for role in ("eos", "bos", "pad", "unk")
+        role: role_of(settings.get(role + "_token"), role, ids, added, settings_path)
+        for role in ROLES
     }
     eos = roles.pop("eos")
     if eos is None:
         raise FormatError(settings_path, "eos_token", "nothing", "a token", "missing-field")
-    starts = _post_processor(data.get("post_processor"), special, path)
+    wrapping = post_processor.wrapping_of(data.get("post_processor"), special, path)
+    starts = _starts(wrapping)
     if starts is not None and starts != roles["bos"]:
         allowed = f"only the BOS token, {roles['bos']}"
         raise FormatError(path, "post_processor", starts, allowed, "unknown-field")
     add_bos = field_of(settings, "add_bos_token", bool, settings_path, none=True)
+    if wrapping == Wrapping() or (add_bos and wrapping and len(wrapping.single) == 1):
+        wrapping = None  # nothing, or what add_bos says
+    pattern, prefix_space = _pattern(data.get("pre_tokenizer"), path)
     return Vocabulary(
-        tokens=_by_id(ids, added, path),
+        tokens=by_id(ids, added, path),
         merges=[merge_parts(merge, path, f"model.merges[{i}]") for i, merge in enumerate(merges)],
         added=added,
-        pattern=_pattern(data.get("pre_tokenizer"), path),
+        pattern=pattern,
         eos=eos,
         **roles,
         add_bos=bool(add_bos) or starts is not None,
+        wrapping=wrapping,
         nfc=normalizer is not None,
+        prefix_space=prefix_space,
         ignore_merges=bool(field_of(model, "ignore_merges", bool, path, at=at, none=True)),
-        template=_chat_template(settings.get("chat_template"), settings_path),
+        template=template_of(settings.get("chat_template"), settings_path),
         places={"tokens": "model.vocab", "merges": "model.merges"}
         | {role: f"{role}_token" for role in ("eos", *roles)},
     )
 
 
-def _refuse_unknown(mapping: Mapping[str, Any], known: tuple[str, ...], path: str, at: str) -> None:
+def _starts(wrapping: Wrapping | None) -> int | None:
+    """The id that stands before every text, with none after it: that of a decoder."""
+    match wrapping and wrapping.single:
+        case ((int(i), _), ("A", _)):
+            return i
+    return None
+
+
+def refuse_unknown(mapping: Mapping[str, Any], known: tuple[str, ...], path: str, at: str) -> None:
     for key in mapping:
         if key not in known:
             raise FormatError(path, at + key, "an unknown field", ", ".join(known), "unknown-field")
 
 
-def _added_tokens(rows: object, ids: Mapping[str, Any], path: str) -> dict[int, Added]:
+def added_tokens(rows: object, ids: Mapping[str, Any], path: str) -> dict[int, Added]:
     if type(rows) is not list:
         raise FormatError(path, "added_tokens", rows, "a list", "bad-type")
     added: dict[int, Added] = {}
@@ -91,7 +115,7 @@ def _added_tokens(rows: object, ids: Mapping[str, Any], path: str) -> dict[int, 
         at = f"added_tokens[{n}]."
         if type(row) is not dict:
             raise FormatError(path, at[:-1], row, "an object", "bad-type")
-        _refuse_unknown(row, ("id", "content", "special", *FLAGS), path, at)
+        refuse_unknown(row, ("id", "content", "special", *FLAGS), path, at)
         i, text = field_of(row, "id", int, path, at=at), field_of(row, "content", str, path, at=at)
         if not text:
             raise FormatError(path, at + "content", text, "at least one character", "out-of-range")
@@ -109,7 +133,7 @@ def _added_tokens(rows: object, ids: Mapping[str, Any], path: str) -> dict[int, 
     return added
 
 
-def _by_id(ids: Mapping[str, Any], added: Mapping[int, Added], path: str) -> list[str]:
+def by_id(ids: Mapping[str, Any], added: Mapping[int, Added], path: str) -> list[str]:
     """Tokens in the order of their ids, which must be 0 to n-1, each once."""
     extra = {i: token.text for i, token in added.items() if token.text not in ids}
     size = len(ids) + len(extra)
@@ -127,7 +151,7 @@ def _by_id(ids: Mapping[str, Any], added: Mapping[int, Added], path: str) -> lis
     return [text for text in tokens if text is not None]  # all of them: size ids, each once
 
 
-def _role(
+def role_of(
     value: object, role: str, ids: Mapping[str, int], added: Mapping[int, Added], path: str
 ) -> int | None:
     """The id of the token that tokenizer_config.json names as eos, bos, pad or unk."""
@@ -140,32 +164,6 @@ def _role(
     if found is None:
         raise FormatError(path, f"{role}_token", text, "a token of the vocabulary", "out-of-range")
     return found
-
-
-def _post_processor(value: Any, special: Mapping[str, int], path: str) -> int | None:
-    """The id that the file puts before every text, if it does."""
-    if value is None:
-        return None
-    where = "post_processor"
-    if type(value) is not dict:
-        raise FormatError(path, where, value, "an object", "bad-type")
-    known = {"ByteLevel": 0, "TemplateProcessing": 1, "Sequence": 2}
-    kind = one_of(value.get("type"), known, path, where + ".type")
-    if kind == 0:
-        return None
-    if kind == 2:
-        steps = field_of(value, "processors", list, path, at=where + ".")
-        if any(type(step) is dict and step.get("type") == "Sequence" for step in steps):
-            raise FormatError(path, where, "a Sequence in a Sequence", "none", "unknown-field")
-        found = [_post_processor(step, special, path) for step in steps]
-        return next((i for i in found if i is not None), None)
-    match value.get("single"):
-        case [{"Sequence": {"id": "A"}}]:
-            return None
-        case [{"SpecialToken": {"id": str(text)}}, {"Sequence": {"id": "A"}}] if text in special:
-            return special[text]
-    allowed = "the text, after one special token at most"
-    raise FormatError(path, where + ".single", value.get("single"), allowed, "unknown-field")
 
 
 def _pre_tokenizers() -> dict[str, dict[str, Any]]:
@@ -194,8 +192,11 @@ def _pre_tokenizers() -> dict[str, dict[str, Any]]:
     }
 
 
-def _pattern(value: Any, path: str) -> str:
-    """The name of the pattern that `pre_tokenizer` asks for; it is compared, never compiled."""
+def _pattern(value: Any, path: str) -> tuple[str, bool]:
+    """The name of the pattern that `pre_tokenizer` asks for; it is compared, never compiled.
+
+    And whether a space goes before texts, which is known of GPT-2's pattern only.
+    """
 
     def shape(step: Any) -> Any:
         if type(step) is not dict:
@@ -207,15 +208,20 @@ def _pattern(value: Any, path: str) -> str:
             kept["pretokenizers"] = [shape(inner) for inner in kept["pretokenizers"]]
         return kept
 
-    asked = shape(value)
+    def written(step: Any) -> str:  # compared as text, since 1 == True
+        return json.dumps(shape(step), sort_keys=True)
+
+    asked = written(value)
     for name, known in _pre_tokenizers().items():
-        if asked == shape(known):
-            return name
+        if asked == written(known):
+            return name, False
+    if asked == written(_pre_tokenizers()["gpt2"] | {"add_prefix_space": True}):
+        return "gpt2", True
     known_names = "the known forms of " + ", ".join(_pre_tokenizers())
     raise FormatError(path, "pre_tokenizer", value, known_names, "unsafe")
 
 
-def _chat_template(value: object, path: str) -> str | None:
+def template_of(value: object, path: str) -> str | None:
     """The template's text; of a list of named ones, the default."""
     if value is None or type(value) is str:
         return value
@@ -240,21 +246,20 @@ def to_files(v: Vocabulary, template: str | None) -> dict[str, bytes]:
         for i, token in sorted(v.added.items())
     ]
     byte_level = _pre_tokenizers()["gpt2"]
-    post: dict[str, Any] = dict(byte_level)
-    if v.add_bos and v.bos is not None:
-        bos, text = v.tokens[v.bos], {"id": "A", "type_id": 0}
-        single = [{"SpecialToken": {"id": bos, "type_id": 0}}, {"Sequence": text}]
-        pair = [*single, {"Sequence": {"id": "B", "type_id": 0}}]
-        tokens = {bos: {"id": bos, "ids": [v.bos], "tokens": [bos]}}
-        post = {"type": "TemplateProcessing", "single": single, "pair": pair}
-        post["special_tokens"] = tokens
+    post: dict[str, Any] = byte_level
+    wrapping = v.wrapping or after(v.bos if v.add_bos else None)
+    if wrapping != Wrapping():
+        post = post_processor.to_json(wrapping, v.tokens)
+    pre_tokenizer = _pre_tokenizers()[v.pattern]
+    if v.prefix_space:
+        pre_tokenizer["add_prefix_space"] = True
     tokenizer = {
         "version": "1.0",
         "truncation": None,
         "padding": None,
         "added_tokens": added,
         "normalizer": {"type": "NFC"} if v.nfc else None,
-        "pre_tokenizer": _pre_tokenizers()[v.pattern],
+        "pre_tokenizer": pre_tokenizer,
         "post_processor": post,
         "decoder": byte_level,
         "model": {
@@ -270,7 +275,7 @@ def to_files(v: Vocabulary, template: str | None) -> dict[str, bytes]:
             "merges": v.merges,
         },
     }
-    config = {
+    config: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "add_bos_token": v.add_bos,
         "bos_token": name(v.bos),
@@ -279,6 +284,9 @@ def to_files(v: Vocabulary, template: str | None) -> dict[str, bytes]:
         "unk_token": name(v.unk),
         "clean_up_tokenization_spaces": False,
     }
+    for role in ("cls", "sep", "mask"):
+        if (i := getattr(v, role)) is not None:
+            config[f"{role}_token"] = name(i)
     if template is not None:
         config["chat_template"] = template
     return {

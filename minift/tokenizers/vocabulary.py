@@ -11,23 +11,29 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from minift.errors import ConfigError, FormatError
+from minift.tokenizers.wrapping import Wrapping
 
 MOST_TOKENS = 4_000_000
 LONGEST_TOKEN = 65_536  # bytes
 
-# tokenizer.ggml.pre -> our pattern; the first of a pattern is the one that is written.
-GGUF_PATTERNS = {
-    "gpt-2": "gpt2",
-    "gpt2": "gpt2",
-    "smollm": "smollm",
-    "llama-bpe": "llama3",
-    "llama3": "llama3",
-    "llama-v3": "llama3",
-    "qwen2": "qwen2",
+# tokenizer.ggml.pre -> our pattern, and what the format has no field for: Unicode normalization,
+# and whether a word that is a token stays whole. Of equal rows the first is the one written. olmo
+# and mpt cut words as GPT-2 does, and have the vocabulary of GPT-NeoX.
+GGUF_NAMES = {
+    "gpt-2": ("gpt2", False, False),
+    "gpt2": ("gpt2", False, False),
+    "olmo": ("gpt2", True, False),
+    "mpt": ("gpt2", True, False),
+    "smollm": ("smollm", False, False),
+    "llama-bpe": ("llama3", False, True),
+    "llama3": ("llama3", False, True),
+    "llama-v3": ("llama3", False, True),
+    "qwen2": ("qwen2", True, False),
 }
 # tokenizer.ggml.token_type. 5 is a token that nobody uses, which is an ordinary one here.
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED = 1, 2, 3, 4, 5
 
+ROLES = ("eos", "bos", "pad", "unk", "cls", "sep", "mask")
 FLAGS = ("single_word", "lstrip", "rstrip", "normalized")  # of an added token
 
 
@@ -52,8 +58,13 @@ class Vocabulary:
     bos: int | None = None
     pad: int | None = None
     unk: int | None = None
+    cls: int | None = None
+    sep: int | None = None
+    mask: int | None = None
     add_bos: bool = False
+    wrapping: Wrapping | None = None  # around texts; None: BOS before them, if add_bos
     nfc: bool = False  # Unicode normalization before everything else
+    prefix_space: bool = False  # a space before every text that does not start with one
     ignore_merges: bool = False  # a word that is a token is that token, whatever the merges say
     template: str | None = None  # the Jinja text of the chat template
     places: dict[str, str] = field(default_factory=dict)  # where errors say that a part stands
@@ -85,7 +96,7 @@ def from_gguf(metadata: Mapping[str, Any], path: str) -> Vocabulary:
         return field_of(metadata, at + key, kind, path, none=none)
 
     one_of(take("model", str), {"gpt2": None}, path, at + "model")
-    pattern = one_of(take("pre", str), GGUF_PATTERNS, path, at + "pre")
+    pattern, nfc, whole = one_of(take("pre", str), GGUF_NAMES, path, at + "pre")
     tokens, types, merges = take("tokens", list), take("token_type", list), take("merges", list)
     if len(types) != len(tokens):
         allowed = f"{len(tokens)}, one a token"
@@ -108,17 +119,13 @@ def from_gguf(metadata: Mapping[str, Any], path: str) -> Vocabulary:
         pad=take("padding_token_id", int, none=True),
         unk=take("unknown_token_id", int, none=True),
         add_bos=bool(take("add_bos_token", bool, none=True)),
-        **_unsaid(pattern),
+        nfc=nfc,
+        ignore_merges=whole,
         template=field_of(metadata, "tokenizer.chat_template", str, path, none=True),
         places={"tokens": at + "tokens", "merges": at + "merges"}
         | {"eos": at + "eos_token_id", "bos": at + "bos_token_id"}
         | {"pad": at + "padding_token_id", "unk": at + "unknown_token_id"},
     )
-
-
-def _unsaid(pattern: str) -> dict[str, bool]:
-    """What GGUF has no field for: it belongs to the families of these patterns."""
-    return {"nfc": pattern == "qwen2", "ignore_merges": pattern == "llama3"}
 
 
 def to_gguf(v: Vocabulary, template: str | None, size: int) -> dict[str, Any]:
@@ -127,18 +134,18 @@ def to_gguf(v: Vocabulary, template: str | None, size: int) -> dict[str, Any]:
     Rows without a token get one that no text has, [PAD0] and so on, as other converters name them.
     """
     at = "tokenizer.ggml."
-    for key, usual in _unsaid(v.pattern).items():
-        if getattr(v, key) != usual:
-            raise ConfigError(
-                f"gguf: a {v.pattern} tokenizer with {key} {getattr(v, key)} has no place there"
-            )
+    row = (v.pattern, v.nfc, v.ignore_merges)
+    pre = next((name for name, known in GGUF_NAMES.items() if known == row), None)
+    if pre is None or v.prefix_space:
+        settings = f"nfc {v.nfc}, ignore_merges {v.ignore_merges}, prefix_space {v.prefix_space}"
+        raise ConfigError(f"gguf: a {v.pattern} tokenizer with {settings} has no place there")
     types = [NORMAL] * len(v.tokens)
     for i, token in v.added.items():
         types[i] = CONTROL if token.special else USER_DEFINED
     spare = range(size - len(v.tokens))
     data = {
         at + "model": "gpt2",
-        at + "pre": next(pre for pre, pattern in GGUF_PATTERNS.items() if pattern == v.pattern),
+        at + "pre": pre,
         at + "tokens": v.tokens + [f"[PAD{i}]" for i in spare],
         at + "token_type": types + [UNUSED for _ in spare],
         at + "merges": [" ".join(merge) for merge in v.merges],
@@ -158,3 +165,25 @@ def merge_parts(merge: object, path: str, where: str) -> tuple[str, str]:
     if type(parts) is not list or len(parts) != 2 or not all(type(p) is str and p for p in parts):
         raise FormatError(path, where, merge, "two parts", "bad-type")
     return parts[0], parts[1]
+
+
+def checked_ids(tokens: list[str], where: str, path: str) -> dict[str, int]:
+    """token -> id, when every token is text of a sane size, and there once."""
+    if not 1 <= len(tokens) <= MOST_TOKENS:
+        allowed = f"1 to {MOST_TOKENS:,} tokens"
+        raise FormatError(path, where, f"{len(tokens):,}", allowed, "limit")
+    ids: dict[str, int] = {}
+    for i, text in enumerate(tokens):
+        if type(text) is not str or not text:
+            raise FormatError(path, f"{where}[{i}]", text, "a text that is not empty", "bad-type")
+        try:
+            size = len(text) if text.isascii() else len(text.encode())
+        except UnicodeEncodeError:
+            raise FormatError(path, f"{where}[{i}]", text, "valid Unicode", "bad-utf8") from None
+        if size > LONGEST_TOKEN:
+            allowed = f"at most {LONGEST_TOKEN:,} bytes"
+            raise FormatError(path, f"{where}[{i}]", f"{size:,}", allowed, "limit")
+        if ids.setdefault(text, i) != i:
+            found = f"{text!r} again, after {ids[text]}"
+            raise FormatError(path, f"{where}[{i}]", found, "each token once", "dup-key")
+    return ids

@@ -18,14 +18,21 @@ import json
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 from minift.errors import EncodeError, FormatError
-from minift.tokenizers import chat
+from minift.tokenizers import chat, post_processor
 from minift.tokenizers.split import ranges
-from minift.tokenizers.vocabulary import LONGEST_TOKEN, MOST_TOKENS, field_of, one_of
+from minift.tokenizers.vocabulary import checked_ids, field_of, one_of
+from minift.tokenizers.words import Words
+from minift.tokenizers.wrapping import Wrapping, around
 
-CACHED_WORDS = 1 << 17
+LONGEST_WORD = 1000  # characters, that a file may ask for: matching takes their square
+TOP = (
+    *("version", "truncation", "padding", "added_tokens", "normalizer", "pre_tokenizer"),
+    *("post_processor", "decoder", "model"),
+)
 SPECIAL = ("unk", "cls", "sep", "pad", "mask")
 # Where words of a script without blanks stand alone, as the library has the ranges.
 CJK = (
@@ -116,29 +123,40 @@ class WordPiece:
     chat_template: str | None = None
 
     def __init__(
-        self, tokens: Sequence[str], roles: Mapping[str, int], settings: Settings, path: str
+        self,
+        tokens: Sequence[str],
+        roles: Mapping[str, int],
+        settings: Settings,
+        path: str,
+        wrapping: Wrapping | None = None,
     ):
         self.tokens, self.settings = list(tokens), settings
         self.vocab_size = len(tokens)
-        self._ids = _checked(tokens, path)
+        ids = checked_ids(self.tokens, "vocab", path)
         self.unk, self.cls, self.sep = roles["unk"], roles["cls"], roles["sep"]
         self.mask = roles.get("mask")
         self.pad: int | None = roles["pad"]
         self.bos: int | None = self.cls
         self.eos = self.sep
         self.special = {tokens[i]: i for i in sorted(set(roles.values()))}
+        self.wrapping = wrapping or around(self.cls, self.sep)
         # No text becomes a special token; the pieces of words are the others.
-        self._pieces = {text: i for text, i in self._ids.items() if text not in self.special}
+        self._pieces = {text: i for text, i in ids.items() if text not in self.special}
+        self._longest = max(map(len, self._pieces), default=0)
         self._kept = _Kept(settings)
-        self._words: dict[str, list[int]] = {}
+        self._words = Words(self._split)
+        self._shown: dict[tuple[int, bool], str] = {}
 
     @classmethod
     def from_json(
         cls, data: Mapping[str, Any], config: Mapping[str, Any] | None, path: str
     ) -> WordPiece:
         """The tokenizer of a parsed tokenizer.json; every part of it is one that is known here."""
+        for key in data:
+            if key not in TOP:
+                raise FormatError(path, key, "an unknown field", ", ".join(TOP), "unknown-field")
         model = field_of(data, "model", dict, path)
-        one_of(model.get("type"), {"WordPiece": None}, path, "model.type")
+        one_of(model.get("type", "WordPiece"), {"WordPiece": None}, path, "model.type")
         known = ("type", "unk_token", "continuing_subword_prefix", "max_input_chars_per_word")
         for key in model:
             if key not in (*known, "vocab"):
@@ -159,6 +177,12 @@ class WordPiece:
             longest_word=field_of(model, "max_input_chars_per_word", int, path, at="model."),
             clean_up=field_of(decoder, "cleanup", bool, path, at="decoder."),
         )
+        if not 1 <= settings.longest_word <= LONGEST_WORD:
+            where, allowed = "model.max_input_chars_per_word", f"1 to {LONGEST_WORD:,}"
+            raise FormatError(path, where, settings.longest_word, allowed, "limit")
+        if decoder.get("prefix", settings.prefix) != settings.prefix:
+            where, allowed = "decoder.prefix", f"{settings.prefix}, as in the model"
+            raise FormatError(path, where, decoder["prefix"], allowed, "unknown-field")
         ids = field_of(model, "vocab", dict, path, at="model.")
         tokens: list[str | None] = [None] * len(ids)
         for text, i in ids.items():
@@ -167,18 +191,28 @@ class WordPiece:
                 raise FormatError(path, f'model.vocab["{text}"]', i, allowed, "out-of-range")
             tokens[i] = text
         _check_added(data.get("added_tokens", []), ids, path)
-        _check_wrapping(data.get("post_processor"), path)
         whole = [text for text in tokens if text is not None]
-        return cls(whole, roles_of(whole, config or {}, path), settings, path)
+        roles = roles_of(whole, config or {}, path)
+        unknown = whole[roles["unk"]]
+        if model.get("unk_token", unknown) != unknown:
+            where, allowed = "model.unk_token", f"{unknown}, as the configuration says"
+            raise FormatError(path, where, model["unk_token"], allowed, "unknown-field")
+        special = {whole[i]: i for i in roles.values()}
+        wrapping = post_processor.wrapping_of(data.get("post_processor"), special, path)
+        if wrapping and wrapping.single != around(roles["cls"], roles["sep"]).single:
+            where, found = "post_processor.single", data["post_processor"].get("single")
+            raise FormatError(path, where, found, "[CLS] A [SEP]", "unknown-field")
+        return cls(whole, roles, settings, path, wrapping)
 
     @classmethod
     def from_vocab(cls, text: str, config: Mapping[str, Any] | None, path: str) -> WordPiece:
         """The tokenizer of a vocab.txt, one token a line, with what tokenizer_config.json says."""
-        tokens = text.removesuffix("\n").split("\n")
+        # TRAP: not splitlines, which also cuts at characters that can be tokens (U+2028, say).
+        tokens = text.replace("\r\n", "\n").removesuffix("\n").split("\n")
         found = config or {}
         settings = Settings(
-            cjk=found.get("tokenize_chinese_chars", True) is not False,
-            lower=found.get("do_lower_case", True) is not False,
+            cjk=field_of(found, "tokenize_chinese_chars", bool, path, none=True) is not False,
+            lower=field_of(found, "do_lower_case", bool, path, none=True) is not False,
             accents_off=field_of(found, "strip_accents", bool, path, none=True),
         )
         return cls(tokens, roles_of(tokens, found, path), settings, path)
@@ -208,18 +242,12 @@ class WordPiece:
                 found.append(word[start:])
         return found
 
-    def encode(self, text: str) -> list[int]:
-        """The ids of `text`, without [CLS] and [SEP]; special tokens in it are plain text."""
-        ids: list[int] = []
-        for word in self.words(text):
-            known = self._words.get(word)
-            if known is None:
-                known = self._split(word)
-                if len(self._words) >= CACHED_WORDS:
-                    self._words.clear()
-                self._words[word] = known
-            ids += known
-        return ids
+    def encode(self, text: str, after: int | None = None) -> list[int]:
+        """The ids of `text`, without [CLS] and [SEP]; special tokens in it are plain text.
+
+        What comes before a text (`after`) makes no difference here; it does in sentencepiece.py.
+        """
+        return list(chain.from_iterable(map(self._words.__getitem__, self.words(text))))
 
     def _split(self, word: str) -> list[int]:
         """The longest piece at the front, then the longest that goes on, until the end."""
@@ -228,7 +256,7 @@ class WordPiece:
         ids, start = [], 0
         while start < len(word):
             prefix = self.settings.prefix if start else ""
-            for stop in range(len(word), start, -1):
+            for stop in range(min(len(word), start + self._longest), start, -1):
                 piece = self._pieces.get(prefix + word[start:stop])
                 if piece is not None:
                     break
@@ -242,9 +270,7 @@ class WordPiece:
         self, ids: Sequence[int], other: Sequence[int] | None = None
     ) -> tuple[list[int], list[int]]:
         """(ids, token types) as the model was trained: [CLS] A [SEP], or [CLS] A [SEP] B [SEP]."""
-        first = [self.cls, *ids, self.sep]
-        second = [] if other is None else [*other, self.sep]
-        return first + second, [0] * len(first) + [1] * len(second)
+        return self.wrapping(ids, other)
 
     def decode(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
         """Pieces joined to words, signs to the words before them."""
@@ -252,17 +278,23 @@ class WordPiece:
         for i in ids:
             if not 0 <= i < self.vocab_size:
                 raise EncodeError(f"found token id {i}, allowed 0 to {self.vocab_size - 1:,}")
-            text = self.tokens[i]
-            if skip_special and text in self.special:
+            if skip_special and self.tokens[i] in self.special:
                 continue
-            if parts:
-                inside = text.startswith(self.settings.prefix)
-                text = text.removeprefix(self.settings.prefix) if inside else " " + text
-            if self.settings.clean_up:
-                for apart, joined in CLEAN_UP:
-                    text = text.replace(apart, joined)
-            parts.append(text)
+            place = (i, not parts)
+            if place not in self._shown:
+                self._shown[place] = self._joined(self.tokens[i], not parts)
+            parts.append(self._shown[place])
         return "".join(parts)
+
+    def _joined(self, text: str, first: bool) -> str:
+        """What a token adds to a text, at its start or after others."""
+        if not first:
+            inside = text.startswith(self.settings.prefix)
+            text = text.removeprefix(self.settings.prefix) if inside else " " + text
+        if self.settings.clean_up:
+            for apart, joined in CLEAN_UP:
+                text = text.replace(apart, joined)
+        return text
 
     def decode_bytes(self, ids: Iterable[int], *, skip_special: bool = True) -> bytes:
         return self.decode(ids, skip_special=skip_special).encode()
@@ -297,29 +329,13 @@ def is_hidden(character: str) -> bool:
     return HIDDEN.get(character, unicodedata.category(character) in ("Cc", "Cf", "Co", "Cs"))
 
 
-def _checked(tokens: Sequence[str], path: str) -> dict[str, int]:
-    """token -> id, when every token is text of a sane size, and there once."""
-    if not 1 <= len(tokens) <= MOST_TOKENS:
-        raise FormatError(
-            path, "vocab", f"{len(tokens):,} tokens", f"1 to {MOST_TOKENS:,}", "limit"
-        )
-    ids: dict[str, int] = {}
-    for i, text in enumerate(tokens):
-        if not text or len(text) > LONGEST_TOKEN:
-            found = f"{len(text):,} characters"
-            raise FormatError(path, f"vocab[{i}]", found, f"1 to {LONGEST_TOKEN:,}", "limit")
-        if ids.setdefault(text, i) != i:
-            found = f"{text!r} again, after {ids[text]}"
-            raise FormatError(path, f"vocab[{i}]", found, "each token once", "dup-key")
-    return ids
-
-
 def roles_of(tokens: Sequence[str], config: Mapping[str, Any], path: str) -> dict[str, int]:
     """The ids of [UNK], [CLS], [SEP], [PAD] and [MASK], or of what the configuration names."""
     ids = {text: i for i, text in enumerate(tokens)}
     roles = {}
     for role in SPECIAL:
-        named = config.get(f"{role}_token") or f"[{role.upper()}]"
+        named = config.get(f"{role}_token")
+        named = f"[{role.upper()}]" if named is None else named
         text = named.get("content") if isinstance(named, dict) else named
         if isinstance(text, str) and text in ids:
             roles[role] = ids[text]
@@ -337,26 +353,10 @@ def _check_added(rows: object, ids: Mapping[str, Any], path: str) -> None:
         where = f"added_tokens[{n}]"
         if type(row) is not dict or type(row.get("content")) is not str:
             raise FormatError(path, where, row, "an object with a content", "bad-type")
-        if row.get("special") is not True or ids.get(row["content"]) != row.get("id"):
+        same = type(row.get("id")) is int and ids.get(row["content"]) == row["id"]
+        if row.get("special") is not True or not same:
             allowed = "a special token with its id in model.vocab"
             raise FormatError(path, where, row, allowed, "unknown-field")
-
-
-def _check_wrapping(value: Any, path: str) -> None:
-    """[CLS] A [SEP] is the one wrapping that minift writes around a text."""
-    if value is None:
-        return
-    known = {"TemplateProcessing": 0, "BertProcessing": 1}
-    kind = one_of(
-        value.get("type") if type(value) is dict else value, known, path, "post_processor"
-    )
-    if kind == 1:
-        return
-    match value.get("single"):
-        case [{"SpecialToken": {}}, {"Sequence": {"id": "A"}}, {"SpecialToken": {}}]:
-            return
-    where = "post_processor.single"
-    raise FormatError(path, where, value.get("single"), "[CLS] A [SEP]", "unknown-field")
 
 
 def to_files(tokenizer: WordPiece) -> dict[str, bytes]:
@@ -366,14 +366,6 @@ def to_files(tokenizer: WordPiece) -> dict[str, bytes]:
         names["mask"] = tokens[tokenizer.mask]
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
 
-    def special(role: str, kind: int) -> dict[str, Any]:
-        return {"SpecialToken": {"id": names[role], "type_id": kind}}
-
-    def text(which: str, kind: int) -> dict[str, Any]:
-        return {"Sequence": {"id": which, "type_id": kind}}
-
-    single = [special("cls", 0), text("A", 0), special("sep", 0)]
-    ids = {names[role]: getattr(tokenizer, role) for role in ("cls", "sep")}
     data = {
         "version": "1.0",
         "truncation": None,
@@ -390,14 +382,7 @@ def to_files(tokenizer: WordPiece) -> dict[str, bytes]:
             "lowercase": settings.lower,
         },
         "pre_tokenizer": {"type": "BertPreTokenizer"},
-        "post_processor": {
-            "type": "TemplateProcessing",
-            "single": single,
-            "pair": [*single, text("B", 1), special("sep", 1)],
-            "special_tokens": {
-                name: {"id": name, "ids": [i], "tokens": [name]} for name, i in ids.items()
-            },
-        },
+        "post_processor": post_processor.to_json(tokenizer.wrapping, tokens),
         "decoder": {"type": "WordPiece", "prefix": settings.prefix, "cleanup": settings.clean_up},
         "model": {
             "type": "WordPiece",

@@ -81,7 +81,8 @@ def label_ids(
     prompts = [opened(tokenizer, str(row["prompt"]))[-max_length:] for row in rows]
     spaced = str(rows[0]["completion"]).startswith(" ")
     labels = records.labels or ()
-    words = [tokenizer.encode(" " + word if spaced else word) for word in labels]
+    last = next((prompt[-1] for prompt in prompts if prompt), None)
+    words = [tokenizer.encode(" " + word if spaced else word, after=last) for word in labels]
     return prompts, words
 
 

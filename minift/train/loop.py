@@ -294,9 +294,10 @@ def restore(parameters: dict[str, nn.Parameter], best: dict[str, Tensor]) -> Non
 def check_out(out: str | os.PathLike[str], overwrite: bool) -> Path:
     """The run's folder, not made yet; one that holds a run is refused unless `overwrite`."""
     path = Path(out)
-    if path.exists() and not path.is_dir():
+    there = os.path.exists(path)  # pathlib's raises for a name that is too long
+    if there and not path.is_dir():
         raise ConfigError(f"out: {path} is a file, allowed a folder")
-    if path.exists() and any(path.iterdir()) and not overwrite:
+    if there and any(path.iterdir()) and not overwrite:
         raise ConfigError(f"out: {path} holds a run already; choose another, or --overwrite")
     return path
 

@@ -161,7 +161,8 @@ def encode_row(tokenizer: Tokenizer, row: Mapping[str, object]) -> tuple[list[in
     head = [tokenizer.bos] if tokenizer.add_bos and tokenizer.bos is not None else []
     if "prompt" in row:
         prompt = head + tokenizer.encode(str(row["prompt"]))
-        answer = [*tokenizer.encode(str(row["completion"])), tokenizer.eos]
+        last = prompt[-1] if prompt else None
+        answer = [*tokenizer.encode(str(row["completion"]), after=last), tokenizer.eos]
         return prompt + answer, [0] * len(prompt) + [1] * len(answer)
     if "text" in row:
         text = [*tokenizer.encode(str(row["text"])), tokenizer.eos]

@@ -324,3 +324,12 @@ def test_real_assets_are_what_their_stamp_says(name: str, asset: Callable[[str],
     for member, facts in json.loads((folder / "stamp.json").read_bytes())["files"].items():
         with open(folder / member, "rb") as file:
             assert hashlib.file_digest(file, "sha256").hexdigest() == facts["sha256"]
+
+
+def test_a_name_of_the_hub_is_left_to_the_hub(monkeypatch, tmp_path):
+    from minift.checkpoints import hub
+
+    monkeypatch.setattr(hub, "download", lambda name, say: tmp_path / name)
+    assert download("org/model") == tmp_path / "org/model"
+    with pytest.raises(ConfigError, match="wheel: goes with a short name"):
+        download("org/model", wheel=tmp_path)

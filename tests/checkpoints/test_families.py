@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -169,32 +170,187 @@ def test_an_unknown_family_is_told_the_known_ones():
         family_of("mamba", FAMILIES, "config.json", "model_type")
 
 
-@pytest.mark.parametrize(
-    ("change", "match"),
-    [
-        ({"architectures": ["LlamaForTokenClassification"]}, "architectures"),
-        ({"rope_parameters": {"rope_type": "magic"}}, "rope_type"),
-        ({"rope_parameters": {"rope_type": "linear"}}, "factor is missing"),
-        ({"rope_parameters": [1]}, "an object"),
-        ({"rope_parameters": {"rope_type": "linear", "factor": 0.5}}, "factor 0.5"),
-        ({"num_attention_heads": 3}, "no multiple"),
-        ({"hidden_size": "24"}, "hidden_size is 24, not a whole number"),
-        ({"hidden_size": True}, "not a whole number"),
-        ({"hidden_act": "step"}, "not one of"),
-        ({"quantization_config": {}}, "quantization_config"),
-        ({"hidden_size": None, "vocab_size": None}, "2 that do not fit"),
-        ({"rms_norm_eps": float("nan")}, "norm_eps"),
-        ({"num_hidden_layers": 10**12}, "layers"),
-        ({"head_dim": 5}, "even number"),
-    ],
-)
-def test_configs_that_cannot_be_are_refused(change, match):
+BAD_CONFIGS = [
+    ({"architectures": ["LlamaForTokenClassification"]}, "architectures", "out-of-range"),
+    ({"rope_parameters": {"rope_type": "magic"}}, "rope_type", "out-of-range"),
+    ({"rope_parameters": {"rope_type": "linear"}}, "factor is missing", "bad-type"),
+    ({"rope_parameters": [1]}, "an object", "bad-type"),
+    ({"rope_parameters": {"rope_type": "linear", "factor": 0.5}}, "factor 0.5", "out-of-range"),
+    ({"num_attention_heads": 3}, "no multiple", "out-of-range"),
+    ({"hidden_size": "24"}, "hidden_size is 24, not a whole number", "bad-type"),
+    ({"hidden_size": True}, "not a whole number", "bad-type"),
+    ({"hidden_act": "step"}, "not one of", "bad-type"),
+    ({"quantization_config": {}}, "quantization_config", "out-of-range"),
+    ({"hidden_size": None, "vocab_size": None}, "2 that do not fit", "bad-type"),
+    ({"rms_norm_eps": float("nan")}, "norm_eps", "out-of-range"),
+    ({"num_hidden_layers": 10**12}, "layers", "out-of-range"),
+    ({"head_dim": 5}, "even number", "out-of-range"),
+    (
+        {"hidden_size": 2**31, "vocab_size": 2**31, "head_dim": 6},
+        "below 2.60 numbers",
+        "out-of-range",
+    ),
+    (
+        {"intermediate_size": 2**31, "hidden_size": 2**30, "head_dim": 6},
+        "below 2.60 numbers",
+        "out-of-range",
+    ),
+]
+
+
+@pytest.mark.parametrize(("change", "match", "code"), BAD_CONFIGS)
+def test_configs_that_cannot_be_are_refused(change, match, code):
     data = json.loads((GOLDEN / "llama_gqa" / "config.json").read_text()) | change
-    with pytest.raises(FormatError, match=match):
+    with pytest.raises(FormatError, match=match) as caught:
         config_from_json(data, "config.json")
+    assert caught.value.code == code
 
 
 @pytest.mark.parametrize("name", sorted(GGUF_FAMILIES))
 def test_a_gguf_file_of_every_family_names_what_it_lacks(name):
     with pytest.raises(FormatError, match="do not fit"):
         config_from_gguf({"general.architecture": name}, {}, "x.gguf")
+
+
+SIZES = (
+    *("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads"),
+    *("num_key_value_heads", "head_dim", "intermediate_size", "max_position_embeddings"),
+)
+NO_SIZES = {
+    0: "out-of-range",
+    -1: "out-of-range",
+    2**31 + 1: "out-of-range",
+    10**19: "out-of-range",
+}
+NO_SIZES |= {1.5: "bad-type", True: "bad-type", "4": "bad-type", (): "bad-type"}
+LIES = {  # the golden folder, the fields that are changed, the code
+    "llama_gqa": [
+        ({"model_type": None}, "out-of-range"), ({"model_type": ["llama"]}, "out-of-range"),
+        ({"model_type": "LLAMA"}, "out-of-range"), ({"model_type": "../llama"}, "out-of-range"),
+        ({"model_type": "mamba", "auto_map": {"AutoModel": "x.py"}}, "out-of-range"),
+        ({"architectures": "LlamaForCausalLM"}, "bad-type"), ({"architectures": [3]}, "bad-type"),
+        ({"architectures": {}}, "bad-type"),
+        ({"architectures": ["GPT2LMHeadModel"]}, "out-of-range"),
+        ({"rms_norm_eps": 0.0}, "out-of-range"), ({"rms_norm_eps": -1e-6}, "out-of-range"),
+        ({"rms_norm_eps": 1.0}, "out-of-range"), ({"rms_norm_eps": "1e-6"}, "bad-type"),
+        ({"rms_norm_eps": 1e308}, "out-of-range"), ({"hidden_act": 3}, "bad-type"),
+        ({"hidden_act": ["silu"]}, "bad-type"), ({"tie_word_embeddings": 1}, "bad-type"),
+        ({"attention_bias": "yes"}, "bad-type"), ({"mlp_bias": 0}, "bad-type"),
+        ({"pretraining_tp": 2}, "out-of-range"), ({"quantization_config": []}, "out-of-range"),
+        ({"rope_parameters": None, "rope_theta": 0}, "out-of-range"),
+        ({"rope_parameters": None, "rope_theta": -1e4}, "out-of-range"),
+        ({"rope_parameters": None, "rope_theta": "1e4"}, "bad-type"),
+        ({"rope_parameters": None, "rope_theta": True}, "bad-type"),
+        ({"rope_parameters": "linear"}, "bad-type"), ({"rope_scaling": 2.0}, "bad-type"),
+        ({"rope_parameters": {"rope_type": None}}, "out-of-range"),
+        ({"rope_parameters": {"rope_type": ["linear"]}}, "out-of-range"),
+        ({"rope_parameters": {"rope_type": "linear", "factor": 0}}, "out-of-range"),
+        ({"rope_parameters": {"rope_type": "linear", "factor": True}}, "bad-type"),
+        ({"rope_parameters": {"rope_type": "dynamic", "factor": -2.0}}, "out-of-range"),
+        ({"rope_parameters": {"rope_type": "yarn", "factor": 2.0, "mscale": "x"}}, "bad-type"),
+        ({"rope_parameters": {"rope_type": "longrope", "short_factor": [1.0, 2.0],
+                              "long_factor": [1.0, 2.0]}}, "out-of-range"),
+        ({"num_attention_heads": 10**9, "num_key_value_heads": 7}, "out-of-range"),
+    ],
+    "families/mistral": [
+        ({"sliding_window": 0}, "bad-type"), ({"sliding_window": "4"}, "bad-type"),
+        ({"sliding_window": 2**40}, "bad-type"), ({"sliding_window": True}, "bad-type"),
+        ({"sliding_window": 4, "num_hidden_layers": 10**9}, "out-of-range"),
+    ],
+    "families/gemma2": [
+        ({"query_pre_attn_scalar": 0}, "out-of-range"),
+        ({"query_pre_attn_scalar": "8"}, "bad-type"),
+        ({"query_pre_attn_scalar": -4}, "out-of-range"), ({"hidden_size": 10**12}, "out-of-range"),
+        ({"attn_logit_softcapping": 0.0}, "out-of-range"),
+        ({"final_logit_softcapping": "30"}, "bad-type"),
+        ({"use_bidirectional_attention": True}, "out-of-range"),
+        ({"layer_types": ["full_attention"] * 10**4}, "bad-type"),
+        ({"layer_types": [None]}, "bad-type"), ({"layer_types": {}}, "bad-type"),
+    ],
+    "families/gemma3": [
+        ({"rope_parameters": {"full_attention": 3}}, "bad-type"),
+        ({"rope_parameters": {"sliding_attention": {"rope_type": "yarn"}}}, "out-of-range"),
+        ({"rope_parameters": {"sliding_attention": {"rope_theta": "1e4"}}}, "bad-type"),
+        ({"rope_parameters": None, "rope_local_base_freq": 0}, "out-of-range"),
+    ],
+    "families/gpt2": [
+        ({"n_embd": 0}, "out-of-range"), ({"n_head": 0}, "out-of-range"),
+        ({"n_positions": -1}, "out-of-range"), ({"n_inner": "x"}, "bad-type"),
+        ({"activation_function": "exec"}, "bad-type"),
+        ({"scale_attn_weights": False}, "out-of-range"),
+        ({"scale_attn_by_inverse_layer_idx": True}, "out-of-range"),
+        ({"add_cross_attention": True}, "out-of-range"),
+        ({"n_positions": 2**31, "n_embd": 2**30}, "out-of-range"),
+    ],
+    "families/gpt_neox": [
+        ({"rotary_pct": 1e308, "rope_parameters": None}, "out-of-range"),
+        ({"rotary_pct": 0.0, "rope_parameters": None}, "out-of-range"),
+        ({"rotary_pct": "x", "rope_parameters": None}, "bad-type"),
+        ({"rope_parameters": {"partial_rotary_factor": -1.0}}, "out-of-range"),
+        ({"use_parallel_residual": 1}, "bad-type"), ({"use_parallel_residual": None}, "bad-type"),
+    ],
+    "families/roberta": [
+        ({"pad_token_id": -1}, "out-of-range"), ({"pad_token_id": 10**6}, "out-of-range"),
+        ({"pad_token_id": "1"}, "out-of-range"), ({"max_position_embeddings": 2}, "out-of-range"),
+        ({"type_vocab_size": -1}, "out-of-range"), ({"type_vocab_size": 10**6}, "out-of-range"),
+        ({"is_decoder": True}, "out-of-range"),
+        ({"position_embedding_type": "relative_key"}, "out-of-range"),
+    ],
+    "families/bert_labels": [
+        ({"id2label": {}}, "bad-type"), ({"id2label": ["a"]}, "bad-type"),
+        ({"id2label": {"0": "a", "2": "b"}}, "bad-type"), ({"id2label": {"0": 3}}, "bad-type"),
+        ({"id2label": {"00": "a"}}, "bad-type"),
+        ({"id2label": None, "num_labels": 0}, "out-of-range"),
+        ({"id2label": None, "num_labels": 10**9}, "out-of-range"),
+        ({"id2label": None, "num_labels": True}, "out-of-range"),
+        ({"id2label": {str(i): "x" for i in range(1, 50_000)}}, "bad-type"),
+    ],
+    "families/distilbert": [({"sinusoidal_pos_embds": True}, "out-of-range")],
+}  # fmt: skip
+GGUF_LIES = [  # the architecture, what its metadata says, the code
+    ("gemma2", {"attention.sliding_window": "16"}, "bad-type"),
+    ("gemma2", {"attention.sliding_window": True}, "bad-type"),
+    ("gemma2", {"attention.sliding_window": 4.5}, "bad-type"),
+    ("gemma2", {"attention.sliding_window": [4]}, "bad-type"),
+    ("gemma2", {"attention.sliding_window": 0}, "out-of-range"),
+    ("gemma2", {"attention.sliding_window": -1}, "out-of-range"),
+    ("gemma2", {"attention.sliding_window": 8, "block_count": 10**9}, "out-of-range"),
+    ("gemma2", {"attn_logit_softcapping": "50"}, "bad-type"),
+    ("gemma2", {"attn_logit_softcapping": -1.0}, "out-of-range"),
+    ("gptneox", {"rope.dimension_count": 3}, "out-of-range"),
+    ("gptneox", {"rope.dimension_count": "4"}, "bad-type"),
+    ("gptneox", {"rope.dimension_count": 2**31}, "out-of-range"),
+    ("gptneox", {"use_parallel_residual": 1}, "bad-type"),
+    ("gptneox", {"rope.scaling.type": "magic"}, "out-of-range"),
+    ("gpt2", {"attention.layer_norm_epsilon": True}, "bad-type"),
+]  # fmt: skip
+
+
+def hostile():
+    """For tests/hostile.py: config.json, each changed in a field or two, and GGUF's like it."""
+
+    def attempt(folder, base, change):
+        data = json.loads((GOLDEN / base / "config.json").read_text()) | change
+        config_from_json(data, "config.json")
+
+    def said(folder, family, change):
+        facts = {"vocab_size": 50, "embedding_length": 8, "block_count": 2, "context_length": 16}
+        facts |= {"attention.head_count": 2, "feed_forward_length": 16}
+        facts |= {"attention.layer_norm_rms_epsilon": 1e-5, "attention.layer_norm_epsilon": 1e-5}
+        found = {f"{family}.{key}": value for key, value in (facts | change).items()}
+        config_from_gguf({"general.architecture": family} | found, {}, "x.gguf")
+
+    cases = {
+        f"{field} {value!r}": (partial(attempt, base="llama_gqa", change={field: value}), code)
+        for field in SIZES
+        for value, code in NO_SIZES.items()
+    }
+    for base, lies in LIES.items():
+        for change, code in lies:
+            name = f"{base} {change!r:.60} {len(cases)}"
+            cases[name] = partial(attempt, base=base, change=change), code
+    for family, change, code in GGUF_LIES:
+        cases[f"{family} {change!r}"] = partial(said, family=family, change=change), code
+    for number, (change, _, code) in enumerate(BAD_CONFIGS):
+        cases[f"said {number}"] = partial(attempt, base="llama_gqa", change=change), code
+    return cases

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from minift.checkpoints import gguf
+import minift.checkpoints.open
+from minift.checkpoints import gguf, gguf_write
 from minift.checkpoints.gguf_model import check, facts, linears, weights, write
 from minift.checkpoints.open import load, load_model
-from minift.errors import ConfigError
+from minift.errors import ConfigError, FormatError
 from minift.model.config import ModelConfig
 from minift.model.transformer import Transformer
+from minift.tokenizers.byte_bpe import ALPHABET
+from minift.tokenizers.sentencepiece import SentencePiece
+from minift.tokenizers.wordpiece import WordPiece
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -117,6 +122,26 @@ def test_rows_of_q_and_k_by_hand(tiny_tokenizer):
     assert torch.equal(place.from_file(place.to_file(column)), column)
 
 
+def test_a_sentencepiece_vocabulary(tiny_pieces, tmp_path):
+    pieces = SentencePiece.from_model(tiny_pieces, {"legacy": False}, "tokenizer.model")
+    write(small(pieces, spare=2), pieces, tmp_path / "a.gguf", "F16")
+    found = gguf.read(tmp_path / "a.gguf").metadata
+    assert found["tokenizer.ggml.model"] == "llama"
+    assert len(found["tokenizer.ggml.scores"]) == found["llama.vocab_size"] == 352
+    _, tokenizer = load(tmp_path / "a.gguf")
+    for text in ("The keeper  lights", "café 🙂 <s>"):
+        assert tokenizer.encode(text) == pieces.encode(text)
+        assert tokenizer.encode(text, after=2) == pieces.encode(text, after=2)
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_a_vocabulary_of_words_is_refused(tiny_tokenizer, tmp_path):
+    words = WordPiece.from_vocab("[PAD]\n[UNK]\n[CLS]\n[SEP]\n", None, "vocab.txt")
+    with pytest.raises(ConfigError, match="only byte-level BPE and sentencepiece"):
+        write(small(tiny_tokenizer), words, tmp_path / "a.gguf", "F32")
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_same_model_gives_the_same_bytes(tiny_tokenizer, tmp_path):
     for name in ("a", "b"):
         write(small(tiny_tokenizer), tiny_tokenizer, tmp_path / name, "Q4_1")
@@ -178,3 +203,127 @@ def test_the_real_checkpoint_survives_its_own_kind(asset, tmp_path):
         assert torch.equal(one, two)
     assert other.vocab == tokenizer.vocab
     assert again.config == model.config
+
+
+def facts_of_llama() -> dict[str, object]:
+    """The metadata of a Llama of one layer whose tokens are the bytes and one pair."""
+    sizes = {"embedding_length": 8, "block_count": 1, "feed_forward_length": 16}
+    sizes |= {"attention.head_count": 2, "attention.head_count_kv": 2, "context_length": 32}
+    of_model = sizes | {"attention.layer_norm_rms_epsilon": 1e-5}
+    of_tokens = {"model": "gpt2", "pre": "gpt-2", "tokens": ["<eos>", *ALPHABET, "ab"]}
+    of_tokens |= {"token_type": [3] + [1] * 257, "merges": ["a b"], "eos_token_id": 0}
+    return {
+        "general.architecture": "llama",
+        **{f"llama.{key}": value for key, value in of_model.items()},
+        **{f"tokenizer.ggml.{key}": value for key, value in of_tokens.items()},
+    }
+
+
+def tensors_of_llama() -> dict[str, torch.Tensor]:
+    square = ("attn_q", "attn_k", "attn_v", "attn_output")
+    shapes = {f"blk.0.{name}.weight": (8, 8) for name in square}
+    shapes |= {"blk.0.ffn_gate.weight": (16, 8), "blk.0.ffn_up.weight": (16, 8)}
+    shapes |= {"blk.0.ffn_down.weight": (8, 16), "token_embd.weight": (258, 8)}
+    shapes |= {f"{name}.weight": (8,) for name in ("blk.0.attn_norm", "blk.0.ffn_norm")}
+    shapes["output_norm.weight"] = (8,)
+    return {name: torch.ones(shape) for name, shape in shapes.items()}
+
+
+def test_divisors_at_the_limit_and_over_it(tmp_path, monkeypatch):
+    tensors = tensors_of_llama() | {"rope_freqs.weight": torch.ones(2)}
+    kinds = dict.fromkeys(tensors, "F32")
+    gguf_write.write(tmp_path / "m.gguf", facts_of_llama(), tensors, kinds)
+    monkeypatch.setattr(minift.checkpoints.open, "FACTORS_LIMIT", 2)
+    assert load_model(tmp_path / "m.gguf").config.rope_scaling.factors == (1.0, 1.0)
+    monkeypatch.setattr(minift.checkpoints.open, "FACTORS_LIMIT", 1)
+    with pytest.raises(FormatError) as caught:
+        load_model(tmp_path / "m.gguf")
+    assert caught.value.code == "limit"
+
+
+def hostile():
+    """For tests/hostile.py: whole files, their header sound, what it says not."""
+
+    def attempt(folder, metadata, tensors):
+        facts, found = facts_of_llama(), tensors_of_llama()
+        for target, changes in ((facts, metadata), (found, tensors)):
+            for key, value in changes.items():
+                target[key] = value
+                if value is None:
+                    del target[key]
+        gguf_write.write(folder / "m.gguf", facts, found, dict.fromkeys(found, "F32"))
+        load(folder / "m.gguf")
+
+    arch, rms = "general.architecture", "llama.attention.layer_norm_rms_epsilon"
+    heads, kv = "llama.attention.head_count", "llama.attention.head_count_kv"
+    width, layers = "llama.embedding_length", "llama.block_count"
+    said = [  # metadata, or None to leave it out, and the code
+        ({arch: None}, "out-of-range"), ({arch: "mamba"}, "out-of-range"),
+        ({arch: 3}, "out-of-range"), ({arch: ["llama"]}, "out-of-range"),
+        ({arch: "Llama"}, "out-of-range"), ({arch: "qwen2"}, "bad-type"),
+        *(({f"llama.{key}": None}, "bad-type") for key in (
+            "embedding_length", "block_count", "feed_forward_length", "context_length",
+        )),
+        ({heads: None}, "bad-type"), ({rms: None}, "bad-type"),
+        ({width: 8.0}, "bad-type"), ({width: "8"}, "bad-type"),
+        ({width: True}, "bad-type"), ({width: [8]}, "bad-type"),
+        ({width: 0}, "out-of-range"), ({width: 9}, "shape-mismatch"),
+        ({width: 16}, "shape-mismatch"),
+        ({layers: 0}, "out-of-range"), ({layers: -1}, "out-of-range"),
+        ({layers: 10**9}, "shape-mismatch"), ({layers: 2}, "shape-mismatch"),
+        ({heads: 0}, "out-of-range"), ({heads: 3}, "out-of-range"), ({kv: 3}, "out-of-range"),
+        ({heads: [2]}, "bad-type"), ({kv: [2]}, "bad-type"), ({kv: 1}, "shape-mismatch"),
+        ({"llama.feed_forward_length": 2**32 - 1}, "out-of-range"),
+        ({"llama.feed_forward_length": 2**31}, "shape-mismatch"),
+        ({"llama.context_length": 0}, "out-of-range"),
+        ({rms: 0.0}, "out-of-range"), ({rms: float("nan")}, "out-of-range"),
+        ({rms: float("inf")}, "out-of-range"), ({rms: 2.0}, "out-of-range"),
+        ({rms: "1e-5"}, "bad-type"),
+        ({"llama.rope.freq_base": 0.0}, "out-of-range"),
+        ({"llama.rope.freq_base": float("nan")}, "out-of-range"),
+        ({"llama.rope.freq_base": "1e4"}, "bad-type"),
+        ({"llama.rope.dimension_count": 2}, "out-of-range"),
+        ({"llama.rope.dimension_count": "4"}, "out-of-range"),
+        ({"llama.rope.scaling.type": "magic"}, "out-of-range"),
+        ({"llama.rope.scaling.type": ["yarn"]}, "out-of-range"),
+        ({"llama.rope.scaling.type": "linear"}, "bad-type"),
+        ({"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": -1.0}, "out-of-range"),
+        ({"llama.rope.scaling.type": "yarn", "llama.rope.scaling.factor": "2"}, "bad-type"),
+        ({"llama.attention.key_length": 3}, "out-of-range"),
+        ({"llama.attention.key_length": 6}, "shape-mismatch"),
+        ({"llama.attention.sliding_window": 16}, "out-of-range"),
+        ({"llama.expert_count": 8}, "out-of-range"),
+        ({"llama.vocab_size": 256}, "shape-mismatch"), ({"llama.vocab_size": "257"}, "bad-type"),
+        ({"llama.vocab_size": 2**31, "llama.embedding_length": 2**31}, "out-of-range"),
+        ({"tokenizer.ggml.model": "llama"}, "missing-field"),
+        ({"tokenizer.ggml.model": "t5"}, "unknown-field"),
+        ({"tokenizer.ggml.pre": "(a+)+$"}, "unknown-field"),
+        ({"tokenizer.ggml.merges": ["a zz"]}, "out-of-range"),
+        ({"tokenizer.ggml.tokens": ["a"]}, "shape-mismatch"),
+        ({"tokenizer.ggml.eos_token_id": 258}, "out-of-range"),
+    ]  # fmt: skip
+    cases = {
+        f"{' '.join(facts)} {list(facts.values())!r}"[:100]: (
+            partial(attempt, metadata=facts, tensors={}), code,
+        )
+        for facts, code in said
+    }  # fmt: skip
+    held = {
+        "a tensor that is missing": ({"output_norm.weight": None}, "shape-mismatch"),
+        "a tensor too many": ({"blk.0.extra": torch.ones(1)}, "shape-mismatch"),
+        "a layer too many": ({"blk.1.attn_q.weight": torch.ones(8, 8)}, "shape-mismatch"),
+        "a matrix turned": ({"blk.0.ffn_up.weight": torch.ones(8, 16)}, "shape-mismatch"),
+        "a vector as a matrix": ({"output_norm.weight": torch.ones(1, 8)}, "shape-mismatch"),
+        "an embedding smaller than the vocabulary": (
+            {"token_embd.weight": torch.ones(256, 8)}, "shape-mismatch",
+        ),
+        "divisors for another width": ({"rope_freqs.weight": torch.ones(3)}, "out-of-range"),
+        "divisors of nothing": ({"rope_freqs.weight": torch.ones(0)}, "out-of-range"),
+        "divisors of 0": ({"rope_freqs.weight": torch.zeros(2)}, "out-of-range"),
+        "divisors below 0": ({"rope_freqs.weight": -torch.ones(2)}, "out-of-range"),
+        "5,000 divisors": ({"rope_freqs.weight": torch.ones(5000)}, "limit"),
+    }  # fmt: skip
+    return cases | {
+        name: (partial(attempt, metadata={}, tensors=tensors), code)
+        for name, (tensors, code) in held.items()
+    }

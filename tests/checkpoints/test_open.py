@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -55,30 +57,34 @@ def test_missing_extra_and_misshapen_tensors_are_all_named(tmp_path):
     assert "lm_head.weight is (2, 2), not (61, 24)" in text
 
 
-@pytest.mark.parametrize(("key", "value", "text"), [
-    ("model_type", "mamba", "a family that minift knows: llama"),
-    ("model_type", None, "a family that minift knows"),
-    ("hidden_size", "24", "hidden_size is 24, not a whole number"),
-    ("hidden_size", 24.0, "not a whole number"),
-    ("hidden_size", True, "not a whole number"),
-    ("hidden_size", None, "hidden_size is missing"),
-    ("num_key_value_heads", 3, "no multiple"),
-    ("num_hidden_layers", 10**9, "layers that the file holds"),
-    ("num_hidden_layers", -1, "allowed"),
-    ("hidden_act", "step", "hidden_act is step, not one of silu"),
-    ("quantization_config", {"bits": 4}, "quantization_config"),
-    ("rope_parameters", {"rope_type": "ntk", "rope_theta": 1e4}, "default, linear"),
-    ("rope_parameters", {"rope_type": "llama3", "rope_theta": 1e4}, "factor is missing"),
-    ("tie_word_embeddings", "yes", "not true or false"),
-    ("vocab_size", 10**12, "allowed a whole number"),
-])  # fmt: skip
-def test_a_config_that_does_not_fit_is_refused(tmp_path, key, value, text):
+BAD_FIELDS = [
+    ("model_type", "mamba", "a family that minift knows: llama", "out-of-range"),
+    ("model_type", None, "a family that minift knows", "out-of-range"),
+    ("hidden_size", "24", "hidden_size is 24, not a whole number", "bad-type"),
+    ("hidden_size", 24.0, "not a whole number", "bad-type"),
+    ("hidden_size", True, "not a whole number", "bad-type"),
+    ("hidden_size", None, "hidden_size is missing", "bad-type"),
+    ("num_key_value_heads", 3, "no multiple", "out-of-range"),
+    ("num_hidden_layers", 10**9, "layers that the file holds", "shape-mismatch"),
+    ("num_hidden_layers", -1, "allowed", "out-of-range"),
+    ("hidden_act", "step", "hidden_act is step, not one of silu", "bad-type"),
+    ("quantization_config", {"bits": 4}, "quantization_config", "out-of-range"),
+    ("rope_parameters", {"rope_type": "ntk", "rope_theta": 1e4}, "default, linear", "out-of-range"),
+    ("rope_parameters", {"rope_type": "llama3"}, "factor is missing", "bad-type"),
+    ("tie_word_embeddings", "yes", "not true or false", "bad-type"),
+    ("vocab_size", 10**12, "allowed a whole number", "out-of-range"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("key", "value", "text", "code"), BAD_FIELDS)
+def test_a_config_that_does_not_fit_is_refused(tmp_path, key, value, text, code):
     def edit(config):
         config[key] = value
 
     with pytest.raises(FormatError) as caught:
         load_model(folder(tmp_path, config=edit))
     assert text in str(caught.value)
+    assert caught.value.code == code
     assert "\n" not in str(caught.value).split(": found")[0]
 
 
@@ -204,3 +210,158 @@ def test_a_model_of_the_shared_cache(tmp_path, monkeypatch):
 def test_a_path_that_is_no_hub_name_is_not_sent_there(name):
     with pytest.raises(ConfigError, match="no model, file or folder"):
         resolve(name)
+
+
+def test_all_disagreements_of_a_config_with_its_tensors_at_once(tmp_path):
+    def edit(config):
+        config |= {"hidden_size": 32, "vocab_size": 60, "num_hidden_layers": 4}
+
+    place = folder(tmp_path, config=edit)
+    for look in (load_model, survey):  # without loading a weight, too
+        with pytest.raises(FormatError) as caught:
+            look(place)
+        text = str(caught.value)
+        assert "missing model.layers.3.mlp.up_proj.weight" in text
+        assert "model.embed_tokens.weight is (61, 24), not (60, 32)" in text
+        assert "model.layers.0.input_layernorm.weight is (24,), not (32,)" in text
+
+
+def test_a_tied_copy_must_be_one(tmp_path):
+    def tie(config):
+        config["tie_word_embeddings"] = True
+
+    def same(tensors):
+        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+
+    assert load_model(folder(tmp_path / "a", tie, same)).config.tied
+    with pytest.raises(FormatError, match=r'"lm_head.weight": found other values than model.embed'):
+        load_model(folder(tmp_path / "b", tie))
+
+
+def test_a_tokenizer_larger_than_the_embedding(tmp_path, tiny_tokenizer):
+    place = folder(tmp_path)
+    for name, raw in tiny_tokenizer.files().items():
+        (place / name).write_bytes(raw)
+    for look in (load, survey):
+        with pytest.raises(
+            FormatError, match="found 700 tokens, allowed at most the embedding's 61"
+        ):
+            look(place)
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "x" * 5000, "a/" * 3000, "x" * 300 + "/config.json"])
+def test_a_name_that_no_disk_has(name):
+    with pytest.raises(ConfigError, match="too long") as caught:
+        resolve(name)
+    assert "\n" not in str(caught.value)
+
+
+def hostile():
+    """For tests/hostile.py: folders that other programs wrote, something in them changed."""
+
+    def attempt(tmp_path, config=lambda c: None, tensors=lambda t: None, after=lambda p: None):
+        place = folder(tmp_path, config, tensors)
+        after(place)
+        load_model(place)
+
+    def config(**changes):
+        return {"config": lambda data: data.update(changes)}
+
+    def tensors(edit):
+        return {"tensors": edit}
+
+    def instead(name, content):
+        def make(place):
+            (place / name).unlink()
+            if callable(content):
+                content(place / name)
+            else:
+                (place / name).write_bytes(content)
+
+        return {"after": make}
+
+    raw = (GOLDEN / "llama_gqa" / "config.json").read_bytes()
+    cases = {
+        f"{key} {value!r}": (config(**{key: value}), code) for key, value, _, code in BAD_FIELDS
+    }
+    cases |= {
+        "a layer more": (config(num_hidden_layers=4), "shape-mismatch"),
+        "a layer less": (config(num_hidden_layers=2), "shape-mismatch"),
+        "100,000 layers": (config(num_hidden_layers=100_000), "shape-mismatch"),
+        "a billion layers": (config(num_hidden_layers=10**9), "shape-mismatch"),
+        "a wider model": (config(hidden_size=32), "shape-mismatch"),
+        "a larger vocabulary": (config(vocab_size=62), "shape-mismatch"),
+        "2^31 words": (config(vocab_size=2**31), "shape-mismatch"),
+        "2^31 words of 2^31 numbers": (
+            config(vocab_size=2**31, hidden_size=2**31, head_dim=6), "out-of-range",
+        ),
+        "heads of 2^31": (config(head_dim=2**31), "shape-mismatch"),
+        "2^31 heads": (
+            config(num_attention_heads=2**31, num_key_value_heads=2**31), "shape-mismatch",
+        ),
+        "another head": (config(architectures=["LlamaModel"]), "shape-mismatch"),
+        "labels": (config(architectures=["LlamaForSequenceClassification"]), "shape-mismatch"),
+        "another family": (config(model_type="gpt2"), "out-of-range"),
+        "a family like it": (
+            config(model_type="qwen2", architectures=["Qwen2ForCausalLM"]), "shape-mismatch",
+        ),
+        "biases that are not there": (config(attention_bias=True), "shape-mismatch"),
+        "tied to another matrix": (config(tie_word_embeddings=True), "shape-mismatch"),
+        "no tensors": (tensors(lambda t: t.clear()), "shape-mismatch"),
+        "a tensor less": (tensors(lambda t: t.pop("model.norm.weight")), "shape-mismatch"),
+        "a tensor more": (
+            tensors(lambda t: t.update(spare=torch.zeros(1))), "shape-mismatch",
+        ),
+        "5,000 tensors more": (
+            tensors(lambda t: t.update({f"s.{i}": torch.zeros(0) for i in range(5_000)})),
+            "shape-mismatch",
+        ),
+        "5,000 tensors and as many layers": (
+            config(num_hidden_layers=5_000)
+            | tensors(lambda t: t.update({f"s.{i}": torch.zeros(0) for i in range(5_000)})),
+            "shape-mismatch",
+        ),
+        "a tensor turned": (
+            tensors(lambda t: t.update({"lm_head.weight": t["lm_head.weight"].T.contiguous()})),
+            "shape-mismatch",
+        ),
+        "no weights": ({"after": lambda p: (p / "model.safetensors").unlink()}, "missing-field"),
+        "weights of nothing": (instead("model.safetensors", b""), "truncated"),
+        "weights that are a pipe": (instead("model.safetensors", os.mkfifo), "bad-path"),
+        "weights that are a folder": (
+            instead("model.safetensors", lambda p: p.mkdir()), "bad-path",
+        ),
+        "no config": ({"after": lambda p: (p / "config.json").unlink()}, "bad-path"),
+        "a config of nothing": (instead("config.json", b""), "bad-json"),
+        "a config that is a list": (instead("config.json", b"[]"), "bad-type"),
+        "half a config": (instead("config.json", raw[: len(raw) // 2]), "bad-json"),
+        "a config in UTF-16": (
+            instead("config.json", raw.decode().encode("utf-16")), "bad-utf8",
+        ),
+        "a config with a mark": (instead("config.json", b"\xef\xbb\xbf" + raw), "bad-json"),
+        "a config with a field twice": (
+            instead("config.json", raw.rstrip()[:-1] + b',"vocab_size":61}'), "dup-key",
+        ),
+        "a config with NaN": (
+            instead("config.json", raw.rstrip()[:-1] + b',"x":NaN}'), "bad-json",
+        ),
+        "a config with 1e999": (
+            instead("config.json", raw.rstrip()[:-1] + b',"x":1e999}'), "out-of-range",
+        ),
+        "a config with an endless number": (
+            instead("config.json", raw.rstrip()[:-1] + b',"x":' + b"9" * 5000 + b"}"), "limit",
+        ),
+        "a config with a surrogate": (
+            instead("config.json", raw.rstrip()[:-1] + b',"x":"\\ud800"}'), "bad-utf8",
+        ),
+        "a config of a megabyte and a byte": (
+            instead("config.json", b" " * (1 << 20) + raw), "too-large",
+        ),
+        "a config of brackets": (instead("config.json", b"[" * (1 << 20)), "limit"),
+        "a config that is a pipe": (instead("config.json", os.mkfifo), "bad-path"),
+        "a config that is a folder": (instead("config.json", lambda p: p.mkdir()), "bad-path"),
+        "a config that is a link to itself": (
+            instead("config.json", lambda p: p.symlink_to(p.name)), "bad-path",
+        ),
+    }  # fmt: skip
+    return {name: (partial(attempt, **how), code) for name, (how, code) in cases.items()}

@@ -6,6 +6,7 @@ import math
 
 import pytest
 
+from minift.checkpoints import parts
 from minift.checkpoints.parts import (
     GGUF_ROPE,
     LABELS,
@@ -40,25 +41,44 @@ def test_yarn_by_hand():
     assert scaling(ratio, 64, "f").factor == 4.0
 
 
-@pytest.mark.parametrize(
-    "found",
-    [
-        {"rope_type": "yarn", "factor": 4.0, "truncate": False},
-        {"rope_type": "longrope", "short_factor": [1.0], "long_factor": [2.0]},
-        {"rope_type": "longrope", "short_factor": "x", "long_factor": "x"},
-        {"rope_type": "longrope", "short_factor": [0.0], "long_factor": [0.0]},
-        {"rope_type": "llama3", "factor": 8.0},
-        {"rope_type": "dynamic", "factor": float("inf")},
-        {"rope_type": "linear", "factor": "2"},
-        {"rope_type": 3},
-        {"rope_type": "yarn", "factor": 4.0, "attention_factor": "x"},
-        {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 4.0, "high_freq_factor": 1.0,
-         "original_max_position_embeddings": 8},
-    ],
-)  # fmt: skip
-def test_scalings_that_cannot_be_are_refused(found):
-    with pytest.raises(FormatError):
+BAD_SCALINGS = [
+    ({"rope_type": "yarn", "factor": 4.0, "truncate": False}, "out-of-range"),
+    ({"rope_type": "longrope", "short_factor": [1.0], "long_factor": [2.0]}, "out-of-range"),
+    ({"rope_type": "longrope", "short_factor": "x", "long_factor": "x"}, "bad-type"),
+    ({"rope_type": "longrope", "short_factor": [0.0], "long_factor": [0.0]}, "out-of-range"),
+    ({"rope_type": "llama3", "factor": 8.0}, "bad-type"),
+    ({"rope_type": "dynamic", "factor": float("inf")}, "out-of-range"),
+    ({"rope_type": "linear", "factor": "2"}, "bad-type"),
+    ({"rope_type": 3}, "out-of-range"),
+    ({"rope_type": "yarn", "factor": 4.0, "attention_factor": "x"}, "bad-type"),
+    ({"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 4.0, "high_freq_factor": 1.0,
+     "original_max_position_embeddings": 8}, "out-of-range"),
+    # The second mscale makes the divisor zero: 0.1 * w * ln(2) + 1.
+    ({"rope_type": "yarn", "factor": 2.0, "mscale": 1.0,
+     "mscale_all_dim": -10 / math.log(2.0)}, "overflow"),
+    ({"rope_type": "longrope", "short_factor": [1.0], "long_factor": [1.0],
+     "original_max_position_embeddings": True}, "bad-type"),
+    ({"rope_type": "longrope", "short_factor": [1.0], "long_factor": [1.0],
+     "original_max_position_embeddings": 8.5}, "bad-type"),
+    ({"rope_type": "longrope", "short_factor": [], "long_factor": []}, "bad-type"),
+    ({"rope_type": "longrope", "short_factor": ["1"], "long_factor": ["1"]}, "bad-type"),
+    ({"rope_type": "longrope", "short_factor": [True], "long_factor": [True]}, "bad-type"),
+    ({"rope_type": "longrope", "short_factor": [1.0], "long_factor": [1.0],
+     "attention_factor": 0.0}, "out-of-range"),
+    ({"rope_type": "yarn", "factor": 2.0, "beta_fast": 1.0, "beta_slow": 32.0}, "out-of-range"),
+    ({"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": -8}, "out-of-range"),
+    ({"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 0.0, "high_freq_factor": 4.0,
+     "original_max_position_embeddings": 8}, "out-of-range"),
+    ({"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+     "original_max_position_embeddings": "8"}, "bad-type"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("found", "code"), BAD_SCALINGS, ids=range(len(BAD_SCALINGS)))
+def test_scalings_that_cannot_be_are_refused(found, code):
+    with pytest.raises(FormatError) as caught:
         scaling(found, 64, "f")
+    assert caught.value.code == code
 
 
 def test_which_layers_have_a_window():
@@ -139,3 +159,32 @@ def test_gguf_refuses_windows_that_it_cannot_say():
     assert part.write(fits) == {"attention.sliding_window": 4}
     with pytest.raises(ConfigError, match="cannot say"):
         part.write(replace(CONFIG, window=4, local=(True,) * 6))
+
+
+def test_factors_of_nothing_are_refused():
+    with pytest.raises(FormatError):
+        GGUF_ROPE.read({"rope_freqs.weight": ()}, {"context": 8}, "f")
+
+
+def test_limits_at_and_over(monkeypatch):
+    monkeypatch.setattr(parts, "LABELS_LIMIT", 3)
+    monkeypatch.setattr(parts, "LAYERS_LIMIT", 6)
+    assert len(LABELS.read({"num_labels": 3}, {"head": "label"}, "f")["labels"]) == 3
+    windowed = windows(every_other).read({"sliding_window": 4}, {"layers": 6}, "f")
+    assert windowed["local"] == (True, False) * 3
+    for read in (
+        lambda: LABELS.read({"num_labels": 4}, {"head": "label"}, "f"),
+        lambda: windows(every_other).read({"sliding_window": 4}, {"layers": 7}, "f"),
+        lambda: gguf_windows(every_other).read({"attention.sliding_window": 4}, {"layers": 7}, "f"),
+    ):
+        with pytest.raises(FormatError) as caught:
+            read()
+        assert caught.value.code == "out-of-range"
+
+
+def hostile():
+    """For tests/hostile.py."""
+    return {
+        f"scaling {number}": (lambda folder, found=found: scaling(found, 64, "f"), code)
+        for number, (found, code) in enumerate(BAD_SCALINGS)
+    }

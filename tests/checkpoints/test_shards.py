@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from functools import partial
 
 import pytest
 import torch
@@ -104,12 +105,15 @@ def swapped(homes, files):
     homes["a"], homes["b.weight"] = homes["b.weight"], homes["a"]
 
 
-@pytest.mark.parametrize(("edit", "code", "text"), [
+DISAGREE = [
     (unlisted, "unknown-field", "a in model-00002-of-00002.safetensors is not listed"),
     (absent, "missing-field", "extra is not in model-00001"),
     (twice, "dup-key", "b.weight is in model-00001-of-00002.safetensors and model-00002"),
     (swapped, "missing-field", "a is in model-00002-of-00002.safetensors, not in model-00001"),
-])  # fmt: skip
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("edit", "code", "text"), DISAGREE)
 def test_index_and_shards_that_disagree(tmp_path, edit, code, text):
     with pytest.raises(FormatError) as caught:
         shards.read(sharded(tmp_path, edit=edit, metadata={}))
@@ -182,3 +186,83 @@ def test_a_broken_link_is_not_passed_over(tmp_path):
     (tmp_path / "model.safetensors").symlink_to("missing")
     with pytest.raises(FormatError):
         shards.weights_of(tmp_path)
+
+
+def second_is(make):
+    """Shards of which the second is what `make(its path, a folder elsewhere)` leaves there."""
+
+    def attempt(folder):
+        place, away = folder / "model", folder / "away"
+        place.mkdir()
+        away.mkdir()
+        index = sharded(place)
+        shard = place / "model-00002-of-00002.safetensors"
+        make(shard, away)
+        shards.read(index)
+
+    return attempt
+
+
+def linked_to(target):
+    def make(shard, away):
+        os.rename(shard, away / "w.safetensors")
+        shard.symlink_to(target(shard, away))
+
+    return make
+
+
+def replaced(change):
+    return lambda shard, away: shard.write_bytes(change(shard.read_bytes()))
+
+
+def other_kind(make):
+    def instead(shard, away):
+        shard.unlink()
+        make(shard)
+
+    return instead
+
+
+def hostile():
+    """For tests/hostile.py."""
+
+    def disagreeing(folder, edit, end):
+        shards.read(sharded(folder, end, edit, {}))
+
+    cases = {
+        f"{edit.__name__}, {end}": (partial(disagreeing, edit=edit, end=end), code)
+        for edit, code, _ in DISAGREE
+        for end in INDEX
+    }
+    for total in (SIZE + 1, 0, -1, 1e300, -0.5, 2**63):
+        cases[f"total of {total}"] = (
+            lambda folder, total=total: shards.read(
+                sharded(folder, metadata={"total_size": total})
+            ),
+            "shape-mismatch",
+        )
+    first = "model-00001-of-00002.safetensors"
+    seconds = {
+        "missing": (lambda shard, away: shard.unlink(), "bad-path"),
+        "cut": (replaced(lambda data: data[:-1]), "truncated"),
+        "empty": (replaced(lambda data: b""), "truncated"),
+        "with a byte more": (replaced(lambda data: data + b"\0"), "trailing"),
+        "a zip": (replaced(lambda data: b"PK\3\4" + data), "too-large"),
+        "a folder": (other_kind(lambda shard: shard.mkdir()), "bad-path"),
+        "a pipe": (other_kind(os.mkfifo), "bad-path"),
+        "a link out of the folder": (
+            linked_to(lambda shard, away: away / "w.safetensors"), "bad-path",
+        ),
+        "a relative link out": (linked_to(lambda shard, away: "../away/w.safetensors"), "bad-path"),
+        "a link to itself": (linked_to(lambda shard, away: shard.name), "bad-path"),
+        "a link to the first": (linked_to(lambda shard, away: first), "dup-key"),
+        "a dead link": (linked_to(lambda shard, away: "nowhere.safetensors"), "bad-path"),
+        "a link to a device": (linked_to(lambda shard, away: "/dev/zero"), "bad-path"),
+        "a link to the folder": (linked_to(lambda shard, away: "."), "bad-path"),
+        "a copy of the first": (
+            lambda shard, away: shard.write_bytes((shard.parent / first).read_bytes()), "dup-key",
+        ),
+    }  # fmt: skip
+    return cases | {
+        f"a shard that is {name}": (second_is(make), code) for name, (make, code) in seconds.items()
+    }

@@ -9,6 +9,8 @@ import struct
 import tracemalloc
 import zipfile
 import zlib
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -369,3 +371,11 @@ def test_fuzz() -> None:
                     del data[at : at + seed.randint(1, 3)]
         with contextlib.suppress(FormatError):
             found(bytes(data))
+
+
+def hostile() -> dict[str, tuple[Callable[[Path], object], str]]:
+    """For tests/hostile.py."""
+    return {
+        name: (lambda folder, data=data: members("w.zip", data), code)
+        for name, (data, code) in BAD.items()
+    }

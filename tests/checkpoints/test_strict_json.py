@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import random
 import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
-from minift.checkpoints.strict_json import parse
+from minift.checkpoints.strict_json import parse, uncollected
 from minift.errors import FormatError
 
 LIMIT = 1 << 20
@@ -131,6 +134,21 @@ def test_memory_stays_near_the_size_of_the_input() -> None:
         assert peak < 64 << 20
 
 
+@pytest.mark.parametrize("before", [True, False])
+def test_the_collector_is_put_back(before: bool) -> None:
+    was = gc.isenabled()
+    (gc.enable if before else gc.disable)()
+    try:
+        with uncollected():
+            assert not gc.isenabled()
+        assert gc.isenabled() == before
+        with pytest.raises(FormatError):
+            read(b"[")
+        assert gc.isenabled() == before
+    finally:
+        (gc.enable if was else gc.disable)()
+
+
 def mutated(seed: random.Random) -> bytes:
     """JSON that was valid once."""
     valid = [data for data, _ in GOOD.values()] + [b'{"w":{"shape":[2,3],"dtype":"F32"},"n":1.5}']
@@ -153,3 +171,23 @@ def test_fuzz() -> None:
         except FormatError:
             continue
         assert value == json.loads(data)
+
+
+def hostile() -> dict[str, tuple[Callable[[Path], object], str]]:
+    """For tests/hostile.py: as the header of a file, whatever its format."""
+    more = {
+        "a megabyte of empty lists": (b"[" + b"[]," * 340_000 + b"[]", "bad-json"),
+        "a megabyte of small objects": (b"[" + b'{"":0},' * 149_000 + b"{}", "bad-json"),
+        "a megabyte of floats": (b"[" + b"1.5," * 260_000 + b"1", "bad-json"),
+        "100,000 keys, the last twice": (
+            b"{" + b"".join(b'"%d":0,' % i for i in range(100_000)) + b'"99999":0}', "dup-key",
+        ),
+        "a megabyte of escapes": (b'["' + b"\\u00e9" * 170_000 + b"\\ud800\"]", "bad-utf8"),
+        "an exponent of a megabyte": (b"[1e" + b"9" * (1 << 20), "limit"),
+        "a float of a megabyte": (b"[0." + b"1" * 1_000_000 + b"]", "limit"),
+        "lines without end": (b"[" + b"\n" * 1_000_000, "bad-json"),
+    }  # fmt: skip
+    return {
+        name: (lambda folder, data=data: read(data, 2 << 20), code)
+        for name, (data, code) in (BAD | more).items()
+    }

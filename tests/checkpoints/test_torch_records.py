@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import struct
 import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -408,3 +410,11 @@ def test_the_message_says_what_to_do() -> None:
         records("w.bin", BAD["a dict of tensors inside"][0], SIZES)
     with pytest.raises(FormatError, match=r"os system.*code to run"):
         records("w.bin", BAD["os.system"][0], SIZES)
+
+
+def hostile() -> dict[str, tuple[Callable[[Path], object], str]]:
+    """For tests/hostile.py."""
+    return {
+        name: (lambda folder, program=program: records("w.bin", program, SIZES), code)
+        for name, (program, code) in BAD.items()
+    }

@@ -13,6 +13,7 @@ import warnings
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -364,7 +365,8 @@ def test_every_flipped_bit_is_refused_or_changes_nothing(in_memory: Read) -> Non
     assert taken < 8 * 700  # of 1,600 bytes
 
 
-with zipfile.ZipFile(io.BytesIO(saved(TENSORS))) as _archive:
+FEW = ("f32", "bf16", "bool", "scalar", "empty", "transposed", "parameter", "tied.a")
+with zipfile.ZipFile(io.BytesIO(saved({name: TENSORS[name] for name in FEW}))) as _archive:
     MEMBERS = {name: _archive.read(name) for name in _archive.namelist()}
 
 
@@ -410,3 +412,44 @@ def test_fuzz(in_memory: Read) -> None:
             file = in_memory(mutated(seed))
             for name in file.tensors:
                 file.load(name).clone()
+
+
+def whole(folder: Path, data: bytes) -> None:
+    file = opened(folder, data)
+    for name in file.tensors:
+        file.load(name)
+
+
+def hostile() -> dict[str, tuple[Callable[[Path], object], str]]:
+    """For tests/hostile.py."""
+    crc = bytearray(saved({"w": GRID}))
+    crc[crc.index(struct.pack("<6f", *GRID.flatten()))] ^= 1
+    members: dict[str, bytes | None] = {f"archive/data/{i}": b"" for i in range(1, 8000)}
+    nested = {"archive/data/1": saved({"w": GRID})}
+    many = b"\x80\x02}(" + b"".join(
+        b"X" + struct.pack("<I", 6) + b"%06d" % i + b"N" for i in range(70_000)
+    )
+    cases = BAD | {
+        "a storage of other bytes": (bytes(crc), "bad-checksum"),
+        "a boolean that is 2": (
+            repacked({"archive/data/0": b"\0\1\2"}, {"w": TENSORS["bool"]}), "out-of-range",
+        ),
+        "8,000 storages that nothing uses": (repacked(members), "hole"),
+        "a whole other file inside": (repacked(nested), "hole"),
+        "a megabyte of keys": (repacked({"archive/data.pkl": many + b"u."}), "bad-type"),
+        "a megabyte of lists": (
+            repacked({"archive/data.pkl": b"\x80\x02]" + b"]a" * 500_000 + b"."}), "bad-type",
+        ),
+        "a megabyte of dicts": (
+            repacked({"archive/data.pkl": b"\x80\x02" + b"}" * 1_000_000}), "limit",
+        ),
+        "a megabyte of marks": (
+            repacked({"archive/data.pkl": b"\x80\x02" + b"(" * 1_000_000}), "limit",
+        ),
+        "a megabyte of nothing": (repacked({"archive/data.pkl": bytes(1 << 20)}), "bad-version"),
+        "a text of a megabyte": (
+            repacked({"archive/data.pkl": b"\x80\x02X\0\0\x10\0" + b"a" * (1 << 20) + b"."}),
+            "bad-type",
+        ),
+    }  # fmt: skip
+    return {name: (partial(whole, data=data), code) for name, (data, code) in cases.items()}

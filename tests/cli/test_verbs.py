@@ -9,13 +9,19 @@ import pytest
 
 from minift.cli.main import COMMON
 from minift.cli.options import of, parse
-from minift.cli.verbs import VERBS
+from minift.cli.verbs import CHAT_TEMPLATE, VERBS
+from minift.tokenizers.chat import TEMPLATES
 
 
 @pytest.mark.parametrize("name", VERBS)
 def test_every_command_has_its_function(name):
     module = importlib.import_module(f"minift.cli.{VERBS[name].module}")
     assert callable(getattr(module, name))
+
+
+def test_the_help_names_every_chat_template():
+    for name in TEMPLATES:
+        assert name in CHAT_TEMPLATE.help
 
 
 @pytest.mark.parametrize("name", VERBS)

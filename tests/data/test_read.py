@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -213,78 +215,135 @@ GOOD = '{"prompt": "a", "completion": "b"}\n'
 CHAT = '{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}\n'
 
 
-@pytest.mark.parametrize(
-    ("name", "content", "line", "field", "found"),
-    [
-        ("a.jsonl", GOOD + "nope\n", 2, None, "no JSON value at character 1"),
-        ("a.jsonl", GOOD + '{"prompt": "a" "completion": 1}\n', 2, None, "Expecting ',' delimiter"),
-        ("a.jsonl", GOOD + "[1]\n", 2, None, "a list"),
-        ("a.jsonl", GOOD + "null\n", 2, None, "null"),
-        ("a.jsonl", GOOD + GOOD.strip() * 2, 2, None, "text after the JSON value, at character 35"),
-        ("a.jsonl", GOOD + GOOD[:-4], 2, None, "a last line that may be cut: "),
-        ("a.jsonl", GOOD.encode() + "{é".encode()[:-1], 2, None, "a last line that may be cut: "),
-        ("a.jsonl", GOOD + '{"prompt": "a"}\n', 2, "completion", "no such field"),
-        ("a.jsonl", '{"prompt": "a"}\n', 1, "completion", "no such field"),
-        ("a.jsonl", GOOD + '{"text": "another kind"}\n', 2, "prompt", "no such field"),
-        ("a.jsonl", GOOD + CHAT, 2, "prompt", "no such field"),
-        ("a.jsonl", GOOD + '{"prompt": "a", "completion": null}\n', 2, "completion", "null"),
-        ("a.jsonl", GOOD + '{"prompt": 3, "completion": "b"}\n', 2, "prompt", "3"),
-        ("a.jsonl", GOOD + '{"prompt": true, "completion": "b"}\n', 2, "prompt", "true"),
-        ("a.jsonl", GOOD + '{"prompt": ["a"], "completion": "b"}\n', 2, "prompt", "a list"),
-        ("a.jsonl", GOOD + '{"prompt": " ", "completion": "b"}\n', 2, "prompt", "an empty text"),
-        ("a.jsonl", GOOD + '{"prompt": "a", "completion": ""}\n', 2, "completion", "an empty text"),
-        ("a.jsonl", GOOD + '{"prompt": "a", "prompt": "b"}\n', 2, "prompt", "the field twice"),
-        ("a.jsonl", GOOD + '{"x": {"y": 1, "y": 2}}\n', 2, "y", "the field twice"),
-        ("a.jsonl", GOOD + '{"x": NaN}\n', 2, None, "NaN"),
-        ("a.jsonl", GOOD + '{"x": -Infinity}\n', 2, None, "-Infinity"),
-        ("a.jsonl", GOOD + '{"x": 1e999}\n', 2, None, "1e999"),
-        ("a.jsonl", GOOD + '{"x": ' + "9" * 5000 + "}\n", 2, None, "a number of 5,000 digits"),
-        ("a.jsonl", GOOD + "[" * 200_000 + "\n", 2, None, "JSON nested too deeply"),
-        ("a.jsonl", GOOD + '{"a": "\\ud800"}\n', 2, "a", "the lone surrogate U+D800"),
-        ("a.jsonl", GOOD + '{"a": ["\\uDC00"]}\n', 2, "a", "the lone surrogate U+DC00"),
-        ("a.jsonl", GOOD + '{"\\ud83d\\u0041": 1}\n', 2, "\ud83dA", "the lone surrogate U+D83D"),
-        ("a.jsonl", GOOD.encode() + b'{"a": "\xff"}\n', 2, None, "the byte 0xff, 8 bytes into"),
-        ("a.jsonl", GOOD.encode() + b'{"a": "\xed\xa0\x80"}\n', 2, None, "the byte 0xed"),
-        ("a.jsonl", GOOD + '{"a": "tab\there"}\n', 2, None, "Invalid control character"),
-        ("a.jsonl", GOOD.encode("utf-16"), 1, None, "UTF-16"),
-        ("a.jsonl", GOOD.encode("utf-16-le"), 1, None, "UTF-16"),
-        ("a.jsonl", GOOD.encode("utf-16-be"), 1, None, "UTF-16"),
-        ("a.jsonl", "\ufeff" + GOOD, 1, None, "a byte order mark"),
-        ("a.jsonl", "", None, None, "an empty file"),
-        ("a.jsonl", "\n \n", None, None, "no rows"),
-        ("a.jsonl", '{"question": "a", "answer": "b"}\n', 1, None, "fields question, answer"),
-        ("a.jsonl", "{}\n", 1, None, "no fields"),
-        ("a.jsonl", CHAT + '{"messages": "hi"}\n', 2, "messages", '"hi"'),
-        ("a.jsonl", CHAT + '{"messages": []}\n', 2, "messages", "no assistant message"),
-        ("a.jsonl", CHAT + GOOD, 2, "messages", "no such field"),
-        ("a.jsonl", CHAT + '{"messages": ["hi"]}\n', 2, "messages[0]", '"hi"'),
-        ("a.jsonl", CHAT.replace('"user"', '"tool"'), 1, "messages[0].role", '"tool"'),
-        ("a.jsonl", CHAT.replace('"user"', '["user"]'), 1, "messages[0].role", "a list"),
-        ("a.jsonl", CHAT.replace('"b"', "null"), 1, "messages[1].content", "null"),
-        ("a.jsonl", CHAT.replace('"b"', '" "'), 1, "messages[1].content", "an empty text"),
-        ("a.jsonl", CHAT.replace('"role": "user", ', ""), 1, "messages[0].role", "no such field"),
-        ("a.jsonl", CHAT.replace("assistant", "user"), 1, "messages", "no assistant message"),
-        ("a.csv", "text\na\nb,c\n", 3, None, "2 cells"),
-        ("a.csv", "text,label\na\n", 2, None, "1 cells"),
-        ("a.csv", 'text,n\n"a\nb",1\n"c\nd"\n', 4, None, "1 cells"),
-        ("a.csv", 'text,n\na,1\n"b,2\nc,3\n', 3, None, "a quote that is never closed"),
-        ("a.csv", 'text,n\n"a"b,1\n', 2, None, "a quote or line end inside a cell"),
-        ("a.csv", 'text,n\n"a\n"b"\nc,1\nd,2\n', 2, None, "never closed"),
-        ("a.csv", 'text,n\na ""b"",1\n', 2, None, "a quote or line end inside a cell"),
-        ("a.csv", "text,n\na\rb,1\n", 2, None, "a quote or line end inside a cell"),
-        ("a.csv", "text,text\na,b\n", 1, None, "a header with the names"),
-        ("a.csv", "text,\na,b\n", 1, None, "a header with the names"),
-        ("a.csv", "review,stars\na,1\n", 2, None, "fields review, stars"),
-        ("a.csv", "prompt,completion\na,\n", 2, "completion", "an empty text"),
-        ("a.csv", "text,n\n", None, None, "no rows"),
-        ("a.csv", "\ufeff", None, None, "no rows"),
-        ("a.csv", b"text\na\n\xff\n", 3, None, "the byte 0xff, 1 bytes into"),
-        ("a.csv", "text,n\na,1\nb", 3, None, "a last line that may be cut: 1 cells"),
-        ("a.csv", "text\na\n".encode("utf-16"), 1, None, "UTF-16"),
-        ("a.txt", b"one\n\ntwo\nmore \xe9\n", 3, None, "the byte 0xe9, 10 bytes into"),
-        ("a.txt", b"", None, None, "an empty file"),
-    ],
-)
+BAD: list[tuple[str, str | bytes, int | None, str | None, str]] = [
+    ("a.jsonl", GOOD + "nope\n", 2, None, "no JSON value at character 1"),
+    ("a.jsonl", GOOD + '{"prompt": "a" "completion": 1}\n', 2, None, "Expecting ',' delimiter"),
+    ("a.jsonl", GOOD + "[1]\n", 2, None, "a list"),
+    ("a.jsonl", GOOD + "null\n", 2, None, "null"),
+    ("a.jsonl", GOOD + GOOD.strip() * 2, 2, None, "text after the JSON value, at character 35"),
+    ("a.jsonl", GOOD + GOOD[:-4], 2, None, "a last line that may be cut: "),
+    ("a.jsonl", GOOD.encode() + "{é".encode()[:-1], 2, None, "a last line that may be cut: "),
+    ("a.jsonl", GOOD + '{"prompt": "a"}\n', 2, "completion", "no such field"),
+    ("a.jsonl", '{"prompt": "a"}\n', 1, "completion", "no such field"),
+    ("a.jsonl", GOOD + '{"text": "another kind"}\n', 2, "prompt", "no such field"),
+    ("a.jsonl", GOOD + CHAT, 2, "prompt", "no such field"),
+    ("a.jsonl", GOOD + '{"prompt": "a", "completion": null}\n', 2, "completion", "null"),
+    ("a.jsonl", GOOD + '{"prompt": 3, "completion": "b"}\n', 2, "prompt", "3"),
+    ("a.jsonl", GOOD + '{"prompt": true, "completion": "b"}\n', 2, "prompt", "true"),
+    ("a.jsonl", GOOD + '{"prompt": ["a"], "completion": "b"}\n', 2, "prompt", "a list"),
+    ("a.jsonl", GOOD + '{"prompt": " ", "completion": "b"}\n', 2, "prompt", "an empty text"),
+    ("a.jsonl", GOOD + '{"prompt": "a", "completion": ""}\n', 2, "completion", "an empty text"),
+    ("a.jsonl", GOOD + '{"prompt": "a", "prompt": "b"}\n', 2, "prompt", "the field twice"),
+    ("a.jsonl", GOOD + '{"x": {"y": 1, "y": 2}}\n', 2, "y", "the field twice"),
+    ("a.jsonl", GOOD + '{"x": NaN}\n', 2, None, "NaN"),
+    ("a.jsonl", GOOD + '{"x": -Infinity}\n', 2, None, "-Infinity"),
+    ("a.jsonl", GOOD + '{"x": 1e999}\n', 2, None, "1e999"),
+    ("a.jsonl", GOOD + '{"x": ' + "9" * 5000 + "}\n", 2, None, "a number of 5,000 digits"),
+    ("a.jsonl", GOOD + "[" * 200_000 + "\n", 2, None, "JSON nested too deeply"),
+    ("a.jsonl", GOOD + '{"a": "\\ud800"}\n', 2, "a", "the lone surrogate U+D800"),
+    ("a.jsonl", GOOD + '{"a": ["\\uDC00"]}\n', 2, "a", "the lone surrogate U+DC00"),
+    ("a.jsonl", GOOD + '{"\\ud83d\\u0041": 1}\n', 2, "\ud83dA", "the lone surrogate U+D83D"),
+    ("a.jsonl", GOOD.encode() + b'{"a": "\xff"}\n', 2, None, "the byte 0xff, 8 bytes into"),
+    ("a.jsonl", GOOD.encode() + b'{"a": "\xed\xa0\x80"}\n', 2, None, "the byte 0xed"),
+    ("a.jsonl", GOOD + '{"a": "tab\there"}\n', 2, None, "Invalid control character"),
+    ("a.jsonl", GOOD.encode("utf-16"), 1, None, "UTF-16"),
+    ("a.jsonl", GOOD.encode("utf-16-le"), 1, None, "UTF-16"),
+    ("a.jsonl", GOOD.encode("utf-16-be"), 1, None, "UTF-16"),
+    ("a.jsonl", "\ufeff" + GOOD, 1, None, "a byte order mark"),
+    ("a.jsonl", "", None, None, "an empty file"),
+    ("a.jsonl", "\n \n", None, None, "no rows"),
+    ("a.jsonl", '{"question": "a", "answer": "b"}\n', 1, None, "fields question, answer"),
+    ("a.jsonl", "{}\n", 1, None, "no fields"),
+    ("a.jsonl", CHAT + '{"messages": "hi"}\n', 2, "messages", '"hi"'),
+    ("a.jsonl", CHAT + '{"messages": []}\n', 2, "messages", "no assistant message"),
+    ("a.jsonl", CHAT + GOOD, 2, "messages", "no such field"),
+    ("a.jsonl", CHAT + '{"messages": ["hi"]}\n', 2, "messages[0]", '"hi"'),
+    ("a.jsonl", CHAT.replace('"user"', '"tool"'), 1, "messages[0].role", '"tool"'),
+    ("a.jsonl", CHAT.replace('"user"', '["user"]'), 1, "messages[0].role", "a list"),
+    ("a.jsonl", CHAT.replace('"b"', "null"), 1, "messages[1].content", "null"),
+    ("a.jsonl", CHAT.replace('"b"', '" "'), 1, "messages[1].content", "an empty text"),
+    ("a.jsonl", CHAT.replace('"role": "user", ', ""), 1, "messages[0].role", "no such field"),
+    ("a.jsonl", CHAT.replace("assistant", "user"), 1, "messages", "no assistant message"),
+    ("a.csv", "text\na\nb,c\n", 3, None, "2 cells"),
+    ("a.csv", "text,label\na\n", 2, None, "1 cells"),
+    ("a.csv", 'text,n\n"a\nb",1\n"c\nd"\n', 4, None, "1 cells"),
+    ("a.csv", 'text,n\na,1\n"b,2\nc,3\n', 3, None, "a quote that is never closed"),
+    ("a.csv", 'text,n\n"a"b,1\n', 2, None, "a quote or line end inside a cell"),
+    ("a.csv", 'text,n\n"a\n"b"\nc,1\nd,2\n', 2, None, "never closed"),
+    ("a.csv", 'text,n\na ""b"",1\n', 2, None, "a quote or line end inside a cell"),
+    ("a.csv", "text,n\na\rb,1\n", 2, None, "a quote or line end inside a cell"),
+    ("a.csv", "text,text\na,b\n", 1, None, "a header with the names"),
+    ("a.csv", "text,\na,b\n", 1, None, "a header with the names"),
+    ("a.csv", "review,stars\na,1\n", 2, None, "fields review, stars"),
+    ("a.csv", "prompt,completion\na,\n", 2, "completion", "an empty text"),
+    ("a.csv", "text,n\n", None, None, "no rows"),
+    ("a.csv", "\ufeff", None, None, "no rows"),
+    ("a.csv", b"text\na\n\xff\n", 3, None, "the byte 0xff, 1 bytes into"),
+    ("a.csv", "text,n\na,1\nb", 3, None, "a last line that may be cut: 1 cells"),
+    ("a.csv", "text\na\n".encode("utf-16"), 1, None, "UTF-16"),
+    ("a.txt", b"one\n\ntwo\nmore \xe9\n", 3, None, "the byte 0xe9, 10 bytes into"),
+    ("a.txt", b"", None, None, "an empty file"),
+    ("a.jsonl", GOOD + "{'prompt': 'a'}\n", 2, None, "no JSON: Expecting property name"),
+    ("a.jsonl", GOOD + '"text"\n', 2, None, '"text"'),
+    ("a.jsonl", GOOD + "true\n", 2, None, "true"),
+    ("a.jsonl", GOOD + "\0\n", 2, None, "no JSON value"),
+    ("a.jsonl", GOOD.encode() + bytes(50) + b"\n", 2, None, "no JSON value"),
+    ("a.jsonl", GOOD + '{"a":' * 200_000 + "\n", 2, None, "JSON nested too deeply"),
+    ("a.jsonl", GOOD + '{"x": 01}\n', 2, None, "no JSON"),
+    ("a.jsonl", GOOD + '{"x": -1e999}\n', 2, None, "-1e999"),
+    ("a.jsonl", GOOD + '{"x": ' + "9" * 21 + "}\n", 2, None, "a number of 21 digits"),
+    ("a.jsonl", GOOD + '{"a": "\\ud83d"}\n', 2, "a", "the lone surrogate U+D83D"),
+    ("a.jsonl", GOOD + '{"a": {"b": "\\udfff"}}\n', 2, "a", "the lone surrogate U+DFFF"),
+    ("a.jsonl", GOOD.encode() + b'{"a": "\xc0\x80"}\n', 2, None, "the byte 0xc0"),
+    ("a.jsonl", GOOD.encode("utf-32"), 1, None, "UTF-16"),
+    ("a.jsonl", GOOD + '{"prompt": {}, "completion": "b"}\n', 2, "prompt", "an object"),
+    ("a.jsonl", GOOD + '{"prompt": "a", "completion": 1.5}\n', 2, "completion", "1.5"),
+    ("a.jsonl", GOOD + '{"prompt": "a", "completion": "\\t"}\n', 2, "completion", "an empty"),
+    ("a.jsonl", '{"completion": "b"}\n', 1, "prompt", "no such field"),
+    ("a.jsonl", '{"Prompt": "a", "Completion": "b"}\n', 1, None, "fields Prompt, Completion"),
+    ("a.jsonl", '{"text": null}\n', 1, "text", "null"),
+    ("a.jsonl", '{"text": ["a"]}\n', 1, "text", "a list"),
+    ("a.jsonl", '{"text": "a"}\n{"text": ""}\n', 2, "text", "an empty text"),
+    ("a.jsonl", CHAT + '{"messages": null}\n', 2, "messages", "null"),
+    ("a.jsonl", CHAT + '{"messages": {}}\n', 2, "messages", "an object"),
+    ("a.jsonl", CHAT + '{"messages": [null]}\n', 2, "messages[0]", "null"),
+    ("a.jsonl", CHAT + '{"messages": [{}]}\n', 2, "messages[0].role", "no such field"),
+    ("a.jsonl", CHAT.replace('"b"', '["b"]'), 1, "messages[1].content", "a list"),
+    ("a.jsonl", CHAT.replace('"b"', "7"), 1, "messages[1].content", "7"),
+    ("a.jsonl", CHAT.replace('"user"', "null"), 1, "messages[0].role", "null"),
+    ("a.jsonl", CHAT.replace('"user"', '"User"'), 1, "messages[0].role", '"User"'),
+    ("a.jsonl", CHAT.replace('"a"', '"\\n"'), 1, "messages[0].content", "an empty text"),
+    ("a.jsonl", json.dumps({str(i): 0 for i in range(70_000)}), 1, None, "fields 0, 1"),
+    ("a.jsonl", GOOD + "{" + '"x":0,' * 99_999 + '"y":0}\n', 2, "x", "twice"),
+    ("a.jsonl", GOOD + "\n" * 1_000_000 + "{", 1_000_002, None, "may be cut"),
+    ("a.csv", "," * 1_000_000 + "\n", 1, None, 'a header with the names "", ""'),
+    ("a.csv", "text" + ",text" * 200_000 + "\n", 1, None, "a header with the names"),
+    ("a.csv", "text\n" + "a," * 500_000 + "\n", 2, None, "500001 cells"),
+    ("a.csv", "text\n" + '"' * 999_999 + "\n", 2, None, "a quote that is never closed"),
+    ("a.csv", 'text,n\n"a" ,1\n', 2, None, "a quote or line end inside a cell"),
+    ("a.csv", 'text,n\n "a",1\n', 2, None, "a quote or line end inside a cell"),
+    ("a.csv", 'te"xt\na\n', 1, None, "never closed"),
+    ("a.csv", b"te\xffxt\na\n", 1, None, "the byte 0xff"),
+    ("a.csv", "text,n\na,1\n\x0c\n", 3, None, "1 cells"),
+    ("a.csv", "\n\n\n", None, None, "no rows"),
+    ("a.csv", "", None, None, "an empty file"),
+    ("a.csv", "prompt,completion\n,b\n", 2, "prompt", "an empty text"),
+    ("a.csv", "prompt,text2\na,b\n", 2, "completion", "no such field"),
+    ("a.csv", "text;n\na;1\n", 2, None, "fields text;n"),
+    ("a.tsv", "text\tn\na\n", 2, None, "1 cells"),
+    ("a.tsv", "text,n\na,1\n", 2, None, "fields text,n"),
+    ("a.tsv", 'text\tn\n"a\t1\n', 2, None, "never closed"),
+    ("a.txt", "one\n".encode("utf-16-le"), 1, None, "UTF-16"),
+    ("a.txt", "\ufeffone\n", 1, None, "a byte order mark"),
+    ("a.txt", " \n\t\n", None, None, "no rows"),
+    ("a.txt", bytes(100), 1, None, "UTF-16"),
+    ("a.txt", b"one\n\n\xed\xa0\x80\n", 3, None, "the byte 0xed"),
+    ("a.txt", "é\n".encode("latin-1"), 1, None, "the byte 0xe9"),
+    ("a.txt", b"\x89PNG\r\n\x1a\n" + b"x" * 40, 1, None, "the byte 0x89"),
+]
+
+
+@pytest.mark.parametrize(("name", "content", "line", "field", "found"), BAD, ids=range(len(BAD)))
 def test_refused(
     tmp_path: Path, name: str, content: str | bytes, line: int | None, field: str, found: str
 ) -> None:
@@ -297,22 +356,32 @@ def test_refused(
     assert "\n" not in str(problem)
 
 
+BAD_LABELS: list[tuple[str, str, int, str, str]] = [
+    ("a.csv", "text,label\na,1\nb,postive\n", 3, "label", '"postive", allowed negative, posit'),
+    ("a.csv", "text,label\na,2\n", 2, "label", '"2", allowed negative, positive or 0 to 1'),
+    ("a.csv", "text,label\na,\n", 2, "label", '""'),
+    ("a.csv", "text,label\na,²\n", 2, "label", '"²"'),
+    ("a.csv", "text,label\na," + "0" * 5000 + "\n", 2, "label", '"0000'),
+    ("a.csv", "text,label\n ,1\n", 2, "text", "an empty text"),
+    ("a.jsonl", '{"text": "a", "label": -1}\n', 1, "label", "-1"),
+    ("a.jsonl", '{"text": "a", "label": true}\n', 1, "label", "true"),
+    ("a.jsonl", '{"text": "a", "label": 1.0}\n', 1, "label", "1.0"),
+    ("a.jsonl", '{"text": "a", "label": 1}\n{"text": "a"}\n', 2, "label", "no such field"),
+    ("a.jsonl", '{"text": "a", "label": 1}\n{"label": 1}\n', 2, "text", "no such field"),
+    ("a.jsonl", '{"text": null, "label": 1}\n', 1, "text", "null"),
+    ("a.jsonl", '{"text": "a", "label": null}\n', 1, "label", "null"),
+    ("a.jsonl", '{"text": "a", "label": []}\n', 1, "label", "a list"),
+    ("a.jsonl", '{"text": "a", "label": 2}\n', 1, "label", "2"),
+    ("a.csv", "text,label\na,-1\n", 2, "label", '"-1"'),
+    ("a.csv", "text,label\na,Positive\n", 2, "label", '"Positive"'),
+    ("a.csv", "text,label\na,+1\n", 2, "label", '"+1"'),
+    ("a.csv", "text,label\na,١\n", 2, "label", '"١"'),
+    ("a.tsv", "text\tlabel\na\t3\n", 2, "label", '"3"'),
+]
+
+
 @pytest.mark.parametrize(
-    ("name", "content", "line", "field", "found"),
-    [
-        ("a.csv", "text,label\na,1\nb,postive\n", 3, "label", '"postive", allowed negative, posit'),
-        ("a.csv", "text,label\na,2\n", 2, "label", '"2", allowed negative, positive or 0 to 1'),
-        ("a.csv", "text,label\na,\n", 2, "label", '""'),
-        ("a.csv", "text,label\na,²\n", 2, "label", '"²"'),
-        ("a.csv", "text,label\na," + "0" * 5000 + "\n", 2, "label", '"0000'),
-        ("a.csv", "text,label\n ,1\n", 2, "text", "an empty text"),
-        ("a.jsonl", '{"text": "a", "label": -1}\n', 1, "label", "-1"),
-        ("a.jsonl", '{"text": "a", "label": true}\n', 1, "label", "true"),
-        ("a.jsonl", '{"text": "a", "label": 1.0}\n', 1, "label", "1.0"),
-        ("a.jsonl", '{"text": "a", "label": 1}\n{"text": "a"}\n', 2, "label", "no such field"),
-        ("a.jsonl", '{"text": "a", "label": 1}\n{"label": 1}\n', 2, "text", "no such field"),
-        ("a.jsonl", '{"text": null, "label": 1}\n', 1, "text", "null"),
-    ],
+    ("name", "content", "line", "field", "found"), BAD_LABELS, ids=range(len(BAD_LABELS))
 )
 def test_refused_with_a_template(
     tmp_path: Path, name: str, content: str, line: int, field: str, found: str
@@ -382,3 +451,73 @@ def test_the_current_folder_may_change(tmp_path: Path, monkeypatch: pytest.Monke
     records = open_records("a.jsonl")
     monkeypatch.chdir("/")
     assert records[0] == {"prompt": "a", "completion": "b"}
+
+
+@pytest.mark.parametrize("name", ["a\0.jsonl", "x" * 300 + ".csv", "a.txt/b.txt", "loop.jsonl"])
+def test_paths_that_are_no_file(tmp_path: Path, name: str) -> None:
+    (tmp_path / "loop.jsonl").symlink_to("loop.jsonl")
+    write(tmp_path, "a.txt", "text")
+    with pytest.raises(DataError) as caught:
+        open_records(tmp_path / name)
+    assert "\n" not in str(caught.value)
+
+
+def test_columns_in_an_error_are_few_and_printable(tmp_path: Path) -> None:
+    header = ",".join(f"c{i}" for i in range(100_000))
+    path = write(tmp_path, "a.csv", f'"a\x1b[2J\n",{header}\n' + "," * 100_000 + "\n")
+    for template in ("{text}", "plain"):
+        with pytest.raises(ConfigError) as caught:
+            open_records(path, template=template, target="c1")
+        assert str(caught.value).isprintable()
+        assert len(str(caught.value)) < 500
+
+
+def hostile() -> dict[str, tuple[Callable[[Path], object], str]]:
+    """For tests/hostile.py."""
+
+    def attempt(folder: Path, name: str, content: Any, options: dict[str, Any]) -> None:
+        path = folder / name
+        if callable(content):
+            content(path)
+        else:
+            write(folder, name, content)
+        open_records(path, **options)
+
+    def hole(start: bytes) -> Callable[[Path], None]:
+        def make(path: Path) -> None:
+            path.write_bytes(start)
+            os.truncate(path, 1 << 40)
+
+        return make
+
+    wide = ",".join(f"c{i}" for i in range(100_000)) + "\n" + "," * 99_999 + "\n"
+    evil = '"a\x1b[2J\n",b\n1,2\n'
+    other: list[tuple[str, Any, dict[str, Any], str]] = [
+        ("a.jsonl", lambda path: path.mkdir(), {}, "data"),
+        ("a.jsonl", os.mkfifo, {}, "data"),
+        ("a.jsonl", lambda path: path.symlink_to(path.name), {}, "data"),
+        ("a.jsonl", lambda path: path.symlink_to("nowhere"), {}, "data"),
+        ("a.jsonl", lambda path: path.symlink_to("/dev/zero"), {}, "data"),
+        ("a.jsonl", lambda path: None, {}, "data"),
+        ("a.jsonl", hole(b'{"text": "a"}\n"'), {}, "data"),
+        ("a.csv", hole(b'text\n"'), {}, "data"),
+        ("a.tsv", hole(b"text\n"), {}, "data"),
+        ("a.txt", hole(b"text\n"), {}, "data"),
+        ("a.json", GOOD, {}, "config"),
+        ("a.parquet", b"PAR1" + bytes(40), {}, "config"),
+        ("a", GOOD, {}, "config"),
+        ("a.csv", wide, {"template": "{text}", "target": "label"}, "config"),
+        ("a.csv", wide, {"template": "{c0}", "target": "label"}, "config"),
+        ("a.csv", wide, {"template": "text", "target": "c0"}, "config"),
+        ("a.csv", evil, {"template": "{text}", "target": "b"}, "config"),
+        ("a.csv", evil, {"template": "text", "target": "b"}, "config"),
+        ("a.csv", evil, {"template": "{b.__class__}", "target": "b"}, "config"),
+        ("a.csv", "text,label\na,1\n", REVIEWS | {"template": "{label}{text}"}, "config"),
+        ("a.csv", "text,label\na,1\n", {"labels": ("a", "b")}, "config"),
+    ]
+    cases = [(name, content, {}, "data") for name, content, *_ in BAD]
+    cases += [(name, content, REVIEWS, "data") for name, content, *_ in BAD_LABELS]
+    return {
+        f"{name} {number}": (partial(attempt, name=name, content=content, options=options), code)
+        for number, (name, content, options, code) in enumerate([*cases, *other])
+    }

@@ -6,11 +6,14 @@ import csv
 import io
 import json
 import random
+from pathlib import Path
 
 import pytest
 
-from minift.data import rows
+from minift.data import read, rows
+from minift.data.read import open_records
 from minift.data.rows import READERS, Problem
+from minift.errors import DataError
 
 
 def spans_of(suffix: str, data: bytes) -> list[tuple[bytes, int]]:
@@ -102,3 +105,23 @@ def test_every_cut_and_every_flipped_bit_is_a_row_or_a_problem() -> None:
                     told += bool(problem.found and problem.allowed)
         assert told
         assert {dict, Problem} <= outcomes <= {dict, Problem, type(None)}
+
+
+@pytest.mark.parametrize(
+    ("name", "at", "over"),
+    [
+        ("a.jsonl", '{"text": "1234567"}\n', '{"text": "12345678"}\n'),
+        ("a.csv", "text\n1234567890123456789\n", "text\n12345678901234567890\n"),
+        ("a.txt", "1234567890123456789\n", "12345678901234567890\n"),
+    ],
+)
+def test_a_row_at_the_limit_and_over_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, at: str, over: str
+) -> None:
+    for module in (rows, read):
+        monkeypatch.setattr(module, "LINE_LIMIT", 20)
+    (tmp_path / name).write_text(at)
+    assert len(open_records(tmp_path / name)) == 1
+    (tmp_path / name).write_text(over)
+    with pytest.raises(DataError, match="shorter rows"):
+        open_records(tmp_path / name)

@@ -150,11 +150,12 @@ class Pieces:
     """A tokenizer whose token i is the i-th given piece of bytes; 0 ends and shows nothing."""
 
     eos, bos, add_bos = EOS, None, False
+    template = chat_template = None
 
     def __init__(self, *pieces):
         self.pieces = [b"", *pieces]
 
-    def encode(self, text):
+    def encode(self, text, after=None):
         return [self.pieces.index(text.encode())] if text else []
 
     def decode_bytes(self, ids):

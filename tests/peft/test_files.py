@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -152,15 +154,39 @@ def test_zeros_change_nothing_and_are_refused_unless_training_goes_on(tmp_path):
     assert len(trainable(model)) == len(safetensors.read(folder / TENSORS).tensors)
 
 
-@pytest.mark.parametrize(("key", "value"), [
-    ("use_dora", True), ("bias", "all"), ("modules_to_save", ["lm_head"]), ("peft_type", "IA3"),
-    ("rank_pattern", {"q_proj": 2}), ("r", 0), ("r", True), ("lora_alpha", "8"), ("r", 4),
-    ("target_modules", ".*q_proj"), ("target_modules", ["q_proj", "nothing"]), ("new_trick", 3),
-    ("init_lora_weights", "pissa"), ("target_modules", ["model.layers.0.self_attn.q_proj"]),
-])  # fmt: skip
+BAD_OPTIONS = [
+    ("use_dora", True, "unknown-field"), ("bias", "all", "unknown-field"),
+    ("modules_to_save", ["lm_head"], "unknown-field"), ("peft_type", "IA3", "out-of-range"),
+    ("rank_pattern", {"q_proj": 2}, "unknown-field"), ("r", 0, "out-of-range"),
+    ("r", True, "unknown-field"), ("lora_alpha", "8", "unknown-field"), ("r", 4, "shape-mismatch"),
+    ("target_modules", ".*q_proj", "unknown-field"),
+    ("target_modules", ["q_proj", "nothing"], "shape-mismatch"), ("new_trick", 3, "unknown-field"),
+    ("init_lora_weights", "pissa", "unknown-field"),
+    ("target_modules", ["model.layers.0.self_attn.q_proj"], "shape-mismatch"),
+    ("base_model_name_or_path", ["x"], "unknown-field"), ("r", -1, "out-of-range"),
+    ("r", 2.0, "unknown-field"), ("r", None, "unknown-field"), ("r", 10**19, "shape-mismatch"),
+    ("lora_alpha", 0, "out-of-range"), ("lora_alpha", -8, "out-of-range"),
+    ("lora_alpha", None, "unknown-field"), ("lora_alpha", True, "unknown-field"),
+    ("lora_dropout", 1, "out-of-range"), ("lora_dropout", -0.1, "out-of-range"),
+    ("lora_dropout", "0", "unknown-field"), ("use_rslora", 1, "unknown-field"),
+    ("target_modules", None, "unknown-field"), ("target_modules", [], "shape-mismatch"),
+    ("target_modules", [3], "unknown-field"), ("target_modules", [""], "shape-mismatch"),
+    ("target_modules", "all-linear", "unknown-field"), ("target_modules", {}, "unknown-field"),
+    ("target_modules", ["q_proj", "v_proj", "k_proj"], "shape-mismatch"),
+    ("target_modules", ["q"], "shape-mismatch"), ("layers_to_transform", [0], "unknown-field"),
+    ("alpha_pattern", {"q_proj": 3}, "unknown-field"), ("bias", "lora_only", "unknown-field"),
+    ("fan_in_fan_out", True, "unknown-field"), ("lora_bias", True, "unknown-field"),
+    ("trainable_token_indices", [1], "unknown-field"),
+    ("target_parameters", ["x"], "unknown-field"), ("exclude_modules", "lm_head", "unknown-field"),
+    ("layer_replication", [[0, 1]], "unknown-field"), ("peft_type", None, "out-of-range"),
+    ("peft_type", ["LORA"], "out-of-range"), ("auto_run", "rm -rf /", "unknown-field"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("key", "value"), [option[:2] for option in BAD_OPTIONS])
 def test_options_that_minift_does_not_have_are_refused(tmp_path, key, value):
     text = refused(broken(tmp_path, edit_config=lambda c: c.__setitem__(key, value)))
-    assert key in text or "that do not fit" in text
+    assert key.removeprefix("lora_") in text or "that do not fit" in text
 
 
 def test_ranks_by_pattern_are_refused_by_name():
@@ -195,3 +221,75 @@ def test_merging_in_bf16_says_what_rounding_cost():
     assert 0 < error.logit < 1
     assert error.tokens == 12
     assert merged.blocks[0].attn.qkv.q.weight.dtype == torch.bfloat16
+
+
+def hostile():
+    """For tests/hostile.py."""
+    base = str(np.load(GOLDEN / "lora_qv.npz")["base"])
+
+    def attempt(tmp_path, config=lambda c: None, tensors=lambda t: None, after=lambda p: None):
+        folder = broken(tmp_path, config, tensors)
+        after(folder)
+        load_adapter(load_model(GOLDEN / base), folder)
+
+    def option(key, value):
+        return {"config": lambda data: data.update({key: value})}
+
+    def instead(name, content):
+        def make(folder):
+            (folder / name).unlink()
+            if callable(content):
+                content(folder / name)
+            else:
+                (folder / name).write_bytes(content)
+
+        return {"after": make}
+
+    def grow(tensors):
+        for key in tensors:
+            tensors[key] = torch.cat([tensors[key]] * 2)
+
+    def turn(tensors):
+        for key in tensors:
+            tensors[key] = tensors[key].T.contiguous()
+
+    def drop(tensors):
+        del tensors[next(iter(tensors))]
+
+    def nothing(tensors):
+        tensors.clear()
+
+    def add(tensors):
+        tensors["base_model.model.x.lora_A.weight"] = torch.zeros(2, 2)
+
+    raw = (GOLDEN / "lora_qv" / CONFIG).read_bytes()
+    cases = {
+        f"adapter {key} {value!r} {number}": (option(key, value), code)
+        for number, (key, value, code) in enumerate(BAD_OPTIONS)
+    }
+    cases |= {
+        "200,000 target modules": (
+            option("target_modules", [f"{i % 1000:03}" for i in range(149_000)]), "shape-mismatch",
+        ),
+        "100,000 unknown options": (
+            {"config": lambda c: c.update({f"{i:x}": 1 for i in range(80_000)})}, "unknown-field",
+        ),
+        "another prefix": ({"tensors": rename}, "shape-mismatch"),
+        "a tensor less": ({"tensors": drop}, "shape-mismatch"),
+        "a tensor more": ({"tensors": add}, "shape-mismatch"),
+        "no tensors": ({"tensors": nothing}, "shape-mismatch"),
+        "tensors turned": ({"tensors": turn}, "shape-mismatch"),
+        "tensors twice as high": ({"tensors": grow}, "shape-mismatch"),
+        "no configuration": ({"after": lambda p: (p / CONFIG).unlink()}, "config"),
+        "a configuration of nothing": (instead(CONFIG, b""), "bad-json"),
+        "a configuration that is a list": (instead(CONFIG, b"[]"), "bad-type"),
+        "half a configuration": (instead(CONFIG, raw[: len(raw) // 2]), "bad-json"),
+        "a field twice": (instead(CONFIG, raw.rstrip()[:-1] + b',"r":2}'), "dup-key"),
+        "NaN as alpha": (instead(CONFIG, raw.replace(b'"r":', b'"x":NaN,"r":')), "bad-json"),
+        "a configuration that is a pipe": (instead(CONFIG, os.mkfifo), "bad-path"),
+        "a configuration over a megabyte": (instead(CONFIG, b" " * (1 << 20) + raw), "too-large"),
+        "no tensor file": ({"after": lambda p: (p / TENSORS).unlink()}, "bad-path"),
+        "a tensor file of nothing": (instead(TENSORS, b""), "truncated"),
+        "a pickle as tensor file": (instead(TENSORS, b"\x80\x02}q\0." + bytes(9)), "too-large"),
+    }  # fmt: skip
+    return {name: (partial(attempt, **how), code) for name, (how, code) in cases.items()}

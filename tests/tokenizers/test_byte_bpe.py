@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from minift.errors import EncodeError
-from minift.tokenizers import byte_bpe
+from minift.errors import EncodeError, FormatError
+from minift.tokenizers import vocabulary, words
 from minift.tokenizers.byte_bpe import ALPHABET, ByteBPE
 
 GOLDEN = json.loads(Path(__file__).parents[1].joinpath("golden/tokens.json").read_text())
@@ -98,8 +98,8 @@ def test_a_normalized_vocabulary_decodes_to_the_normalized_text() -> None:
 
 
 def test_a_full_cache_and_long_words_change_no_id(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(byte_bpe, "CACHED_WORDS", 3)
-    monkeypatch.setattr(byte_bpe, "LONGEST_CACHED", 4)
+    monkeypatch.setattr(words, "CACHED_WORDS", 3)
+    monkeypatch.setattr(words, "LONGEST_CACHED", 4)
     tokenizer = small()
     for text, ids in zip(GOLDEN["texts"], GOLDEN["small"]["gpt2"]["ids"], strict=True):
         assert tokenizer.encode(text) == ids
@@ -197,3 +197,16 @@ def test_smollm2_chat(smollm2: ByteBPE) -> None:
     assert smollm2.template == golden["template"]
     for row in golden["rows"]:
         assert smollm2.chat(row["messages"], row["reply"])[0] == row["ids"]
+
+
+def test_a_vocabulary_at_its_limits_and_over_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    longest = "x" * vocabulary.LONGEST_TOKEN
+    assert ByteBPE.from_gguf(metadata(longest), "x.gguf").vocab_size == 258
+    with pytest.raises(FormatError) as caught:
+        ByteBPE.from_gguf(metadata(longest + "x"), "x.gguf")
+    assert caught.value.code == "limit"
+    monkeypatch.setattr(vocabulary, "MOST_TOKENS", 258)
+    assert ByteBPE.from_gguf(metadata("lo"), "x.gguf").vocab_size == 258
+    with pytest.raises(FormatError) as caught:
+        ByteBPE.from_gguf(metadata("lo low"), "x.gguf")
+    assert caught.value.code == "limit"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import copy
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +13,12 @@ import pytest
 
 from minift.errors import ConfigError, EncodeError
 from minift.tokenizers.byte_bpe import ByteBPE
-from minift.tokenizers.chat import TEMPLATES, find
+from minift.tokenizers.chat import TEMPLATES, canonical, ends, find
+from minift.tokenizers.sentencepiece import SentencePiece
 
 GOLDEN = json.loads(Path(__file__).parents[1].joinpath("golden/tokens.json").read_text())
+PIECES = json.loads(Path(__file__).parents[1].joinpath("golden/pieces.json").read_text())
+MODELS = {name: base64.b64decode(raw) for name, raw in PIECES["models"].items()}
 CONFIG = {"eos_token": "<|im_end|>", "bos_token": "<|begin_of_text|>"}
 TALK = [
     {"role": "user", "content": "Hi"},
@@ -28,6 +33,20 @@ def tokenizer(template: str | None = None, **config: Any) -> ByteBPE:
     return ByteBPE.from_json(GOLDEN["tokenizer"], config, "tokenizer.json")
 
 
+def complete(**config: Any) -> ByteBPE:
+    """A vocabulary that has the special tokens of every row."""
+    data = copy.deepcopy(GOLDEN["tokenizer"])
+    for n, name in enumerate(("<start_of_turn>", "<end_of_turn>")):
+        data["added_tokens"].append({"id": 700 + n, "content": name, "special": True})
+    return ByteBPE.from_json(data, CONFIG | config, "tokenizer.json")
+
+
+def pieces(model: str = "plain", legacy: bool = True, **config: Any) -> SentencePiece:
+    turns = ["<start_of_turn>", "<end_of_turn>"] if model == "tokens" else []
+    config = {"legacy": legacy, "additional_special_tokens": turns} | config
+    return SentencePiece.from_model(MODELS[model], config, "tokenizer.model")
+
+
 @pytest.mark.parametrize("name", ["smollm2", "chatml", "llama3"])
 def test_ids_are_those_of_the_jinja_template(name: str) -> None:
     golden = GOLDEN["chat"][name]
@@ -40,6 +59,147 @@ def test_ids_are_those_of_the_jinja_template(name: str) -> None:
             ids, mask = ours.chat(row["messages"], row["reply"])
             assert ids == row["ids"]
             assert len(mask) == len(ids)
+
+
+@pytest.mark.parametrize("kind", ["published", "own"])
+@pytest.mark.parametrize("name", sorted({row[3] for row in PIECES["chats"]}))
+def test_ids_over_pieces_are_those_of_the_jinja_template(name: str, kind: str) -> None:
+    """With and without tokens for [INST] and the like, and with each rule for the first space."""
+    row = TEMPLATES[name.removesuffix("-1") if name.startswith("gemma") else name]
+    count = 0
+    for model, legacy, written, template, number, reply, ids in PIECES["chats"]:
+        if (written, template) != (kind, name):
+            continue
+        count += 1
+        ours = pieces(model, legacy, chat_template=PIECES[kind][name])
+        assert find(ours) is row
+        talk = PIECES["conversations"][number]
+        if kind == "published" and name == "mistral-v3" and number == 4:
+            talk = talk[1:]  # that text drops the system's; chat.py says why minift does not
+        found, mask = ours.chat(talk, reply)
+        assert found == ids
+        assert len(mask) == len(ids)
+        answers = sum(message["role"] == "assistant" for message in talk)
+        assert sum(a < b for a, b in zip([0, *mask], mask, strict=False)) == answers
+    assert count >= 8 or (kind, name) in {("published", "plain"), ("own", "gemma-1")}
+
+
+@pytest.mark.parametrize("name", sorted(PIECES["own"]))
+def test_the_golden_was_made_from_these_rows(name: str) -> None:
+    assert TEMPLATES[name].jinja.replace("{{ opening }}", "{{ bos_token }}") == PIECES["own"][name]
+
+
+def shown(ours: SentencePiece, talk: list[dict[str, str]]) -> str:
+    """A conversation with its learned parts in ‹ ›, spaces and special tokens as they are."""
+    ids, mask = ours.chat(talk)
+    text, before = "", 0
+    for i, bit in zip(ids, mask, strict=True):
+        text += ("‹" if bit > before else "›" if bit < before else "") + ours.token_bytes(
+            i
+        ).decode()
+        before = bit
+    return text + ("›" if before else "")
+
+
+def test_masks_by_hand() -> None:
+    talk = [{"role": "system", "content": "Be brief."}, *TALK]
+    for name, expected in {
+        "llama2": "<s> [INST] <<SYS>>\nBe brief.\n<</SYS>>\n\nHi [/INST]‹ Yes. </s>›"
+        "<s> [INST] Why? [/INST]‹ No. </s>›",
+        "mistral-v0.1": "<s> [INST] Be brief.\n\nHi [/INST]‹Yes.</s>›  "
+        "[INST] Why? [/INST]‹No.</s>›  ",
+        "mistral-v0.2": "<s> [INST] Be brief.\n\nHi [/INST]‹Yes.</s>› [INST] Why? [/INST]‹No.</s>›",
+        "mistral-v1": "<s>  [INST] Be brief.\n\nHi [/INST]‹ Yes.</s>›"
+        "  [INST] Why? [/INST]‹ No.</s>›",
+        "mistral-v3": "<s> [INST] Hi[/INST]‹ Yes.</s>› [INST] Be brief.\n\nWhy?[/INST]‹ No.</s>›",
+        "zephyr": " <|system|>\nBe brief.</s> \n<|user|>\nHi</s> \n<|assistant|>\n‹Yes.</s>› \n"
+        "<|user|>\nWhy?</s> \n<|assistant|>\n‹No.</s>› \n",
+        "plain": "<s> Be brief.\nUser: Hi\nAssistant:‹ Yes.</s>› \nUser: Why?\nAssistant:"
+        "‹ No.</s>› \n",
+    }.items():
+        ours = pieces()
+        ours.chat_template = name
+        assert shown(ours, talk) == expected, name
+    ours = pieces("tokens", legacy=False)
+    ours.chat_template = "gemma"
+    assert shown(ours, talk) == (
+        "<s><start_of_turn>user\nBe brief.\n\nHi<end_of_turn>\n<start_of_turn>model\n"
+        "‹Yes.<end_of_turn>›\n<start_of_turn>user\nWhy?<end_of_turn>\n<start_of_turn>model\n"
+        "‹No.<end_of_turn>›\n"
+    )
+    ours.chat_template = "mistral-v3"
+    assert shown(ours, talk) == (
+        "<s>[INST] Hi[/INST]‹ Yes.</s>›[INST] Be brief.\n\nWhy?[/INST]‹ No.</s>›"
+    )
+
+
+@pytest.mark.parametrize("name", ["llama2", "mistral-v1", "mistral-v3", "gemma"])
+def test_a_system_message_needs_a_user_where_it_has_no_turn_of_its_own(name: str) -> None:
+    ours = complete()
+    ours.chat_template = name
+    with pytest.raises(ConfigError, match="found system alone"):
+        ours.chat([{"role": "system", "content": "Be brief."}])
+    with pytest.raises(ConfigError, match=r"message 3, .*found user, allowed assistant"):
+        ours.chat([{"role": "system", "content": "x"}, TALK[0], TALK[0]])
+
+
+def test_errors_count_the_messages_that_were_given() -> None:
+    for name in ("llama2", "zephyr"):
+        ours = complete()
+        ours.chat_template = name
+        with pytest.raises(EncodeError, match="message 2, "):
+            ours.chat([{"role": "system", "content": "x"}, {"role": "user", "content": "a\udead"}])
+
+
+def test_plain_begins_as_the_vocabulary_begins_its_texts() -> None:
+    for opens in (True, False):
+        ours = complete(add_bos_token=opens)
+        ours.chat_template = "plain"
+        assert ours.chat(TALK)[0].count(ours.bos) == opens
+        saved = json.loads(ours.files()["tokenizer_config.json"])["chat_template"]
+        assert saved.startswith("{{ bos_token }}") is opens
+
+
+def test_a_template_that_needs_bos_where_there_is_none() -> None:
+    ours = complete(bos_token=None)
+    ours.chat_template = "llama2"
+    with pytest.raises(ConfigError, match="needs the special token bos_token"):
+        ours.chat(TALK)
+
+
+def test_one_spelling_for_marks() -> None:
+    assert canonical('{{ " [INST] "  + content.strip()+ "\n" }}') == (
+        "{{ ' [INST] '+content|trim+'\\n' }}"
+    )
+
+
+def test_a_template_of_blanks_takes_no_time() -> None:
+    begin = time.perf_counter()
+    canonical("{{ a " + " " * 1_000_000 + " b }}")
+    assert time.perf_counter() - begin < 1
+
+
+def test_changed_templates_of_known_kinds_are_not_known() -> None:
+    for name, old, new in [
+        ("llama2", "'<<SYS>>\\n'", "'<<SYS>>\\nYou are polite. '"),
+        ("llama2", "' '  + content", "content"),
+        ("mistral-v0.2", "{% else %}", "{% elif message['role'] == 'system' %}{% else %}"),
+        (
+            "mistral-v0.2",
+            "message['content'] + eos_token",
+            "message['content'].strip() + eos_token",
+        ),
+        ("mistral-v1", "' ' + message", "message"),
+        ("mistral-v3", '" " + message', '"" + message'),
+        ("gemma", "bos_token", "'no'"),
+        ("gemma", " | trim", ""),
+        ("zephyr", "content'] + eos_token", "content'] + '<|end|>'"),
+    ]:
+        text = PIECES["published"][name]
+        assert old in text, name
+        changed = text.replace(old, new)
+        with pytest.raises(ConfigError, match="is not known"):
+            find(tokenizer(changed))
 
 
 def test_mask_covers_answers_and_their_end() -> None:
@@ -66,7 +226,7 @@ def test_mask_covers_answers_and_their_end() -> None:
 @pytest.mark.parametrize("name", sorted(TEMPLATES))
 @pytest.mark.parametrize("answer", ["Yes.", "\n Yes", "  ", "é"])
 def test_generation_continues_exactly_what_training_saw(name: str, answer: str) -> None:
-    ours = tokenizer()
+    ours = complete()
     ours.chat_template = name
     talk = [TALK[0], {"role": "assistant", "content": answer + "!"}]
     ids, mask = ours.chat(talk)
@@ -139,7 +299,7 @@ def test_a_vocabulary_without_the_tokens_of_the_template() -> None:
 
 @pytest.mark.parametrize("name", sorted(TEMPLATES))
 def test_a_chosen_template_is_saved_and_recognised(name: str) -> None:
-    ours = tokenizer()
+    ours = complete()
     ours.chat_template = name
     files = {file: json.loads(raw) for file, raw in ours.files().items()}
     again = ByteBPE.from_json(files["tokenizer.json"], files["tokenizer_config.json"], "t.json")
@@ -181,3 +341,13 @@ def test_text_that_cannot_be_encoded_is_named_by_message() -> None:
     ours = tokenizer(GOLDEN["chat"]["smollm2"]["template"])  # adds a message of its own in front
     with pytest.raises(EncodeError, match=r'message 1, field "content": found U\+DEAD'):
         ours.chat([{"role": "user", "content": "a\udead"}])
+
+
+def test_what_ends_an_answer() -> None:
+    ours = complete()
+    assert ends(ours) == {ours.eos}
+    ours.chat_template = "gemma"
+    assert ends(ours) == {ours.eos, ours.special["<end_of_turn>"]}
+    ours.chat_template = "chatml"
+    assert ends(ours) == {ours.special["<|im_end|>"]}
+    assert ends(tokenizer("{{ unknown }}")) == {tokenizer().eos}

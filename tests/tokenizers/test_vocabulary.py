@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from minift.errors import ConfigError, FormatError
 from minift.tokenizers.byte_bpe import ALPHABET, ByteBPE
-from minift.tokenizers.vocabulary import Added, from_gguf, to_gguf
+from minift.tokenizers.vocabulary import GGUF_NAMES, Added, from_gguf, to_gguf
 
 
 def metadata(words: str = "", merges: str = "", **more: Any) -> dict[str, Any]:
@@ -112,12 +114,64 @@ def test_rows_without_a_token_get_one_that_no_text_has() -> None:
     assert padded.encode("[PAD0] lo") == ByteBPE(vocab, "x.gguf").encode("[PAD0] lo")
 
 
-@pytest.mark.parametrize("pattern", ["gpt2", "smollm", "llama3", "qwen2"])
-def test_every_pattern_has_a_name_in_gguf(pattern: str) -> None:
+@pytest.mark.parametrize("row", sorted(set(GGUF_NAMES.values())))
+def test_every_pattern_has_a_name_in_gguf(row: tuple[str, bool, bool]) -> None:
+    pattern, nfc, whole = row
     vocab = from_gguf(metadata(), "x.gguf")
-    vocab = replace(
-        vocab, pattern=pattern, nfc=pattern == "qwen2", ignore_merges=pattern == "llama3"
-    )
-    assert from_gguf(to_gguf(vocab, None, 257), "x.gguf").pattern == pattern
-    with pytest.raises(ConfigError, match=f"a {pattern} tokenizer with nfc"):
-        to_gguf(replace(vocab, nfc=not vocab.nfc), None, 257)
+    vocab = replace(vocab, pattern=pattern, nfc=nfc, ignore_merges=whole)
+    again = from_gguf(to_gguf(vocab, None, 257), "x.gguf")
+    assert (again.pattern, again.nfc, again.ignore_merges) == row
+    for lie in ({"ignore_merges": not whole}, {"prefix_space": True}):
+        with pytest.raises(ConfigError, match=f"a {pattern} tokenizer with nfc"):
+            to_gguf(replace(vocab, **lie), None, 257)
+
+
+@pytest.mark.parametrize("pre", ["olmo", "mpt"])
+def test_two_names_of_gpt_neox(pre: str) -> None:
+    """The pattern of GPT-2, and NFC before it: e with an accent is one character, C3 A9."""
+    tokenizer = ByteBPE.from_gguf(metadata(pre=pre), "x.gguf")
+    assert tokenizer.encode("e\u0301") == [1 + 0xC3, 1 + 0xA9]
+    assert ByteBPE.from_gguf(metadata(), "x.gguf").encode("e\u0301") == [1 + ord("e"), 0xCD, 0x82]
+    assert tokenizer.vocab.pattern == "gpt2"
+
+
+def hostile() -> dict[str, tuple[Callable[[Path], object], str]]:
+    """For tests/hostile.py."""
+
+    def attempt(folder: Path, key: str, lie: Callable[[dict[str, Any]], object] | None) -> None:
+        data = metadata("lo", "l o")
+        short = {name.removeprefix("tokenizer.ggml."): value for name, value in data.items()}
+        if lie is None:
+            del data["tokenizer.ggml." + key]
+        else:
+            data["tokenizer.ggml." + key] = lie(short)
+        ByteBPE.from_gguf(data, "x.gguf")
+
+    more: list[tuple[str, Callable[[dict[str, Any]], object], str]] = [
+        ("merges", lambda m: "l o", "bad-type"),
+        ("merges", lambda m: ["l  o"], "bad-type"),
+        ("merges", lambda m: [["l", "o", "w"]], "bad-type"),
+        ("merges", lambda m: [f"{i} zz" for i in range(100_000)], "out-of-range"),
+        ("tokens", lambda m: "abc", "bad-type"),
+        ("tokens", lambda m: [f"{i}" for i in range(100_000)], "shape-mismatch"),
+        ("tokens", lambda m: ["a" for _ in m["tokens"]], "dup-key"),
+        ("token_type", lambda m: [0, *m["token_type"][1:]], "out-of-range"),
+        ("token_type", lambda m: [1.0, *m["token_type"][1:]], "out-of-range"),
+        ("token_type", lambda m: ["1", *m["token_type"][1:]], "out-of-range"),
+        ("token_type", lambda m: 1, "bad-type"),
+        ("eos_token_id", lambda m: 0.0, "bad-type"),
+        ("eos_token_id", lambda m: [0], "bad-type"),
+        ("padding_token_id", lambda m: -1, "out-of-range"),
+        ("unknown_token_id", lambda m: 2**32, "out-of-range"),
+        ("bos_token_id", lambda m: "0", "bad-type"),
+        ("pre", lambda m: "default", "unknown-field"),
+        ("pre", lambda m: ["gpt-2"], "bad-type"),
+        ("model", lambda m: ["gpt2"], "bad-type"),
+    ]
+    cases: dict[str, tuple[Callable[[Path], object], str]] = {}
+    for key, lie, *_, code in [*GGUF_LIES, *more]:
+        name = f"{key} {len(cases)}"
+        cases[name] = partial(attempt, key=key, lie=lie), code
+    for key in ("model", "pre", "tokens", "token_type", "merges", "eos_token_id"):
+        cases[f"no {key}"] = partial(attempt, key=key, lie=None), "missing-field"
+    return cases

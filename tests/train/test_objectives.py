@@ -22,7 +22,7 @@ class Bytes:
     eos, bos, add_bos, template, chat_template = END, START, False, None, "chatml"
     special = {"<|im_start|>": START, "<|im_end|>": END}  # noqa: RUF012
 
-    def encode(self, text):
+    def encode(self, text, after=None):
         if "\x00" in text:
             raise EncodeError("found byte 00, allowed others")
         return list(text.encode())

@@ -1,7 +1,7 @@
 """Token ids of a file of texts by a peer library: a digest per text, and the time they took.
 
-    python benchmarks/peers/tokens_parity.py tokenizers WORK
-    python benchmarks/peers/tokens_parity.py transformers WORK
+    python benchmarks/peers/tokenizing.py tokenizers WORK
+    python benchmarks/peers/tokenizing.py transformers WORK
 
 Runs in the peers' own environment. WORK holds texts.jsonl (one JSON string a line), bpe.json
 (vocab, merges: those of the model file, not of minift), model/ (what minift saved); the answer is

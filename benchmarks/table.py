@@ -1,0 +1,178 @@
+"""The README's tables of measured numbers, from the result files.
+
+    python benchmarks/table.py            write them into README.md
+    python benchmarks/table.py --check    fail if README.md says anything else
+
+A table stands between `<!-- NAME: benchmarks/table.py -->` and `<!-- end -->`. Nothing between
+the two is written by hand.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+RESULTS = REPOSITORY / "benchmarks" / "results"
+MARK = "<!-- {}: benchmarks/table.py -->\n"
+END = "<!-- end -->"
+
+
+def result(name: str) -> dict[str, Any]:
+    return json.loads((RESULTS / f"{name}.json").read_text())
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join(f"| {' | '.join(map(str, line))} |\n" for line in lines)
+
+
+def share(number: float) -> str:
+    return f"{number * 100:.1f} %"
+
+
+FAMILIES = {
+    "llama": "Llama 1 to 3.x, SmolLM2",
+    "mistral": "Mistral",
+    "qwen2": "Qwen2, Qwen2.5",
+    "qwen3": "Qwen3",
+    "gemma": "Gemma 1",
+    "gemma2": "Gemma 2",
+    "gemma3_text": "Gemma 3 (text)",
+    "gpt2": "GPT-2",
+    "gpt_neox": "GPT-NeoX, Pythia",
+    "bert": "BERT, MiniLM",
+    "roberta": "RoBERTa",
+    "distilbert": "DistilBERT",
+}
+
+
+def families() -> str:
+    """Each family's proof: real weights where there are some, else tiny random checkpoints."""
+    models, real = result("families")["models"], {}
+    real["llama"] = f"SmolLM2-135M, logits {result('parity')['logits']:.1e}"
+    found = {row["family"] for row in models.values()}
+    assert found == set(FAMILIES), f"families.json and the list of families: {found}"
+    lines = []
+    for family, name in FAMILIES.items():
+        rows = {key: row for key, row in models.items() if row["family"] == family}
+        tiny = [row for row in rows.values() if not row["real"]]
+        for key, row in rows.items():
+            if row["real"]:
+                real[family] = f"{key}, hidden states {row['saved_hidden']:.1e}"
+        saved = [v for row in rows.values() for k, v in row.items() if k.startswith("saved")]
+        golden, back = max(row["golden"] for row in tiny), max(saved)
+        proof = real.get(family, "no: golden-proven")
+        lines.append([name, proof, len(tiny), f"{golden:.1e}", f"{back:.1e}"])
+    head = ["family", "real weights", "tiny checkpoints", "golden error", "saved and read there"]
+    return table(head, lines)
+
+
+def measured() -> str:
+    load, text, tokens = result("load"), result("tokenizing"), result("token_parity")["parity"]
+    f64, f32, quick = (result(f"reference_{n}") for n in ("float64", "float32", "quickstart"))
+    parity, export, memory = result("parity"), result("export"), result("memory")
+    seconds, faster = load["median_seconds"], load["times_faster"]
+    speed = text["median"]
+    adapters = max(row["float64"] for row in parity["adapter_written_by"].values())
+    control = quick["agreement_of_minift_with_itself_on_one_thread"]
+    texts = min(sum(row["texts"] for row in found["sources"].values()) for found in tokens.values())
+    q8 = export["Q8_0"]
+    gguf = memory["loading"]["gguf to float32"]
+    rows = [
+        [
+            "cached GGUF to first logits, torch's import taken off (`load`)",
+            f"{seconds['minift']:.2f} s",
+            f"transformers {seconds['transformers']:.1f} s: {faster['median']} times, pair by pair "
+            f"{faster['least']} to {faster['most']}",
+        ],
+        [
+            "its logits on 20 prompts, float32 (`parity`)",
+            f"{parity['greedy_identical']} of 20 greedy texts identical",
+            f"transformers: largest difference {parity['logits']:.1e}",
+        ],
+        [
+            "an adapter of one read by the other, float64 (`parity`)",
+            "",
+            f"PEFT: largest difference of a logit {adapters:.1e}",
+        ],
+        [
+            "fifty LoRA steps in float64, four layers (`reference_float64`)",
+            "",
+            f"PEFT: largest difference of a loss {f64['largest_loss_difference']:.1e}",
+        ],
+        [
+            f"{f32['steps']} LoRA steps of {f32['batch']} at {f32['lr']:g} (`reference_float32`)",
+            f"{share(f32['minift_before'])} to {share(f32['minift_after'])}",
+            f"PEFT {share(f32['peft_after'])}; {share(f32['agreement_after'])} of the rows alike",
+        ],
+        [
+            f"{quick['steps']} of {quick['batch']} at {quick['lr']:g} (`reference_quickstart`)",
+            f"{share(quick['minift_before'])} to {share(quick['minift_after'])}",
+            f"PEFT {share(quick['peft_after'])}; {share(quick['agreement_after'])} of the rows "
+            f"alike, as many as minift on one thread and on two: {share(control)}",
+        ],
+        [
+            "tokenizing 34 MB of reviews, one thread (`tokenizing`)",
+            f"{speed['minift']:.1f} MB/s",
+            f"tokenizers {speed['tokenizers']:.1f} MB/s, with the same ids",
+        ],
+        [
+            f"ids and decoded texts of {len(tokens)} vocabularies (`token_parity`)",
+            "",
+            f"tokenizers, sentencepiece, transformers: equal on {texts:,} texts or more for each",
+        ],
+        [
+            "GGUF written by minift, run by llama.cpp (`export`)",
+            f"F32: {export['F32']['greedy_identical']} of {export['prompts']} greedy texts "
+            f"identical, with a LoRA {export['lora']['greedy_identical']}",
+            f"Q8_0: mean KL {q8['mean_kl']:.1e} nats over {q8['positions']:,} positions",
+        ],
+        [
+            "memory to load it as float32, above one copy of the weights (`memory`)",
+            f"{(gguf['peak_bytes'] - gguf['one_copy_bytes']) / 1e6:.0f} MB",
+            f"its largest tensor has {gguf['largest_tensor_float32_bytes'] / 1e6:.0f} MB",
+        ],
+        [
+            "opening a sparse safetensors file of 10 GB (`memory`)",
+            f"{memory['opening']['median_ms']:.1f} ms",
+            "",
+        ],
+    ]
+    return table(["question", "minift", "peer"], rows)
+
+
+TABLES: dict[str, Callable[[], str]] = {"families": families, "measured": measured}
+
+
+def written(text: str) -> str:
+    """README.md with every table as the result files have it."""
+    for name, make in TABLES.items():
+        mark = MARK.format(name)
+        pattern = re.compile(re.escape(mark) + "(.*?)" + re.escape(END), re.DOTALL)
+        assert len(pattern.findall(text)) == 1, f"README.md has no one place for {name}"
+        new = f"{mark}\n{make()}\n{END}"
+        text = pattern.sub(lambda match, new=new: new, text)
+    return text
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true")
+    options = parser.parse_args()
+    path = REPOSITORY / "README.md"
+    now = path.read_text()
+    new = written(now)
+    if options.check and new != now:
+        sys.exit("README.md is not what the result files say: python benchmarks/table.py")
+    if not options.check:
+        path.write_text(new)
+
+
+if __name__ == "__main__":
+    main()

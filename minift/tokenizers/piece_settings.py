@@ -1,0 +1,257 @@
+"""What stands beside the pieces of a sentencepiece model: which token ends a text, and so on.
+
+Here from tokenizer_config.json and added_tokens.json; with the pieces, GGUF metadata both ways.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from array import array
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from minift.errors import ConfigError, FormatError
+from minift.tokenizers import piece_model
+from minift.tokenizers.piece_model import (
+    BYTE,
+    CONTROL,
+    NORMAL,
+    ROLES,
+    UNKNOWN,
+    UNUSED,
+    PieceModel,
+)
+from minift.tokenizers.tokenizer_json import role_of, template_of
+from minift.tokenizers.vocabulary import FLAGS, LONGEST_TOKEN, MOST_TOKENS, Added, field_of
+from minift.tokenizers.wrapping import Wrapping
+
+OWN = "minift.tokenizer."  # metadata that other programs pass over
+LEAST = -10_000.0  # the score of a token that no merge makes
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What stands beside the pieces."""
+
+    eos: int
+    bos: int | None = None
+    pad: int | None = None
+    add_bos: bool = False
+    legacy: bool = True  # a part after a special token begins with a space, as a text does
+    prefix: bool = True  # False: no space before a text, whatever the model says
+    once: bool = False  # a text that begins with a space gets no other
+    wrapping: Wrapping | None = None  # around texts; None: BOS before them, if add_bos
+    template: str | None = None  # the Jinja text of the chat template
+    special: frozenset[int] = frozenset()  # beyond the pieces of types control and unknown
+    found: frozenset[int] = frozenset()  # pieces that are looked for before all others
+    added: Mapping[int, Added] = field(default_factory=dict)  # whose ids follow those of the pieces
+
+
+def from_config(
+    model: PieceModel, config: Mapping[str, Any], more: Mapping[str, Any], model_path: str
+) -> Settings:
+    """What tokenizer_config.json and added_tokens.json say of this vocabulary."""
+    path = os.path.join(os.path.dirname(model_path), "tokenizer_config.json")
+    ids = {text: i for i, text in enumerate(model.pieces)}
+    added, special, found = _added_tokens(model, ids, config, more, path)
+    ids |= {token.text: i for i, token in added.items()}
+    roles: dict[str, int | None] = {}
+    for role, name in model.roles.items():
+        key = role + "_token"
+        own = ids.get(name)
+        if config.get(key) is not None:
+            roles[role] = role_of(config[key], role, ids, added, path)
+        elif own is not None and own < len(model.types) and model.types[own] == CONTROL:
+            roles[role] = None if key in config and role != "eos" else own
+    eos = roles.get("eos")
+    if eos is None:
+        raise FormatError(path, "eos_token", "nothing", "a token", "missing-field")
+    special |= {i for role, i in roles.items() if i is not None and role != "unk"}
+    add_bos = field_of(config, "add_bos_token", bool, path, none=True)
+    legacy = field_of(config, "legacy", bool, path, none=True)
+    return Settings(
+        eos=eos,
+        bos=roles.get("bos"),
+        pad=roles.get("pad"),
+        add_bos=roles.get("bos") is not None if add_bos is None else add_bos,
+        legacy=legacy is not False,
+        prefix=field_of(config, "add_prefix_space", bool, path, none=True) is not False,
+        template=template_of(config.get("chat_template"), path),
+        special=frozenset(special),
+        found=frozenset(found - special),
+        added=added,
+    )
+
+
+def _added_tokens(
+    model: PieceModel,
+    ids: Mapping[str, int],
+    config: Mapping[str, Any],
+    more: Mapping[str, Any],
+    path: str,
+) -> tuple[dict[int, Added], set[int], set[int]]:
+    """Tokens after the pieces, and which pieces are special, and which are found in any text."""
+    named = config.get("additional_special_tokens") or []
+    if type(named) is not list:
+        raise FormatError(path, "additional_special_tokens", named, "a list", "bad-type")
+    named = [row.get("content") if isinstance(row, dict) else row for row in named]
+    named += [config.get(role + "_token") for role in ("eos", "bos", "pad", "unk")]
+    named = [row.get("content") if isinstance(row, dict) else row for row in named]
+    rows: list[tuple[str, object, Added]] = []
+    decoder = field_of(config, "added_tokens_decoder", dict, path, none=True) or {}
+    for key, row in decoder.items():
+        at = f"added_tokens_decoder.{key}"
+        if type(row) is not dict:
+            raise FormatError(path, at, row, "an object", "bad-type")
+        text = field_of(row, "content", str, path, at=at + ".")
+        flags = tuple(f for f in FLAGS if field_of(row, f, bool, path, at=at + ".", none=True))
+        hidden = bool(field_of(row, "special", bool, path, at=at + ".", none=True))
+        if not hidden and set(flags) - {"normalized"}:
+            raise FormatError(path, f"{at}.{flags[0]}", True, "false", "unknown-field")
+        i = int(key) if key.isascii() and key.isdigit() and len(key) < 10 else key
+        rows.append((at, i, Added(text, hidden, flags)))
+    for text, i in more.items():
+        rows.append((f'added_tokens.json "{text}"', i, Added(text, text in named)))
+
+    size = len(model.pieces)
+    added: dict[int, Added] = {}
+    special = {ids[t] for t in named if type(t) is str and t in ids}
+    found: set[int] = set()
+    taken: set[str] = set()
+    for at, i, token in rows:
+        if type(i) is not int or not 0 <= i < MOST_TOKENS:
+            raise FormatError(path, at, i, f"an id, 0 to {MOST_TOKENS - 1:,}", "out-of-range")
+        try:
+            length = len(token.text.encode())
+        except UnicodeEncodeError:
+            raise FormatError(path, at, token.text, "valid Unicode", "bad-utf8") from None
+        if not 1 <= length <= LONGEST_TOKEN:
+            allowed = f"1 to {LONGEST_TOKEN:,} bytes"
+            raise FormatError(path, at, f"{length:,} bytes", allowed, "out-of-range")
+        if i < size:
+            if model.pieces[i] != token.text:
+                allowed = f"{model.pieces[i]!r}, the piece {i}"
+                raise FormatError(path, at, token.text, allowed, "dup-key")
+            (special if token.special else found).add(i)
+        elif i not in added:
+            if token.text in ids or token.text in taken:
+                raise FormatError(path, at, f"{token.text!r} again", "each once", "dup-key")
+            added[i] = token
+            taken.add(token.text)
+        elif added[i].text != token.text:
+            raise FormatError(path, at, token.text, repr(added[i].text), "dup-key")
+    for n, i in enumerate(sorted(added)):
+        if i != size + n:
+            allowed = f"{size + n:,}, the next after the vocabulary"
+            raise FormatError(path, "added tokens", f"id {i:,}", allowed, "hole")
+    return added, special, found
+
+
+def from_gguf(metadata: Mapping[str, Any], path: str) -> tuple[PieceModel, Settings]:
+    """Pieces, scores and types of `tokenizer.ggml.*`, with the defaults of llama.cpp."""
+    at = "tokenizer.ggml."
+
+    def take(key: str, kind: type, none: bool = False) -> Any:
+        return field_of(metadata, at + key, kind, path, none=none)
+
+    if take("model", str) != "llama":
+        raise FormatError(path, at + "model", metadata[at + "model"], "llama", "unknown-field")
+    tokens, scores, types = take("tokens", list), take("scores", list), take("token_type", list)
+    for name, values in (("scores", scores), ("token_type", types)):
+        if len(values) != len(tokens):
+            allowed = f"{len(tokens)}, one a token"
+            raise FormatError(path, at + name, len(values), allowed, "shape-mismatch")
+    if len(tokens) > MOST_TOKENS:
+        raise FormatError(path, at + "tokens", len(tokens), f"at most {MOST_TOKENS:,}", "limit")
+    for i, (text, score, kind) in enumerate(zip(tokens, scores, types, strict=True)):
+        if type(text) is not str:
+            raise FormatError(path, f"{at}tokens[{i}]", text, "a text", "bad-type")
+        if type(score) is not float or not math.isfinite(score) or abs(score) > 3e38:
+            raise FormatError(path, f"{at}scores[{i}]", score, "a finite float", "out-of-range")
+        if type(kind) is not int or not NORMAL <= kind <= BYTE:
+            raise FormatError(path, f"{at}token_type[{i}]", kind, "1 to 6", "out-of-range")
+
+    def role(key: str, usual: int | None) -> int | None:
+        i = take(key, int, none=True)
+        i = usual if i is None else i
+        if i is not None and not 0 <= i < len(tokens):
+            raise FormatError(path, at + key, i, f"0 to {len(tokens) - 1:,}", "out-of-range")
+        return i
+
+    ids = {"bos": role("bos_token_id", 1), "eos": role("eos_token_id", 2)}
+    ids |= {"unk": role("unknown_token_id", 0), "pad": role("padding_token_id", None)}
+    if UNKNOWN not in types:  # some converters write it as a control token
+        types = [UNKNOWN if i == ids["unk"] else kind for i, kind in enumerate(types)]
+
+    def flag(key: str, usual: bool) -> bool:
+        value = take(key, bool, none=True)
+        return usual if value is None else value
+
+    model = PieceModel(
+        pieces=tokens,
+        scores=array("f", scores),
+        types=bytearray(types),
+        byte_fallback=BYTE in types,
+        dummy_prefix=flag("add_space_prefix", True),
+        trim_spaces=flag("remove_extra_whitespaces", False),
+        roles={r: tokens[i] if i is not None else ROLES[r] for r, i in ids.items()},
+    )
+    piece_model.check(model, path, at + "tokens")
+    special = {i for r, i in ids.items() if i is not None and r != "unk"}
+    assert ids["eos"] is not None
+    legacy = field_of(metadata, OWN + "legacy", bool, path, none=True)
+    settings = Settings(
+        eos=ids["eos"],
+        bos=ids["bos"],
+        pad=ids["pad"],
+        add_bos=flag("add_bos_token", True),
+        legacy=legacy is not False,
+        once=bool(field_of(metadata, OWN + "once", bool, path, none=True)),
+        template=field_of(metadata, "tokenizer.chat_template", str, path, none=True),
+        special=frozenset(special),
+    )
+    return model, settings
+
+
+def to_gguf(
+    model: PieceModel, settings: Settings, template: str | None, size: int
+) -> dict[str, Any]:
+    """The metadata that `from_gguf` and llama.cpp read, `size` tokens: as many as embedding rows.
+
+    Rows without a token get one that no text has, [PAD0] and so on. llama.cpp knows one kind of
+    pieces, BPE with bytes and without rules for the text, and puts a space before every part of a
+    text; where the model does so at the start only, a key of minift's own says it.
+    """
+    ordinary = [token.text for token in settings.added.values() if not token.special]
+    for found, what in (
+        (model.unigram, "a unigram model"),
+        (model.table, "a table of normalization rules"),
+        (model.trim_spaces, "spaces that are trimmed"),
+        (not model.byte_fallback, "no pieces for bytes"),
+        (settings.bos is None, "no BOS"),
+        (ordinary, f"added tokens that are not special ({', '.join(ordinary[:3])})"),
+    ):
+        if found:
+            raise ConfigError(f"gguf: a sentencepiece vocabulary with {what} has no place there")
+    at = "tokenizer.ggml."
+    more = [settings.added[i].text for i in sorted(settings.added)]
+    spare = [f"[PAD{i}]" for i in range(size - len(model.pieces) - len(more))]
+    data = {
+        at + "model": "llama",
+        at + "pre": "default",
+        at + "tokens": [*model.pieces, *more, *spare],
+        at + "scores": [*model.scores, *(LEAST for _ in (*more, *spare))],
+        at + "token_type": [*model.types, *(CONTROL for _ in more), *(UNUSED for _ in spare)],
+        at + "eos_token_id": settings.eos,
+        at + "bos_token_id": settings.bos,
+        at + "padding_token_id": settings.pad,
+        at + "unknown_token_id": model.types.index(UNKNOWN),
+        at + "add_bos_token": settings.add_bos,
+        at + "add_space_prefix": model.dummy_prefix,
+        OWN + "legacy": None if settings.legacy else False,
+        OWN + "once": settings.once or None,
+        "tokenizer.chat_template": template,
+    }
+    return {key: value for key, value in data.items() if value is not None}
