@@ -1,6 +1,6 @@
 """Bottleneck adapters: a small trained network behind, or beside, every frozen sublayer.
 
-    y' = y + s (U act(D z + d) + u)      D (R, D) random · U (D, R), d, u zero · R = D / reduction
+    y' = y + s (U act(W z + w) + u)      W (R, D) random · U (D, R), w, u zero · R = D / reduction
 
 y is what a sublayer adds to the residual stream, x the stream before it. U and u start at zero, so
 step 0 is exactly the base. The designs differ in what the adapter reads, and where they stand:
@@ -21,10 +21,10 @@ them. It has no family with sandwich norms. Its one family with parallel sublaye
 MLP adapter has the stream after attention for x. He et al. have their x in BART, a post-norm model,
 where it is the sublayer's input; before a norm the two differ, and here it is the library's x.
 
-The library starts otherwise: "bert" (houlsby, pfeiffer) draws D and U with a deviation of 0.02, so
+The library starts otherwise: "bert" (houlsby, pfeiffer) draws W and U with a deviation of 0.02, so
 that step 0 is only near the base; "mam_adapter" (parallel) is what stands here for all three.
 
-Trainable: 2 D R + R + D for each adapter. Merging: none; act stands between D and U.
+Trainable: 2 D R + R + D for each adapter. Merging: none; act stands between W and U.
 """
 
 from __future__ import annotations
@@ -176,7 +176,7 @@ def places(model: Transformer, config: Bottleneck) -> Iterator[tuple[str, Attent
 
 
 def attach(model: Transformer, config: Bottleneck, name: str, seed: int) -> None:
-    """Hang an adapter on every sublayer of the plan. The same seed gives the same D."""
+    """Hang an adapter on every sublayer of the plan. The same seed gives the same W."""
     generator = torch.Generator().manual_seed(seed)
     for path, sublayer in places(model, config):
         weight = next(sublayer.out.parameters())
