@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from minift.peft.adapters import rows as rows
     from minift.peft.adapters import use as use
     from minift.peft.bitfit import BitFit as BitFit
+    from minift.peft.bottleneck import Bottleneck as Bottleneck
     from minift.peft.export import export as export
     from minift.peft.files import load_adapter as load_adapter
     from minift.peft.files import save_adapter as save_adapter
@@ -58,6 +59,7 @@ PUBLIC = {
     "rows": "minift.peft.adapters",
     "use": "minift.peft.adapters",
     "BitFit": "minift.peft.bitfit",
+    "Bottleneck": "minift.peft.bottleneck",
     "export": "minift.peft.export",
     "load_adapter": "minift.peft.files",
     "save_adapter": "minift.peft.files",

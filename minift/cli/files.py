@@ -101,12 +101,12 @@ def printable(lines: Iterable[str]) -> str:
 
 
 def adapter_info(folder: Path, screen: Screen) -> int:
-    from minift.checkpoints import safetensors, strict_json
-    from minift.peft.files import TENSORS, stored
+    from minift.checkpoints import strict_json
+    from minift.peft.files import stored
 
     adapter = stored(folder)
     place, base = adapter.folder, adapter.base
-    file = safetensors.read(place / TENSORS)
+    file = adapter.opened()
     numbers = sum(math.prod(entry.shape) for entry in file.tensors.values())
     lines = [
         f"adapter      {place} · {adapter.summary()}",

@@ -6,8 +6,8 @@ Sizes, here and in every file:
 
 A fine-tuning method changes it from outside, through these seams and no others:
   - a `Projections` group: `group.changes[name]` replaces what one of its Linears computes;
-  - a sublayer (`Attention`, `MLP`): `sublayer.change` replaces how it joins the residual stream
-    (`joined` is what it replaces);
+  - a sublayer (`Attention`, `MLP`): `sublayer.change` replaces what it adds to the residual stream
+    (asked instead of `branch`);
   - `embeds` in place of `tokens`; `past`, keys and values that every position attends to;
   - `hidden_only`, the hidden states before the head; and torch's hooks on the model itself, its
     norms, and the modules `embed` and `head`.
@@ -149,26 +149,25 @@ class MLP(nn.Module):
 
 
 def residual(sublayer: Attention | MLP, x: Tensor, shared: Shared) -> Tensor:
-    """The residual stream after one sublayer, or what its change makes of it."""
-    if sublayer.change is not None:
-        return sublayer.change(sublayer, x, shared)
-    return joined(sublayer, x, shared)
-
-
-def joined(sublayer: Attention | MLP, x: Tensor, shared: Shared) -> Tensor:
     """The residual stream after one sublayer.
 
     pre       x + inner(norm(x))            sandwich  x + after(inner(norm(x)))
     post      norm(x + inner(x))            parallel  see Block
     """
-    if sublayer.post:
-        return sublayer.norm(x + sublayer.inner(x, shared))
-    return x + branch(sublayer, x, shared)  # (B, T, D)
+    y = x + added(sublayer, x, shared)  # (B, T, D)
+    return sublayer.norm(y) if sublayer.post else y
+
+
+def added(sublayer: Attention | MLP, x: Tensor, shared: Shared) -> Tensor:
+    """What a sublayer adds to the residual stream, or what its change makes of it."""
+    if sublayer.change is not None:
+        return sublayer.change(sublayer, x, shared)
+    return branch(sublayer, x, shared)
 
 
 def branch(sublayer: Attention | MLP, x: Tensor, shared: Shared) -> Tensor:
-    """What a sublayer with its norm in front adds to the residual stream."""
-    y = sublayer.inner(sublayer.norm(x), shared)
+    """What the sublayer itself adds."""
+    y = sublayer.inner(x if sublayer.post else sublayer.norm(x), shared)
     return y if sublayer.after is None else sublayer.after(y)
 
 
@@ -182,9 +181,7 @@ class Block(nn.Module):
     def forward(self, x: Tensor, shared: Shared) -> Tensor:
         if not self.parallel:
             return self.mlp(self.attn(x, shared), shared)
-        if self.mlp.change is None:
-            return self.attn(x, shared) + branch(self.mlp, x, shared)
-        return self.attn(x, shared) + (self.mlp(x, shared) - x)
+        return self.attn(x, shared) + added(self.mlp, x, shared)
 
 
 class Transformer(nn.Module):

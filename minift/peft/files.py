@@ -1,4 +1,4 @@
-"""Adapter folders as PEFT writes and reads them.
+"""Adapter folders as PEFT writes and reads them; bottlenecks, which it has not, as AdapterHub.
 
     adapter_config.json          the method and its options
     adapter_model.safetensors    tensors, by the names of the family that the base came from:
@@ -26,16 +26,17 @@ from minift.checkpoints import safetensors, strict_json
 from minift.checkpoints.save import as_json
 from minift.errors import ConfigError, FormatError, one_line
 from minift.model.transformer import Transformer
-from minift.peft import head
+from minift.peft import adapterhub, head
 from minift.peft.adapters import DEFAULT, active, config_of, detach, known, modules_of, names, use
-from minift.peft.format import NEUTRAL, Format, Whole
+from minift.peft.bottleneck import Bottleneck
+from minift.peft.format import CONFIG, NEUTRAL, Format, Whole
 from minift.peft.methods import METHODS, attach, method_of
 from minift.peft.places import changes
 from minift.peft.spelling import Spelling
 from minift.storage import write_folder
 
 PREFIX = "base_model.model."
-CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
+TENSORS = "adapter_model.safetensors"
 STATE = "minift_state.safetensors"
 FORMATS: dict[str, tuple[type, Format | Whole]] = {
     module.FILE.peft_type: (kind, module.FILE)
@@ -66,6 +67,8 @@ def save_adapter(
 
 def adapter_files(model: Transformer, name: str) -> dict[str, Any]:
     adapters, config = known(model, name, "save_adapter"), config_of(model, name)
+    if isinstance(config, Bottleneck):
+        return adapterhub.adapter_files(model, name)
     file = method_of(config).FILE
     found = {path: change for path, _, change in changes(model, name) if path != head.PATH}
     tensors: dict[str, Tensor] = {}
@@ -169,6 +172,9 @@ class Stored:
             raise FormatError(path, file.peft_type, count, allowed, "unknown-field", problems)
         return found
 
+    def opened(self) -> safetensors.SafetensorsFile:
+        return safetensors.read(self.folder / TENSORS)
+
     def summary(self) -> str:
         """The method in a few words, its targets in the family's."""
         targets = self.data.get("target_modules")
@@ -176,10 +182,12 @@ class Stored:
         return f"{str(self.config()).partition(' on ')[0]}{where}"
 
 
-def stored(path: str | os.PathLike[str]) -> Stored:
+def stored(path: str | os.PathLike[str]) -> Stored | adapterhub.Stored:
     """Read an adapter folder's configuration. Raises FormatError for a method that is not here."""
     folder = adapter_folder(path)
     data = strict_json.read(folder / CONFIG)
+    if adapterhub.is_hub(data):
+        return adapterhub.Stored(folder, data)
     kind = data.get("peft_type")
     if not isinstance(kind, str) or kind not in FORMATS:
         raise FormatError(folder / CONFIG, "peft_type", kind, ", ".join(FORMATS), "out-of-range")
@@ -196,12 +204,14 @@ def load_adapter(
     name: str = DEFAULT,
     trainable: bool = False,
 ) -> Transformer:
-    """Attach an adapter that PEFT or minift wrote. Every tensor is used, every slot is filled.
+    """Attach an adapter of PEFT, AdapterHub or minift. Every tensor is used, every slot is filled.
 
     Raises FormatError with the whole list otherwise. With `trainable`, training may go on from it,
     prompt encoders and all; without, an adapter that would change nothing is refused.
     """
     found = stored(path)
+    if isinstance(found, adapterhub.Stored):
+        return adapterhub.load(model, found, name=name, trainable=trainable)
     file, place = found.file, found.folder / TENSORS
     spelled = None if isinstance(file, Whole) else Spelling(model)
     config = exported = found.config(spelled)

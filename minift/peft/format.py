@@ -18,6 +18,7 @@ from minift.model.transformer import Transformer
 from minift.peft.spelling import Spelling, Theirs
 
 Problems = list[str]
+CONFIG = "adapter_config.json"  # PEFT's, and AdapterHub's too
 
 # Options that say nothing about the mathematics of any method.
 NEUTRAL = (

@@ -10,7 +10,7 @@ from torch import nn
 
 from minift.errors import ConfigError
 from minift.model.transformer import Transformer
-from minift.peft import bitfit, head, ia3, lora, prefix, prompt, ptuning
+from minift.peft import bitfit, bottleneck, head, ia3, lora, prefix, prompt, ptuning
 from minift.peft.adapters import (
     DEFAULT,
     checked_name,
@@ -31,6 +31,7 @@ METHODS: Mapping[str, tuple[type, ModuleType]] = {
     "ptuning": (ptuning.PTuning, ptuning),
     "ia3": (ia3.IA3, ia3),
     "bitfit": (bitfit.BitFit, bitfit),
+    "bottleneck": (bottleneck.Bottleneck, bottleneck),
 }
 
 

@@ -3,7 +3,7 @@
 | place | path | what hangs there |
 |---|---|---|
 | a linear of a projection group | `blocks.0.attn.qkv.q` | `change(linear, x)`, asked instead |
-| a sublayer | `blocks.0.mlp` | `change(sublayer, x, shared)`, asked instead |
+| a sublayer | `blocks.0.mlp` | `change(sublayer, x, shared)`, asked what it adds |
 | the embedding, a norm, the head | `embed` | `change(module, x, out)`, asked after it |
 | the whole model | | a part: `before(model, given)` and `after(out)` of every forward pass |
 
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from minift.errors import ConfigError
-from minift.model.transformer import MLP, Attention, Projections, Shared, Transformer, joined
+from minift.model.transformer import MLP, Attention, Projections, Shared, Transformer, branch
 
 GROUPS = {
     "attention": ("q", "k", "v", "o"),
@@ -72,7 +72,7 @@ class LinearSlot(Slot):
 class SublayerSlot(Slot):
     def forward(self, sublayer: Attention | MLP, x: Tensor, shared: Shared) -> Tensor:
         change = self.asked
-        return joined(sublayer, x, shared) if change is None else change(sublayer, x, shared)
+        return branch(sublayer, x, shared) if change is None else change(sublayer, x, shared)
 
 
 class ModuleSlot(Slot):
@@ -217,7 +217,7 @@ def hang(model: Transformer, path: str, name: str, change: nn.Module) -> None:
     assert isinstance(slot, Slot)
     if name in slot:
         raise ConfigError(f"attach: {path} has a change of {name} already")
-    slot[name] = change
+    slot[name] = change.train(module.training)
 
 
 def slots(model: Transformer) -> Iterator[tuple[str, nn.Module, Slot]]:
