@@ -206,7 +206,12 @@ def load_adapter(
     opened = safetensors.read(place)
     tensors = {key: opened.load(key) for key in opened.tensors}
     prefix = "base_model." if isinstance(file, Whole) else PREFIX
-    own = head.wanted(model, found.data, tensors, prefix)
+    problems: list[str] = []
+    promised = head.saved_whole(model, found.data, problems)
+    if problems:
+        raise FormatError(found.folder / CONFIG, "modules_to_save", "what does not fit",
+                          "the model's label head", "unknown-field", problems)  # fmt: skip
+    own = head.wanted(model, promised, tensors, prefix)
     state = safetensors.read(found.folder / STATE) if (found.folder / STATE).exists() else None
     if trainable and state is not None:
         config = state_config(config, state)

@@ -90,7 +90,7 @@ class LoRA:
 
     def __str__(self) -> str:
         kind = "DoRA" if self.dora else "LoRA"
-        return f"{kind} r={self.rank} on {','.join(self.targets)}"
+        return f"{kind} r={self.rank} alpha={self.alpha:g} on {','.join(self.targets)}"
 
     def rank_at(self, path: str) -> int:
         return _at(self.ranks, path, self.rank)
@@ -136,6 +136,11 @@ class Change(nn.Module):
     def derived(self) -> bool:
         """Whether the files hold something else than the parameters."""
         return self.A0 is not None
+
+    @property
+    def added(self) -> bool:
+        """Whether `delta` is all that it does to its linear."""
+        return self.m is None
 
     def factors(self) -> tuple[Tensor, Tensor]:
         """A and B of the whole change, what pissa started from taken off again."""
@@ -200,6 +205,8 @@ class EmbedChange(nn.Module):
 
 class HeadChange(Change):
     """The output matrix is asked first, so the change is what is added."""
+
+    added = False  # after its module, where rows are not told apart
 
     def forward(self, head: nn.Linear, x: Tensor, out: Tensor) -> Tensor:  # type: ignore[override]
         drop = self.config.dropout if self.training else 0.0
@@ -275,7 +282,7 @@ def count(model: Transformer, config: LoRA) -> int:
 def read(data: Mapping[str, Any], spelled: Spelling | None, problems: Problems) -> LoRA:
     """A LoRA from adapter_config.json; its targets as our paths."""
     init = data.get("init_lora_weights", True)
-    if init not in (True, False, "gaussian") and not str(init).startswith("pissa"):
+    if init not in (True, False, "gaussian"):  # the others change the base's own weights
         problems.append(f"init_lora_weights is {init}, which minift does not have")
     ranks = one(data, "rank_pattern", dict, problems) or {}
     alphas = one(data, "alpha_pattern", dict, problems) or {}
