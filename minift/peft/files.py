@@ -67,7 +67,7 @@ def save_adapter(
 def adapter_files(model: Transformer, name: str) -> dict[str, Any]:
     adapters, config = known(model, name, "save_adapter"), config_of(model, name)
     file = method_of(config).FILE
-    found = {path: change for path, _, change in changes(model, name) if path != head.PATH}
+    found = own_changes(model, name)
     tensors: dict[str, Tensor] = {}
     options: dict[str, Any]
     if isinstance(file, Whole):
@@ -102,6 +102,12 @@ def adapter_files(model: Transformer, name: str) -> dict[str, Any]:
         metadata = {"method": type(config).__name__, "config": json.dumps(asdict(config))}  # type: ignore[call-overload]
         files[STATE] = safetensors.encode(dict(sorted(state.items())), metadata)
     return files
+
+
+def own_changes(model: Transformer, name: str) -> dict[str, nn.Module]:
+    """What the method itself made, by path: a label head is saved by other names (head.py)."""
+    found = {path: change for path, _, change in changes(model, name)}
+    return {p: change for p, change in found.items() if not isinstance(change, head.OwnHead)}
 
 
 def training_state(model: Transformer, name: str) -> dict[str, Tensor]:
@@ -249,9 +255,7 @@ def put(
 ) -> None:
     """Fill what was attached from the file's tensors: exactly those, in their shapes."""
     wanted: dict[str, tuple[int, ...]] = {}
-    found = {
-        path: change for path, _, change in changes(model, name) if path != head.PATH or not own
-    }
+    found = own_changes(model, name)
     if isinstance(file, Whole):
         wanted = file.shapes(model, config)
     else:
@@ -269,6 +273,7 @@ def put(
         for key, shape in wanted.items()
         if key in rest and tuple(rest[key].shape) != shape
     ]
+    problems += head.fill(model, name, own, tensors)
     if problems:
         count = f"{len(problems)} that do not fit"
         allowed = "the adapter's tensors for this model"
@@ -279,10 +284,6 @@ def put(
     if isinstance(file, Format) and not trainable and not own and file.idle(rest):
         found_text, allowed = "an adapter that changes nothing", "one that changes the output"
         raise FormatError(place, "tensors", found_text, allowed, "unsafe")
-    problems = head.fill(model, name, own, tensors)
-    if problems:
-        count = f"{len(problems)} that do not fit"
-        raise FormatError(place, "head", count, "this model's", "shape-mismatch", problems)
     if state is not None:
         return  # the parameters are in it, not here
     if isinstance(file, Whole):
@@ -363,7 +364,7 @@ def safetensors_of(model: Transformer, name: str) -> dict[str, Tensor]:
         part = known(model, name, "save_adapter").parts[name]
         return {k: t.detach().cpu() for k, t in file.to_file(model, part).items()}
     spelled, out = Spelling(model), {}
-    found = {path: change for path, _, change in changes(model, name)}
+    found = own_changes(model, name)
     for theirs in spelled.of(found):
         parts = [found.get(path) for path in theirs.ours]
         for leaf, tensor in file.to_file(theirs, parts).items():
