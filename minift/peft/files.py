@@ -20,11 +20,13 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from minift.checkpoints import safetensors, strict_json
 from minift.checkpoints.save import as_json
 from minift.errors import ConfigError, FormatError, one_line
+from minift.model.heads import LabelHead
 from minift.model.transformer import Transformer
 from minift.peft import head
 from minift.peft.adapters import DEFAULT, active, config_of, detach, known, modules_of, names, use
@@ -213,6 +215,7 @@ def load_adapter(
     tensors = {key: opened.load(key) for key in opened.tensors}
     prefix = "base_model." if isinstance(file, Whole) else PREFIX
     problems: list[str] = []
+    check_base(model, spelled, tensors, place)
     promised = head.saved_whole(model, found.data, problems)
     if problems:
         raise FormatError(found.folder / CONFIG, "modules_to_save", "what does not fit",
@@ -239,6 +242,26 @@ def load_adapter(
     adapters = known(model, name, "load_adapter")
     adapters.learns[name] = trainable
     return use(model, name)
+
+
+def check_base(
+    model: Transformer, spelled: Spelling | None, tensors: dict[str, Tensor], place: Path
+) -> None:
+    """Take out the base's own embeddings and output matrix, which PEFT writes beside a change of
+    either. They must be this model's: training may have resized or replaced them."""
+    if spelled is None:
+        return
+    other, apart = [], isinstance(model.head, LabelHead)  # a label head is the adapter's own
+    for key in [key for key in tensors if key.startswith(PREFIX)]:
+        ours = spelled.weights.get(key.removeprefix(PREFIX).replace(".base_layer.", "."))
+        if ours is None or not (ours == "embed.weight" or (ours.startswith("head.") and not apart)):
+            continue
+        own, tensor = model.get_parameter(ours), tensors.pop(key)
+        if tensor.shape != own.shape or not torch.equal(tensor.to(own), own):
+            other.append(f"{key} is not the base's")
+    if other:
+        count, allowed = f"{len(other)} that do not fit", "those of the base"
+        raise FormatError(place, "embeddings", count, allowed, "shape-mismatch", other)
 
 
 def put(

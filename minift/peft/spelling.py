@@ -55,21 +55,24 @@ class Spelling:
         prefix = "" if config.head == "none" else family.prefix
         self.family = config.family
         self.theirs: dict[str, Theirs] = {}
-        self.weights: dict[str, str] = {}  # every tensor of ours that is theirs alone
+        self.weights: dict[str, str] = {}  # their tensors that are one of ours: theirs -> ours
         for pair in pairs(family.folder, config, prefix):
             path, _, leaf = pair.theirs.rpartition(".")
             if pair.how == "=":
-                self.weights[pair.ours[0]] = pair.theirs
-            ours = tuple(name.removesuffix(".weight") for name in pair.ours)
+                self.weights[pair.theirs] = pair.ours[0]
+            members = tuple(name.removesuffix(".weight") for name in pair.ours)
             turned = pair.how.endswith("turned")
             how = pair.how.removesuffix("turned").strip() or "="
-            modules = [model.get_submodule(name) for name in ours if leaf == "weight"]
+            modules = [model.get_submodule(name) for name in members if leaf == "weight"]
             known = all(isinstance(m, nn.Linear | LayerNorm) for m in modules)
-            if not modules or not (known or ours == ("embed",)):
+            if not modules or not (known or members == ("embed",)):
                 continue
             shapes = [tuple(m.get_parameter("weight").shape) for m in modules]
             outputs, inputs = tuple(shape[0] for shape in shapes), (*shapes[0], 0)[1]
-            self.theirs[path] = Theirs(path, ours, inputs, outputs, turned, how, config)
+            self.theirs[path] = Theirs(path, members, inputs, outputs, turned, how, config)
+        for copy, original in family.folder.copies.items():
+            if ours := self.weights.get(original.replace("{p}", prefix)):
+                self.weights.setdefault(copy.replace("{p}", prefix), ours)
         if config.tied and config.head == "lm":
             outputs = (config.vocab,)
             head = Theirs("lm_head", ("head",), config.dim, outputs, False, "=", config)
