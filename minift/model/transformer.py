@@ -389,7 +389,7 @@ def look(
     """(B or 1, 1, T, P + before + T): True where a query may look.
 
     It looks at real keys of its own segment, where `causal` at none after itself, and at `past`;
-    with a window at the last `window` columns only, itself and those of `past` counted. A padded
+    with a window at the last `window` real ones only, itself and those of `past` counted. A padded
     query sees itself, so that no row of the softmax is empty (NaN in the backward pass).
     """
     S = before + T
@@ -402,6 +402,9 @@ def look(
     if P:
         visible = torch.cat((visible.new_ones(visible.shape[0], T, P), visible), dim=2)
     if window is not None:
-        near = row - torch.arange(-P, S, device=device) < window  # (T, P + S)
-        visible = visible & near
+        # Padding between virtual tokens and a text must not push them out of sight.
+        place = column[None] if columns is None else columns.cumsum(1) - 1  # (1 or B, S)
+        behind = torch.arange(-P, 0, device=device).expand(place.shape[0], P)
+        near = place[:, before:, None] - torch.cat((behind, place), dim=1)[:, None, :] < window
+        visible = visible & near  # (B or 1, T, P + S)
     return visible[:, None]  # (B or 1, 1, T, P + S)

@@ -128,12 +128,13 @@ def rows(model: Transformer, each: Sequence[str | None]) -> Iterator[Transformer
     for name in {name for name in each if name is not None}:
         adapters = known(model, name, "rows")
         for path, _, change in changes(model, name):
-            if not hasattr(change, "delta"):
-                kind = type(adapters.configs[name]).__name__
-                raise ConfigError(f'rows: "{name}" is {kind} at {path}, allowed plain LoRA')
+            if not getattr(change, "added", False):
+                kind = str(adapters.configs[name]).partition(" on ")[0]
+                raise ConfigError(f'rows: "{name}" is {kind} at {path}, allowed LoRA on linears')
         if name in adapters.parts:
-            kind = type(adapters.configs[name]).__name__
-            raise ConfigError(f'rows: "{name}" is {kind}, allowed plain LoRA')
+            raise ConfigError(
+                f'rows: "{name}" is {adapters.configs[name]}, allowed LoRA on linears'
+            )
     found = adapters_of(model)
     if found is None:
         raise ConfigError("rows: nothing is attached to the model")

@@ -20,11 +20,13 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from minift.checkpoints import safetensors, strict_json
 from minift.checkpoints.save import as_json
 from minift.errors import ConfigError, FormatError, one_line
+from minift.model.heads import LabelHead
 from minift.model.transformer import Transformer
 from minift.peft import adapterhub, head
 from minift.peft.adapters import DEFAULT, active, config_of, detach, known, modules_of, names, use
@@ -70,7 +72,7 @@ def adapter_files(model: Transformer, name: str) -> dict[str, Any]:
     if isinstance(config, Bottleneck):
         return adapterhub.adapter_files(model, name)
     file = method_of(config).FILE
-    found = {path: change for path, _, change in changes(model, name) if path != head.PATH}
+    found = own_changes(model, name)
     tensors: dict[str, Tensor] = {}
     options: dict[str, Any]
     if isinstance(file, Whole):
@@ -105,6 +107,12 @@ def adapter_files(model: Transformer, name: str) -> dict[str, Any]:
         metadata = {"method": type(config).__name__, "config": json.dumps(asdict(config))}  # type: ignore[call-overload]
         files[STATE] = safetensors.encode(dict(sorted(state.items())), metadata)
     return files
+
+
+def own_changes(model: Transformer, name: str) -> dict[str, nn.Module]:
+    """What the method itself made, by path: a label head is saved by other names (head.py)."""
+    found = {path: change for path, _, change in changes(model, name)}
+    return {p: change for p, change in found.items() if not isinstance(change, head.OwnHead)}
 
 
 def training_state(model: Transformer, name: str) -> dict[str, Tensor]:
@@ -218,7 +226,13 @@ def load_adapter(
     opened = safetensors.read(place)
     tensors = {key: opened.load(key) for key in opened.tensors}
     prefix = "base_model." if isinstance(file, Whole) else PREFIX
-    own = head.wanted(model, found.data, tensors, prefix)
+    problems: list[str] = []
+    check_base(model, spelled, tensors, place)
+    promised = head.saved_whole(model, found.data, problems)
+    if problems:
+        raise FormatError(found.folder / CONFIG, "modules_to_save", "what does not fit",
+                          "the model's label head", "unknown-field", problems)  # fmt: skip
+    own = head.wanted(model, promised, tensors, prefix)
     state = safetensors.read(found.folder / STATE) if (found.folder / STATE).exists() else None
     if trainable and state is not None:
         config = state_config(config, state)
@@ -242,6 +256,26 @@ def load_adapter(
     return use(model, name)
 
 
+def check_base(
+    model: Transformer, spelled: Spelling | None, tensors: dict[str, Tensor], place: Path
+) -> None:
+    """Take out the base's own embeddings and output matrix, which PEFT writes beside a change of
+    either. They must be this model's: training may have resized or replaced them."""
+    if spelled is None:
+        return
+    other, apart = [], isinstance(model.head, LabelHead)  # a label head is the adapter's own
+    for key in [key for key in tensors if key.startswith(PREFIX)]:
+        ours = spelled.weights.get(key.removeprefix(PREFIX).replace(".base_layer.", "."))
+        if ours is None or not (ours == "embed.weight" or (ours.startswith("head.") and not apart)):
+            continue
+        own, tensor = model.get_parameter(ours), tensors.pop(key)
+        if tensor.shape != own.shape or not torch.equal(tensor.to(own), own):
+            other.append(f"{key} is not the base's")
+    if other:
+        count, allowed = f"{len(other)} that do not fit", "those of the base"
+        raise FormatError(place, "embeddings", count, allowed, "shape-mismatch", other)
+
+
 def put(
     model: Transformer,
     name: str,
@@ -256,9 +290,7 @@ def put(
 ) -> None:
     """Fill what was attached from the file's tensors: exactly those, in their shapes."""
     wanted: dict[str, tuple[int, ...]] = {}
-    found = {
-        path: change for path, _, change in changes(model, name) if path != head.PATH or not own
-    }
+    found = own_changes(model, name)
     if isinstance(file, Whole):
         wanted = file.shapes(model, config)
     else:
@@ -276,6 +308,7 @@ def put(
         for key, shape in wanted.items()
         if key in rest and tuple(rest[key].shape) != shape
     ]
+    problems += head.fill(model, name, own, tensors)
     if problems:
         count = f"{len(problems)} that do not fit"
         allowed = "the adapter's tensors for this model"
@@ -286,10 +319,6 @@ def put(
     if isinstance(file, Format) and not trainable and not own and file.idle(rest):
         found_text, allowed = "an adapter that changes nothing", "one that changes the output"
         raise FormatError(place, "tensors", found_text, allowed, "unsafe")
-    problems = head.fill(model, name, own, tensors)
-    if problems:
-        count = f"{len(problems)} that do not fit"
-        raise FormatError(place, "head", count, "this model's", "shape-mismatch", problems)
     if state is not None:
         return  # the parameters are in it, not here
     if isinstance(file, Whole):
@@ -370,7 +399,7 @@ def safetensors_of(model: Transformer, name: str) -> dict[str, Tensor]:
         part = known(model, name, "save_adapter").parts[name]
         return {k: t.detach().cpu() for k, t in file.to_file(model, part).items()}
     spelled, out = Spelling(model), {}
-    found = {path: change for path, _, change in changes(model, name)}
+    found = own_changes(model, name)
     for theirs in spelled.of(found):
         parts = [found.get(path) for path in theirs.ours]
         for leaf, tensor in file.to_file(theirs, parts).items():

@@ -8,7 +8,7 @@ family keeps inside its classifier (RoBERTa's, DistilBERT's) belongs to the copy
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ from minift.model.transformer import Transformer
 from minift.peft.places import changes, hang
 
 PATH = "head"
+USUAL = ("classifier", "score")  # PEFT may name both, whatever the family calls its own
 
 
 class OwnHead(nn.Module):
@@ -101,14 +102,30 @@ def to_file(model: Transformer, name: str, prefix: str) -> dict[str, Tensor]:
     return {f"{prefix}{path}": p.detach() for path, p in tensors(model, name).items()}
 
 
+def saved_whole(model: Transformer, data: Mapping[str, Any], problems: list[str]) -> set[str]:
+    """The modules of the head that `modules_to_save` promises; anything else is a problem."""
+    named = data.get("modules_to_save") or []
+    if not isinstance(named, list) or not all(isinstance(name, str) for name in named):
+        problems.append(f"modules_to_save is {one_line(named)}, not a list of module names")
+        return set()
+    own = theirs(model) if isinstance(model.head, LabelHead) else {}
+    there = {path.partition(".")[0] for path in own.values()}
+    for name in sorted({*named} - there - {*USUAL}):
+        problems.append(f"modules_to_save names {one_line(name)}, which is no label head here")
+    return there & {*named}
+
+
 def wanted(
-    model: Transformer, data: Mapping[str, Any], found: Mapping[str, Tensor], prefix: str
+    model: Transformer, promised: Collection[str], found: Mapping[str, Tensor], prefix: str
 ) -> dict[str, str]:
-    """Keys of the file that belong to the head: key -> the family's name."""
+    """Keys of the file that belong to the head, those `promised` too: key -> the family's name."""
     if not isinstance(model.head, LabelHead):
         return {}
-    names = theirs(model).values()
-    return {f"{prefix}{path}": path for path in names if f"{prefix}{path}" in found}
+    return {
+        f"{prefix}{path}": path
+        for path in theirs(model).values()
+        if f"{prefix}{path}" in found or path.partition(".")[0] in promised
+    }
 
 
 @torch.no_grad()
@@ -118,7 +135,9 @@ def fill(
     """Put the file's head into the copy; -> what is wrong."""
     own, problems = tensors(model, name), []
     for key, path in keys.items():
-        if path not in own:
+        if key not in found:
+            problems.append(f"missing {one_line(key)}")
+        elif path not in own:
             problems.append(f"unexpected {one_line(key)}")
         elif own[path].shape != found[key].shape:
             shape = tuple(own[path].shape)

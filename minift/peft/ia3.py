@@ -123,6 +123,11 @@ def write(config: IA3, spelled: Spelling, found: Mapping[str, nn.Module]) -> dic
 def to_file(theirs: Theirs, parts: Sequence[nn.Module | None]) -> dict[str, Tensor]:
     """(out, 1), ones for those of ours that are not rescaled; or (1, in)."""
     first = next(part for part in parts if isinstance(part, Change))
+    there = [part if isinstance(part, Change) else None for part in parts]
+    sides = {part.side for part in there if part is not None}
+    one_input = all(part is not None and torch.equal(part.l, first.l) for part in there)
+    if len(sides) > 1 or ("in" in sides and not one_input):
+        raise ConfigError(f"save_adapter: inputs of a part of {theirs.path}, allowed all, as one")
     if first.side == "in":
         return {"ia3_l": first.l.detach()[None]}
     rows = [

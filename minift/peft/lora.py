@@ -90,7 +90,7 @@ class LoRA:
 
     def __str__(self) -> str:
         kind = "DoRA" if self.dora else "LoRA"
-        return f"{kind} r={self.rank} on {','.join(self.targets)}"
+        return f"{kind} r={self.rank} alpha={self.alpha:g} on {','.join(self.targets)}"
 
     def rank_at(self, path: str) -> int:
         return _at(self.ranks, path, self.rank)
@@ -136,6 +136,11 @@ class Change(nn.Module):
     def derived(self) -> bool:
         """Whether the files hold something else than the parameters."""
         return self.A0 is not None
+
+    @property
+    def added(self) -> bool:
+        """Whether `delta` is all that it does to its linear."""
+        return self.m is None
 
     def factors(self) -> tuple[Tensor, Tensor]:
         """A and B of the whole change, what pissa started from taken off again."""
@@ -200,6 +205,8 @@ class EmbedChange(nn.Module):
 
 class HeadChange(Change):
     """The output matrix is asked first, so the change is what is added."""
+
+    added = False  # after its module, where rows are not told apart
 
     def forward(self, head: nn.Linear, x: Tensor, out: Tensor) -> Tensor:  # type: ignore[override]
         drop = self.config.dropout if self.training else 0.0
@@ -275,7 +282,7 @@ def count(model: Transformer, config: LoRA) -> int:
 def read(data: Mapping[str, Any], spelled: Spelling | None, problems: Problems) -> LoRA:
     """A LoRA from adapter_config.json; its targets as our paths."""
     init = data.get("init_lora_weights", True)
-    if init not in (True, False, "gaussian") and not str(init).startswith("pissa"):
+    if init not in (True, False, "gaussian"):  # the others change the base's own weights
         problems.append(f"init_lora_weights is {init}, which minift does not have")
     ranks = one(data, "rank_pattern", dict, problems) or {}
     alphas = one(data, "alpha_pattern", dict, problems) or {}
@@ -296,9 +303,9 @@ def write(config: LoRA, spelled: Spelling, found: Mapping[str, nn.Module]) -> di
     """adapter_config.json's part of it, as the changes are: pissa is a LoRA of twice the rank."""
     sizes = {}
     for theirs in spelled.of(found):
-        parts = [found[path] for path in theirs.ours if path in found]
-        ranks = [c.factors()[0].shape[0] for c in parts if isinstance(c, Change)]
-        rank, scale = sum(ranks) or config.rank_at("embed"), config.scale_at(theirs.ours[0])
+        parts = [found.get(path) for path in theirs.ours]
+        rank = len(parts[0].A) if isinstance(parts[0], EmbedChange) else len(stacked(parts)[0])
+        scale = config.scale_at(next(path for path in theirs.ours if path in found))
         sizes[theirs.path] = (rank, scale * (math.sqrt(rank) if config.rslora else rank))
     usual = max(set(sizes.values()), key=lambda size: (list(sizes.values()).count(size), size))
     return {
@@ -323,21 +330,18 @@ def whole_if(alpha: float) -> float | int:
 
 
 def to_file(theirs: Theirs, parts: Sequence[nn.Module | None]) -> dict[str, Tensor]:
-    """The tensors of one of their linears. Where it holds several of ours (q, k and v), A's rows
-    stand below each other, and B is zero outside of each one's own block."""
+    """The tensors of one of their linears."""
     if isinstance(parts[0], EmbedChange):
         return {"lora_embedding_A": parts[0].A, "lora_embedding_B": parts[0].B}
-    made = [part.factors() if isinstance(part, Change) else None for part in parts]
-    scales = [part.scale for part in parts if isinstance(part, Change)]
-    A = torch.cat([pair[0] for pair in made if pair is not None])
-    columns, blocks, scale = 0, [], scales[0]
-    for size, pair in zip(theirs.outputs, made, strict=True):
+    A, columns = stacked(parts)
+    scale = next(part.scale for part in parts if isinstance(part, Change))
+    blocks = []
+    for size, part, first in zip(theirs.outputs, parts, columns, strict=True):
         block = A.new_zeros(size, A.shape[0])
-        if pair is not None:
-            width = pair[1].shape[1]
+        if isinstance(part, Change):
+            B = part.factors()[1].detach()
             # One scale in the file: what another of ours has more of it goes into B.
-            block[:, columns : columns + width] = pair[1].detach() * (scales.pop(0) / scale)
-            columns += width
+            block[:, first : first + B.shape[1]] = B * (part.scale / scale)
         blocks.append(block)
     tensors = {"lora_A.weight": A, "lora_B.weight": theirs.join(blocks)}
     lengths = [part.m for part in parts if isinstance(part, Change) and part.m is not None]
@@ -346,6 +350,19 @@ def to_file(theirs: Theirs, parts: Sequence[nn.Module | None]) -> dict[str, Tens
             raise ConfigError(f"save_adapter: DoRA on a part of {theirs.path}, allowed all of it")
         tensors["lora_magnitude_vector"] = theirs.join(lengths)
     return tensors
+
+
+def stacked(parts: Sequence[nn.Module | None]) -> tuple[Tensor, list[int]]:
+    """One A for all of ours in one of theirs (q, k and v), and where each one's rows of it begin.
+
+    The rows stand below each other, unless all have the same, as after reading such a file.
+    """
+    each = [part.factors()[0].detach() if isinstance(part, Change) else None for part in parts]
+    there = [A for A in each if A is not None]
+    if all(torch.equal(A, there[0]) for A in there):
+        return there[0], [0] * len(parts)
+    sizes = [0 if A is None else len(A) for A in each]
+    return torch.cat(there), [sum(sizes[:i]) for i in range(len(sizes))]
 
 
 def shapes(theirs: Theirs, config: LoRA) -> dict[str, tuple[int, ...]]:

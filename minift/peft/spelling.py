@@ -55,25 +55,33 @@ class Spelling:
         prefix = "" if config.head == "none" else family.prefix
         self.family = config.family
         self.theirs: dict[str, Theirs] = {}
-        self.weights: dict[str, str] = {}  # every tensor of ours that is theirs alone
+        self.weights: dict[str, str] = {}  # their tensors that are one of ours: theirs -> ours
         for pair in pairs(family.folder, config, prefix):
             path, _, leaf = pair.theirs.rpartition(".")
             if pair.how == "=":
-                self.weights[pair.ours[0]] = pair.theirs
-            ours = tuple(name.removesuffix(".weight") for name in pair.ours)
+                self.weights[pair.theirs] = pair.ours[0]
+            members = tuple(name.removesuffix(".weight") for name in pair.ours)
             turned = pair.how.endswith("turned")
             how = pair.how.removesuffix("turned").strip() or "="
-            modules = [model.get_submodule(name) for name in ours if leaf == "weight"]
+            modules = [model.get_submodule(name) for name in members if leaf == "weight"]
             known = all(isinstance(m, nn.Linear | LayerNorm) for m in modules)
-            if not modules or not (known or ours == ("embed",)):
+            if not modules or not (known or members == ("embed",)):
                 continue
             shapes = [tuple(m.get_parameter("weight").shape) for m in modules]
             outputs, inputs = tuple(shape[0] for shape in shapes), (*shapes[0], 0)[1]
-            self.theirs[path] = Theirs(path, ours, inputs, outputs, turned, how, config)
+            self.theirs[path] = Theirs(path, members, inputs, outputs, turned, how, config)
+        for copy, original in family.folder.copies.items():
+            if ours := self.weights.get(original.replace("{p}", prefix)):
+                self.weights.setdefault(copy.replace("{p}", prefix), ours)
         if config.tied and config.head == "lm":
             outputs = (config.vocab,)
             head = Theirs("lm_head", ("head",), config.dim, outputs, False, "=", config)
             self.theirs[head.path] = head
+        self.ends: dict[str, list[Theirs]] = {}  # a.b.c by a.b.c, b.c and c
+        for path, theirs in self.theirs.items():
+            parts = path.split(".")
+            for k in range(len(parts)):
+                self.ends.setdefault(".".join(parts[k:]), []).append(theirs)
 
     @property
     def by_ours(self) -> dict[str, Theirs]:
@@ -86,7 +94,7 @@ class Spelling:
 
     def matching(self, name: str) -> list[Theirs]:
         """What a name of a file means: that path, or the paths that end with it."""
-        return [t for path, t in self.theirs.items() if path == name or path.endswith("." + name)]
+        return self.ends.get(name, [])
 
     def modules(self, ours: Iterable[str]) -> list[str]:
         """`target_modules`: the ends of their names where those mean these modules and no other,
@@ -112,8 +120,9 @@ class Spelling:
                 if not match:
                     problems.append(f"target_modules: no module of the model is called {end}")
                 found += match
-        for end in self.names(excluded, "exclude_modules", problems):
-            found = [t for t in found if t not in self.matching(end)]
+        ends_out = self.names(excluded, "exclude_modules", problems)
+        out = {theirs.path for end in ends_out for theirs in self.matching(end)}
+        found = [t for t in found if t.path not in out]
         layers = data.get("layers_to_transform")
         if layers is not None:
             chosen = layers if isinstance(layers, list) else [layers]

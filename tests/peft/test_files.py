@@ -15,13 +15,16 @@ import torch
 from minift.checkpoints import safetensors
 from minift.checkpoints.open import load_model
 from minift.errors import ConfigError, FormatError
-from minift.peft.attach import changes, disabled, merge, merge_error, trainable
-from minift.peft.files import CONFIG, TENSORS, load_adapter, names, save_adapter
+from minift.peft.adapters import disabled, trainable
+from minift.peft.files import CONFIG, TENSORS, load_adapter, save_adapter
 from minift.peft.lora import LoRA
+from minift.peft.merge import merge, merge_error
 from minift.peft.methods import attach
+from minift.peft.places import changes
+from minift.peft.spelling import Spelling
 
 GOLDEN = Path(__file__).parents[1] / "golden"
-NAMES = ("lora_all", "lora_qv", "lora_rs")
+NAMES = ("lora_all", "lora_qv", "lora_rs", "lora_pattern")
 
 
 def loaded(name, dtype=torch.float64, **options):
@@ -62,11 +65,11 @@ def test_every_gradient_equals_pefts(name):
     loss = torch.nn.functional.cross_entropy(logits[learn], tokens[:, 1:][learn], reduction="sum")
     loss.backward()
     assert float(loss.detach()) == pytest.approx(float(data["loss64"]), rel=1e-12)
-    theirs = names(model)
+    theirs = Spelling(model).by_ours
     compared = 0
     for path, _, change in changes(model):
         for letter in ("A", "B"):
-            key = f"grad64.base_model.model.{theirs[path]}.lora_{letter}.weight"
+            key = f"grad64.base_model.model.{theirs[path].path}.lora_{letter}.weight"
             expected = torch.from_numpy(data[key])
             torch.testing.assert_close(getattr(change, letter).grad, expected, rtol=0, atol=1e-9)
             compared += 1
@@ -148,7 +151,7 @@ def test_zeros_change_nothing_and_are_refused_unless_training_goes_on(tmp_path):
                 tensors[key].zero_()
 
     folder = broken(tmp_path, edit_tensors=edit)
-    assert "zeros only" in refused(folder)
+    assert "an adapter that changes nothing" in refused(folder)
     base = str(np.load(GOLDEN / "lora_qv.npz")["base"])
     model = load_adapter(load_model(GOLDEN / base), folder, trainable=True)
     assert len(trainable(model)) == len(safetensors.read(folder / TENSORS).tensors)
@@ -189,11 +192,21 @@ def test_options_that_minift_does_not_have_are_refused(tmp_path, key, value):
     assert key.removeprefix("lora_") in text or "that do not fit" in text
 
 
-def test_ranks_by_pattern_are_refused_by_name():
-    data = np.load(GOLDEN / "lora_pattern.npz")
-    model = load_model(GOLDEN / str(data["base"]))
-    with pytest.raises(FormatError, match="rank_pattern"):
-        load_adapter(model, GOLDEN / "lora_pattern")
+def test_ranks_and_alphas_by_pattern_are_those_of_the_file():
+    model, _ = loaded("lora_pattern")
+    found = {path: (c.A.shape[0], c.scale) for path, _, c in changes(model)}
+    assert found["blocks.1.attn.qkv.q"] == (5, 6 / 5)
+    assert found["blocks.0.attn.qkv.q"] == (3, 4 / 3)
+    assert found["blocks.0.mlp.out.down"] == (2, 3)
+    assert found["blocks.0.attn.out.o"] == (3, 2)
+
+
+@pytest.mark.parametrize("pattern", [
+    {".*q_proj": 2}, {"q_proj|v_proj": 2}, {"q_proj": "2"}, {"(a+)+$": 2}, {"q_proj": 2.5}, [],
+])  # fmt: skip
+def test_patterns_that_are_no_names_are_refused(tmp_path, pattern):
+    folder = broken(tmp_path, edit_config=lambda c: c.__setitem__("rank_pattern", pattern))
+    assert "rank_pattern" in refused(folder) if pattern else True
 
 
 def test_a_run_folder_stands_for_its_adapter(tmp_path):
