@@ -3,7 +3,7 @@
     python benchmarks/peers/peft_adapters.py JOB.json OUT.npz
 
 JOB: [{"name", "base", "adapter", "tokens": [[ids]], "mask": [[0 or 1]]}, ...]. Each base is loaded
-as the class that its config.json names, float32, and the adapter by PeftModel.from_pretrained, which
+as the class that its config.json names, float32, the adapter by PeftModel.from_pretrained, which
 only warns of tensors without a place: here they end the run. Positions count the real tokens of a
 row. In the npz: NAME, as long as the tokens (outputs of virtual tokens are cut off).
 """

@@ -166,18 +166,20 @@ class Stored:
             for key, value in data.items()
             if key not in expected and value not in (None, False, [], {})
         ]
-        found = None
+        found, code = None, "unknown-field"
         try:
             if isinstance(file, Whole):
                 found = file.read(data, problems)
             else:
                 found = file.read(data, spelled, problems)
         except ConfigError as error:
+            if not problems:
+                code = "out-of-range"
             problems.append(str(error))
         if problems:
             count = f"{len(problems)} options that do not fit"
             allowed = f"what minift has of {file.peft_type}"
-            raise FormatError(path, file.peft_type, count, allowed, "unknown-field", problems)
+            raise FormatError(path, file.peft_type, count, allowed, code, problems)
         return found
 
     def opened(self) -> safetensors.SafetensorsFile:
