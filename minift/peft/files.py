@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
@@ -42,7 +42,7 @@ from minift.peft.adapters import (
 from minift.peft.format import NEUTRAL, Format, Whole
 from minift.peft.methods import METHODS, attach, method_of
 from minift.peft.places import changes
-from minift.peft.spelling import Spelling
+from minift.peft.spelling import OLDER, Spelling
 from minift.storage import write_folder
 
 PREFIX = "base_model.model."
@@ -222,7 +222,7 @@ def load_adapter(
     spelled = None if isinstance(file, Whole) else Spelling(model)
     config = exported = found.config(spelled)
     opened = safetensors.read(place)
-    tensors = {key: opened.load(key) for key in opened.tensors}
+    tensors = {newer(key, opened.tensors): opened.load(key) for key in opened.tensors}
     prefix = "base_model." if isinstance(file, Whole) else PREFIX
     problems: list[str] = []
     check_base(model, spelled, tensors, place)
@@ -250,6 +250,14 @@ def load_adapter(
         adapters = known(model, name, "load_adapter")
         adapters.configs[name], adapters.learns[name] = config, trainable
         return use(model, name)
+
+
+def newer(key: str, there: Container[str]) -> str:
+    """A tensor's name with its module called as transformers does now."""
+    for old, new in OLDER.items():
+        found = key.replace(f"{PREFIX}{old}.", f"{PREFIX}{new}.", 1)
+        key = key if found in there else found
+    return key
 
 
 def check_base(
