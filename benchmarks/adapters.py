@@ -61,13 +61,12 @@ def fits(config: object, method: str, model: Transformer) -> bool:
     """Whether the method has a place on the model, in minift and in PEFT."""
     if method == "head" and model.config.head != "lm":
         return False
-    # PEFT's prompt learning knows language models, classifiers and plain encoders.
-    soft = not isinstance(config, minift.LoRA | minift.IA3)
-    return not (soft and (model.config.head == "mlm" or not known_head(model)))
-
-
-def known_head(model: Transformer) -> bool:
-    return not (model.config.head == "none" and model.config.causal)
+    if isinstance(config, minift.LoRA | minift.IA3):
+        return True
+    # PEFT's prompt learning is for language models, classifiers and bodies, and its prefix needs a
+    # model with a cache.
+    prefix = isinstance(config, minift.Prefix)
+    return model.config.head != "mlm" and not (prefix and model.config.family == "distilbert")
 
 
 def main() -> None:

@@ -41,11 +41,15 @@ def config_of(model: Transformer, name: str | None = None) -> object:
     return None if adapters is None or chosen is None else adapters.configs.get(chosen)
 
 
-def checked_name(name: str) -> str:
+def check_new(model: Transformer, name: str) -> None:
+    """Refuse a name that no module can have, or that the model has already."""
     if not NAME.fullmatch(name) or hasattr(nn.ModuleDict, name):
         allowed = "letters, digits, - and _, at most 64"
         raise ConfigError(f'name: found "{name}", allowed {allowed}')
-    return name
+    if name in names(model):
+        raise ConfigError(
+            f'attach: the model has an adapter "{name}" already; merge, detach it, or add a name'
+        )
 
 
 def known(model: Transformer, name: str, verb: str) -> Adapters:
@@ -101,6 +105,22 @@ def freeze(model: Transformer) -> None:
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+@contextmanager
+def kept_on_error(model: Transformer, name: str) -> Iterator[None]:
+    """An error while `name` is made or filled leaves the model as it was before."""
+    before, learned = active(model), {n: p.requires_grad for n, p in model.named_parameters()}
+    try:
+        yield
+    except BaseException:
+        adapters = adapters_of(model)
+        if adapters is not None and name in adapters.configs:
+            detach(model, name)
+            adapters.switch.active = before
+        for key, parameter in model.named_parameters():
+            parameter.requires_grad_(learned[key])
+        raise
 
 
 @contextmanager

@@ -14,11 +14,12 @@ know and leaves a slot empty that it does not find; here both are refused, all o
 from __future__ import annotations
 
 import json
+import math
 import os
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Container, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor, nn
@@ -29,12 +30,20 @@ from minift.errors import ConfigError, FormatError, one_line
 from minift.model.heads import LabelHead
 from minift.model.transformer import Transformer
 from minift.peft import adapterhub, head
-from minift.peft.adapters import DEFAULT, active, config_of, detach, known, modules_of, names, use
+from minift.peft.adapters import (
+    DEFAULT,
+    active,
+    check_new,
+    config_of,
+    kept_on_error,
+    known,
+    use,
+)
 from minift.peft.bottleneck import Bottleneck
 from minift.peft.format import CONFIG, NEUTRAL, Format, Whole
 from minift.peft.methods import METHODS, attach, method_of
 from minift.peft.places import changes
-from minift.peft.spelling import Spelling
+from minift.peft.spelling import OLDER, Spelling
 from minift.storage import write_folder
 
 PREFIX = "base_model.model."
@@ -219,6 +228,7 @@ def load_adapter(
     Raises FormatError with the whole list otherwise. With `trainable`, training may go on from it,
     prompt encoders and all; without, an adapter that would change nothing is refused.
     """
+    check_new(model, name)
     found = stored(path)
     if isinstance(found, adapterhub.Stored):
         return adapterhub.load(model, found, name=name, trainable=trainable)
@@ -226,7 +236,7 @@ def load_adapter(
     spelled = None if isinstance(file, Whole) else Spelling(model)
     config = exported = found.config(spelled)
     opened = safetensors.read(place)
-    tensors = {key: opened.load(key) for key in opened.tensors}
+    tensors = {newer(key, opened.tensors): opened.load(key) for key in opened.tensors}
     prefix = "base_model." if isinstance(file, Whole) else PREFIX
     problems: list[str] = []
     check_base(model, spelled, tensors, place)
@@ -235,27 +245,33 @@ def load_adapter(
         raise FormatError(found.folder / CONFIG, "modules_to_save", "what does not fit",
                           "the model's label head", "unknown-field", problems)  # fmt: skip
     own = head.wanted(model, promised, tensors, prefix)
-    state = safetensors.read(found.folder / STATE) if (found.folder / STATE).exists() else None
-    if trainable and state is not None:
-        config = state_config(config, state)
-    try:
-        attach(model, config, name=name)
-    except ConfigError as error:
-        if name in names(model) and "already" in str(error):
-            raise
-        raise FormatError(found.folder / CONFIG, file.peft_type, error, "an adapter of this model",
-                          "shape-mismatch") from None  # fmt: skip
-    try:
-        going_on = state if trainable else None
+    going_on = None
+    if trainable and (found.folder / STATE).exists():
+        going_on = safetensors.read(found.folder / STATE)
+        config = state_config(model, config, going_on)
+    with kept_on_error(model, name):
+        try:
+            # Without a state there is no network to train, and none is made, whatever its size.
+            bare = isinstance(file, Whole) and going_on is None
+            attach(model, file.bare(config) if bare else config, name=name)  # type: ignore[union-attr]
+        except ConfigError as error:
+            allowed = "an adapter of this model"
+            at = found.folder / CONFIG
+            raise FormatError(at, file.peft_type, error, allowed, "shape-mismatch") from None
         put(model, name, file, spelled, exported, tensors, own, place, trainable, going_on)
         if going_on is not None:
             put_state(model, name, going_on, {k: t for k, t in tensors.items() if k not in own})
-    except FormatError:
-        detach(model, name)
-        raise
-    adapters = known(model, name, "load_adapter")
-    adapters.learns[name] = trainable
-    return use(model, name)
+        adapters = known(model, name, "load_adapter")
+        adapters.configs[name], adapters.learns[name] = config, trainable
+        return use(model, name)
+
+
+def newer(key: str, there: Container[str]) -> str:
+    """A tensor's name with its module called as transformers does now."""
+    for old, new in OLDER.items():
+        found = key.replace(f"{PREFIX}{old}.", f"{PREFIX}{new}.", 1)
+        key = key if found in there else found
+    return key
 
 
 def check_base(
@@ -336,26 +352,44 @@ def put(
             )
 
 
-def state_config(config: Any, state: safetensors.SafetensorsFile) -> Any:
+def state_config(model: Transformer, config: Any, state: safetensors.SafetensorsFile) -> Any:
     """The config that training had, which the exported one cannot tell (encoders, pissa)."""
     place, kind = state.path, type(config)
     text = state.metadata.get("config", "")
     data = strict_json.parse(text.encode(), place, "config", limit_bytes=strict_json.CONFIG_LIMIT)
-    known_fields = {field.name for field in fields(kind)}
+    kinds = get_type_hints(kind)
+    values = {key: tupled(value) for key, value in data.items()} if type(data) is dict else {}
     if (
-        type(data) is not dict
-        or set(data) - known_fields
+        values.keys() != kinds.keys()
+        or not all(fits(value, kinds[key]) for key, value in values.items())
         or state.metadata.get("method") != kind.__name__
     ):
         raise FormatError(place, "config", text, f"the fields of {kind.__name__}", "unknown-field")
-
-    def tupled(value: Any) -> Any:
-        return tuple(map(tupled, value)) if isinstance(value, list) else value
-
     try:
-        return kind(**{key: tupled(value) for key, value in data.items()})
-    except (ConfigError, TypeError) as error:
+        trained = kind(**values)
+    except ConfigError as error:
         raise FormatError(place, "config", error, kind.__name__, "out-of-range") from None
+    # Before anything is made: no network larger than what the file holds.
+    there = sum(math.prod(entry.shape) for entry in state.tensors.values())
+    method = method_of(trained)
+    if isinstance(method.FILE, Whole) and method.count(model, trained) != there:
+        wanted = f"{method.count(model, trained):,} numbers"
+        raise FormatError(place, "tensors", f"{there:,} numbers", wanted, "shape-mismatch")
+    return trained
+
+
+def tupled(value: Any) -> Any:
+    return tuple(map(tupled, value)) if isinstance(value, list) else value
+
+
+def fits(value: Any, kind: Any) -> bool:
+    """Whether a value from a file is of a field's type: int, float, str, bool, tuples of them."""
+    if get_origin(kind) is not tuple:
+        return type(value) is kind or (kind is float and type(value) is int)
+    inner = get_args(kind)
+    if inner[-1] is Ellipsis and type(value) is tuple:
+        inner = (inner[0],) * len(value)
+    return type(value) is tuple and len(value) == len(inner) and all(map(fits, value, inner))
 
 
 def put_state(
@@ -387,8 +421,13 @@ def put_state(
             module.load_state_dict({leaf: state.load(key) for leaf, key in own.items()})
     again = safetensors_of(model, name)
     for key, tensor in exported.items():
-        size = float(tensor.abs().max()) if tensor.numel() else 0.0
-        if key not in again or float((again[key] - tensor).abs().max()) > AGREE * max(size, 1e-6):
+        limit = AGREE * max(float(tensor.abs().max()), 1e-6)
+        near = (
+            key in again
+            and again[key].shape == tensor.shape
+            and float((again[key] - tensor).abs().max()) <= limit  # false for NaN
+        )
+        if not near:
             found, allowed = f"a state that leads elsewhere than {key}", f"that of {TENSORS}"
             raise FormatError(state.path, "tensors", found, allowed, "shape-mismatch")
 
@@ -407,7 +446,3 @@ def safetensors_of(model: Transformer, name: str) -> dict[str, Tensor]:
         for leaf, tensor in file.to_file(theirs, parts).items():
             out[f"{PREFIX}{theirs.path}.{leaf}"] = tensor.detach().cpu()
     return out
-
-
-def parameters_of(model: Transformer, name: str) -> int:
-    return sum(p.numel() for module in modules_of(model, name) for p in module.parameters())

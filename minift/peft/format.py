@@ -58,6 +58,7 @@ class Whole:
     to_file: Callable[[Transformer, nn.Module], dict[str, Tensor]]
     shapes: Callable[[Transformer, Any], dict[str, tuple[int, ...]]]
     fill: Callable[[nn.Module, Mapping[str, Tensor]], None]
+    bare: Callable[[Any], Any]  # the config without a network that only training needs
     options: tuple[str, ...] = ()
     off: Mapping[str, tuple[object, ...]] = field(default_factory=dict)
     neutral: tuple[str, ...] = ()

@@ -13,11 +13,10 @@ from minift.model.transformer import Transformer
 from minift.peft import bitfit, bottleneck, head, ia3, lora, prefix, prompt, ptuning
 from minift.peft.adapters import (
     DEFAULT,
-    checked_name,
-    detach,
+    check_new,
     freeze,
+    kept_on_error,
     modules_of,
-    names,
     trainable,
     use,
 )
@@ -49,23 +48,15 @@ def attach(model: Transformer, config: Any, *, name: str = DEFAULT, seed: int = 
 
     Several adapters may be attached under different names; one is active (`minift.use`).
     """
-    method, before = method_of(config), {n: p.requires_grad for n, p in model.named_parameters()}
-    if name in names(model):
-        raise ConfigError(
-            f'attach: the model has an adapter "{name}" already; merge, detach it, or add a name'
-        )
-    adapters = made(model)
-    adapters.configs[checked_name(name)], adapters.learns[name] = config, True
-    try:
+    method = method_of(config)
+    check_new(model, name)
+    with kept_on_error(model, name):
+        adapters = made(model)
+        adapters.configs[name], adapters.learns[name] = config, True
         method.attach(model, config, name, seed)
         head.attach(model, name)
-    except ConfigError:
-        detach(model, name)
-        for key, parameter in model.named_parameters():
-            parameter.requires_grad_(before[key])
-        raise
-    freeze(model)
-    return use(model, name)
+        freeze(model)
+        return use(model, name)
 
 
 def count(model: Transformer, config: Any) -> int:

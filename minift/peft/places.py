@@ -98,8 +98,8 @@ class Adapters(nn.Module):
         """A forward pre-hook: the rows' adapters, and what the active one's part adds."""
         if args:
             given = given | {"tokens": args[0]}
-        if self.mixture is not None:
-            self.switch.rows = self.rows_of(given)
+        # Set anew every time: a pass that failed has left its rows behind.
+        self.switch.rows = None if self.mixture is None else self.rows_of(given)
         part = self.part
         return ((), given if part is None else part.before(model, given))  # type: ignore[operator]
 

@@ -22,7 +22,7 @@ It cannot be merged: its keys and values are no weights.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from minift.errors import ConfigError
 from minift.generation.cache import KVCache
 from minift.model.transformer import Past, Transformer
-from minift.peft.format import Problems, Whole, whole
+from minift.peft.format import Problems, Whole, one, whole
 from minift.peft.lora import precise
 from minift.peft.places import made
 from minift.peft.prompt import SIZES, sizes
@@ -152,10 +152,8 @@ def count(model: Transformer, config: Prefix) -> int:
 
 
 def read(data: Mapping[str, Any], problems: Problems) -> Prefix:
-    hidden = data.get("encoder_hidden_size") if data.get("prefix_projection") else 0
-    if type(hidden) is not int:
-        problems.append(f"encoder_hidden_size is {hidden}, not a whole number")
-        hidden = 0
+    projected = one(data, "prefix_projection", bool, problems)
+    hidden = whole(data, "encoder_hidden_size", problems) if projected else 0
     return Prefix(whole(data, "num_virtual_tokens", problems), hidden)
 
 
@@ -196,6 +194,7 @@ FILE = Whole(
     to_file,
     shapes,
     fill,
+    lambda config: replace(config, prefix_mlp=0),
     options=(*SIZES, "prefix_projection", "encoder_hidden_size"),
     off={"num_transformer_submodules": (1,)},
     neutral=("init_weights",),

@@ -140,6 +140,7 @@ FILE = Whole(
     to_file,
     shapes,
     fill,
+    lambda config: config,
     options=(*SIZES, "prompt_tuning_init"),
     off={"num_transformer_submodules": (1,)},
     neutral=("prompt_tuning_init_text", "tokenizer_name_or_path", "tokenizer_kwargs"),

@@ -15,7 +15,7 @@ It cannot be merged: its tokens are input.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -165,6 +165,7 @@ FILE = Whole(
     to_file,
     shapes,
     fill,
+    lambda config: replace(config, encoder="mlp", encoder_hidden=1),
     options=(
         *SIZES,
         *("encoder_reparameterization_type", "encoder_hidden_size", "encoder_num_layers"),

@@ -23,6 +23,8 @@ from minift.model.config import ModelConfig
 from minift.model.norm import LayerNorm
 from minift.model.transformer import Transformer
 
+# Modules that transformers 5 renamed: checkpoints, and adapters made before it, have the old name.
+OLDER = {"embed_out": "lm_head"}
 # A pattern from a file is never compiled: only what is plainly a name, or an end of one.
 PLAIN = re.compile(r"\^?[\w.\\-]+\$?")
 
@@ -57,9 +59,10 @@ class Spelling:
         self.theirs: dict[str, Theirs] = {}
         self.weights: dict[str, str] = {}  # their tensors that are one of ours: theirs -> ours
         for pair in pairs(family.folder, config, prefix):
-            path, _, leaf = pair.theirs.rpartition(".")
+            stored, _, leaf = pair.theirs.rpartition(".")
+            path = OLDER.get(stored, stored)
             if pair.how == "=":
-                self.weights[pair.theirs] = pair.ours[0]
+                self.weights[f"{path}.{leaf}"] = pair.ours[0]
             members = tuple(name.removesuffix(".weight") for name in pair.ours)
             turned = pair.how.endswith("turned")
             how = pair.how.removesuffix("turned").strip() or "="
@@ -72,7 +75,8 @@ class Spelling:
             self.theirs[path] = Theirs(path, members, inputs, outputs, turned, how, config)
         for copy, original in family.folder.copies.items():
             if ours := self.weights.get(original.replace("{p}", prefix)):
-                self.weights.setdefault(copy.replace("{p}", prefix), ours)
+                path, _, leaf = copy.replace("{p}", prefix).rpartition(".")
+                self.weights.setdefault(f"{OLDER.get(path, path)}.{leaf}", ours)
         if config.tied and config.head == "lm":
             outputs = (config.vocab,)
             head = Theirs("lm_head", ("head",), config.dim, outputs, False, "=", config)
@@ -94,7 +98,7 @@ class Spelling:
 
     def matching(self, name: str) -> list[Theirs]:
         """What a name of a file means: that path, or the paths that end with it."""
-        return self.ends.get(name, [])
+        return self.ends.get(OLDER.get(name, name), [])
 
     def modules(self, ours: Iterable[str]) -> list[str]:
         """`target_modules`: the ends of their names where those mean these modules and no other,

@@ -129,6 +129,11 @@ def test_every_row_through_its_own():
     assert torch.equal(adapted(TOKENS), alone("b")(TOKENS))  # the active one, as before
     with rows(adapted, each), disabled(adapted):
         assert torch.equal(adapted(TOKENS), model()(TOKENS))
+    with rows(adapted, each):
+        with pytest.raises(IndexError):
+            adapted(torch.full((3, 7), 10**6))
+        with disabled(adapted):
+            assert torch.equal(adapted(TOKENS), model()(TOKENS))
 
 
 def test_rows_keep_their_adapters_while_texts_end():

@@ -15,12 +15,14 @@ import torch
 from minift.checkpoints import safetensors
 from minift.checkpoints.open import load_model
 from minift.errors import ConfigError, FormatError
-from minift.peft.adapters import disabled, trainable
-from minift.peft.files import CONFIG, TENSORS, load_adapter, save_adapter
+from minift.peft.adapters import active, disabled, names, trainable
+from minift.peft.files import CONFIG, STATE, TENSORS, load_adapter, save_adapter
 from minift.peft.lora import LoRA
 from minift.peft.merge import merge, merge_error
 from minift.peft.methods import attach
 from minift.peft.places import changes
+from minift.peft.prefix import Prefix
+from minift.peft.ptuning import PTuning
 from minift.peft.spelling import Spelling
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -234,6 +236,188 @@ def test_merging_in_bf16_says_what_rounding_cost():
     assert 0 < error.logit < 1
     assert error.tokens == 12
     assert merged.blocks[0].attn.qkv.q.weight.dtype == torch.bfloat16
+
+
+# ---- what only training needs --------------------------------------------------------------------
+
+WITH_STATE = {
+    "ptuning": PTuning(3, encoder_hidden=5),
+    "lstm": PTuning(3, "lstm", encoder_hidden=4, encoder_layers=2),
+    "prefix": Prefix(3, prefix_mlp=5),
+    "pissa": LoRA(rank=2, lora_init="pissa", targets=("q", "down")),
+}
+
+
+def in_training(name, folder="llama_gqa"):
+    """A model whose adapter was trained for a while, and its last gradients."""
+    model = attach(load_model(GOLDEN / folder), WITH_STATE[name], seed=3)
+    return stepped(model)
+
+
+def stepped(model, steps=2):
+    optimizer = torch.optim.SGD(trainable(model).values(), lr=0.01)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        model(torch.arange(14).view(2, 7)).square().mean().backward()
+        optimizer.step()
+    return model
+
+
+@pytest.mark.parametrize("folder", ["llama_gqa", "families/gpt2", "families/bert_labels"])
+@pytest.mark.parametrize("name", WITH_STATE)
+def test_training_goes_on_with_the_same_gradients(name, folder, tmp_path):
+    first = in_training(name, folder)
+    save_adapter(first, tmp_path / "a")
+    second = load_adapter(load_model(GOLDEN / folder), tmp_path / "a", trainable=True)
+    stepped(first, 1)
+    stepped(second, 1)
+    mine, again = trainable(first), trainable(second)
+    assert mine.keys() == again.keys()
+    for key, parameter in mine.items():
+        assert torch.equal(parameter.grad, again[key].grad), key
+        assert torch.equal(parameter, again[key]), key
+
+
+@pytest.mark.parametrize("name", ["ptuning", "lstm", "prefix"])
+def test_without_the_state_training_goes_on_from_what_the_network_made(name, tmp_path):
+    first = in_training(name)
+    save_adapter(first, tmp_path / "a")
+    (tmp_path / "a" / STATE).unlink()
+    second = load_adapter(load_model(GOLDEN / "llama_gqa"), tmp_path / "a", trainable=True)
+    tokens = torch.arange(14).view(2, 7)
+    torch.testing.assert_close(second(tokens), first(tokens))
+    assert len(trainable(second)) == 1
+
+
+def edited_state(tmp_path, name, tensors=lambda t: None, metadata=lambda m: None):
+    save_adapter(in_training(name), tmp_path / "a")
+    file = safetensors.read(tmp_path / "a" / STATE)
+    there, facts = {key: file.load(key) for key in file.tensors}, dict(file.metadata)
+    tensors(there)
+    metadata(facts)
+    safetensors.write(tmp_path / "a" / STATE, there, facts)
+    return tmp_path / "a"
+
+
+def refused_state(folder, text):
+    """It says what is wrong; the model, another adapter and what may learn stay as they were."""
+    model = attach(load_model(GOLDEN / "llama_gqa"), LoRA(rank=2), name="mine")
+    tokens, learns = torch.arange(14).view(2, 7), trainable(model).keys()
+    before = model(tokens)
+    with pytest.raises(FormatError, match=text) as caught:
+        load_adapter(model, folder, trainable=True)
+    assert Path(caught.value.path).name == STATE
+    assert (names(model), active(model)) == (["mine"], "mine")
+    assert trainable(model).keys() == learns
+    assert torch.equal(model(tokens), before)
+    load_adapter(model, folder)  # for use it is not even read
+
+
+@pytest.mark.parametrize("name", WITH_STATE)
+@pytest.mark.parametrize("value", [30.0, float("nan"), float("inf")])
+def test_a_state_that_leads_elsewhere_is_refused(name, value, tmp_path):
+    def edit(tensors):
+        for tensor in tensors.values():
+            tensor.view(-1)[0] = value
+
+    refused_state(edited_state(tmp_path, name, edit), "leads elsewhere")
+
+
+@pytest.mark.parametrize("name", WITH_STATE)
+def test_a_state_with_other_tensors_is_refused(name, tmp_path):
+    def edit(tensors):
+        key = min(tensors)
+        tensors["strange"] = tensors.pop(key)
+
+    refused_state(edited_state(tmp_path, name, edit), "tensors: found 2 that do not fit")
+    shutil.rmtree(tmp_path / "a")
+
+    def cut(tensors):
+        key = min(tensors)
+        tensors[key] = tensors[key][:-1].clone()
+
+    refused_state(edited_state(tmp_path, name, cut), "tensors: found")
+
+
+@pytest.mark.parametrize("value", [
+    "", "[]", "{", "null", '{"rank": 2}', "set", '{"ptuning_tokens": 3, "ptuning_tokens": 3}',
+    {"ptuning_tokens": "3"}, {"ptuning_tokens": True}, {"ptuning_tokens": 4},
+    {"encoder": ["mlp"]}, {"encoder": "gru"}, {"encoder_hidden": 10**12},
+    {"encoder_hidden": 0}, {"encoder_layers": None}, {"more": 1},
+])  # fmt: skip
+def test_a_hostile_state_is_refused(value, tmp_path):
+    def edit(facts):
+        if isinstance(value, dict):
+            facts["config"] = json.dumps(json.loads(facts["config"]) | value)
+        else:
+            facts["config"] = value
+
+    refused_state(edited_state(tmp_path, "ptuning", metadata=edit), "config|tensors")
+
+
+@pytest.mark.parametrize("value", [
+    {"ranks": [["q"]]}, {"ranks": 5}, {"ranks": [[1, 2]]}, {"targets": "q"}, {"targets": [1]},
+    {"alpha": "8"}, {"alpha": None}, {"dora": 1}, {"rank": 10**9}, {"rank": 1},
+    {"lora_init": "uniform"}, {"targets": ["q"]}, {"targets": ["nothing"]},
+])  # fmt: skip
+def test_a_hostile_state_of_a_lora_is_refused(value, tmp_path):
+    def edit(facts):
+        facts["config"] = json.dumps(json.loads(facts["config"]) | value)
+
+    folder = edited_state(tmp_path, "pissa", metadata=edit)
+    model = load_model(GOLDEN / "llama_gqa")
+    with pytest.raises(FormatError):
+        load_adapter(model, folder, trainable=True)
+    assert names(model) == []
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_another_methods_state_is_refused(tmp_path):
+    folder = edited_state(tmp_path, "prefix", metadata=lambda m: m.update(method="PTuning"))
+    refused_state(folder, "the fields of Prefix")
+
+
+@pytest.mark.parametrize(("name", "key", "value"), [
+    ("ptuning", "num_virtual_tokens", 10**12), ("ptuning", "num_virtual_tokens", "3"),
+    ("ptuning", "num_virtual_tokens", True), ("ptuning", "num_virtual_tokens", -1),
+    ("ptuning", "encoder_hidden_size", "5"), ("ptuning", "encoder_hidden_size", -5),
+    ("ptuning", "encoder_reparameterization_type", "GRU"),
+    ("ptuning", "encoder_reparameterization_type", {"a": 1}), ("ptuning", "encoder_num_layers", []),
+    ("ptuning", "num_transformer_submodules", 2), ("prefix", "encoder_hidden_size", "5"),
+    ("prefix", "prefix_projection", "yes"), ("prefix", "num_virtual_tokens", None),
+    ("pissa", "rank_pattern", {"q_proj": 10**9}), ("pissa", "alpha_pattern", {"q_proj": "a"}),
+    ("pissa", "use_rslora", "yes"), ("pissa", "lora_alpha", -1), ("pissa", "lora_dropout", 2),
+    ("pissa", "target_modules", {"q_proj": 1}), ("pissa", "init_lora_weights", "pissa_niter_4"),
+    ("pissa", "init_lora_weights", {"a": []}), ("pissa", "modules_to_save", "lm_head"),
+    ("pissa", "layers_to_transform", ["0"]), ("pissa", "exclude_modules", 3),
+])  # fmt: skip
+def test_a_hostile_config_is_refused(name, key, value, tmp_path):
+    save_adapter(in_training(name), tmp_path / "a")
+    data = json.loads((tmp_path / "a" / CONFIG).read_text())
+    (tmp_path / "a" / CONFIG).write_text(json.dumps(data | {key: value}))
+    model = load_model(GOLDEN / "llama_gqa")
+    with pytest.raises(FormatError):
+        load_adapter(model, tmp_path / "a")
+    assert names(model) == []
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_a_network_is_not_made_for_use_whatever_its_size(tmp_path):
+    for name in ("lstm", "prefix"):
+        save_adapter(in_training(name), tmp_path / name)
+        data = json.loads((tmp_path / name / CONFIG).read_text())
+        data |= {"encoder_hidden_size": 10**12}
+        (tmp_path / name / CONFIG).write_text(json.dumps(data))
+        model = load_adapter(load_model(GOLDEN / "llama_gqa"), tmp_path / name)
+        assert model(torch.arange(7)[None]).isfinite().all()
+
+
+def test_a_name_that_is_taken_leaves_its_adapter_alone(tmp_path):
+    model = in_training("pissa")
+    save_adapter(model, tmp_path / "a")
+    with pytest.raises(ConfigError, match='an adapter "default" already'):
+        load_adapter(model, tmp_path / "a")
+    assert active(model) == "default"
 
 
 def hostile():

@@ -9,6 +9,10 @@ import torch
 
 from minift.checkpoints import safetensors
 from minift.checkpoints.open import load_model
+from minift.peft.adapters import trainable
+from minift.peft.files import CONFIG, TENSORS, load_adapter, save_adapter
+from minift.peft.lora import LoRA
+from minift.peft.methods import attach
 from minift.peft.places import linears
 from minift.peft.spelling import Spelling
 
@@ -57,6 +61,24 @@ def test_target_modules_mean_these_and_no_other(name, ours, ends):
     back = found.targets({"target_modules": ends}, problems := [])
     assert set(paths) <= set(back)
     assert problems == []
+
+
+def test_a_module_that_was_renamed_is_written_new_and_read_both_ways(tmp_path):
+    """GPT-NeoX's output matrix: embed_out in checkpoints and in older adapters, lm_head now."""
+    model = load_model(FOLDERS["gpt_neox"])
+    attach(model, LoRA(rank=2, targets=("q", "head")))
+    with torch.no_grad():
+        for parameter in trainable(model).values():
+            parameter.add_(0.1)
+    save_adapter(model, tmp_path / "a")
+    file, data = safetensors.read(tmp_path / "a" / TENSORS), (tmp_path / "a" / CONFIG).read_text()
+    assert "base_model.model.lm_head.lora_A.weight" in file.tensors
+    old = {key.replace("lm_head", "embed_out"): file.load(key) for key in file.tensors}
+    safetensors.write(tmp_path / "a" / TENSORS, old)
+    (tmp_path / "a" / CONFIG).write_text(data.replace("lm_head", "embed_out"))
+    tokens = torch.arange(14).view(2, 7)
+    again = load_adapter(load_model(FOLDERS["gpt_neox"]), tmp_path / "a")
+    torch.testing.assert_close(again(tokens), model(tokens))
 
 
 def test_one_layer_alone_is_named_in_full():
