@@ -115,7 +115,7 @@ def merge(parsed: Parsed, screen: Screen) -> int:
 
     from minift.checkpoints.open import load
     from minift.checkpoints.save import save
-    from minift.cli.models import base_dtype
+    from minift.cli.models import base_dtype, base_kind
     from minift.peft.files import load_adapter, stored
     from minift.peft.merge import merge as fold
     from minift.peft.merge import merge_error
@@ -129,7 +129,8 @@ def merge(parsed: Parsed, screen: Screen) -> int:
         )
     if Path(out).exists() and not parsed.flag("overwrite"):
         raise ConfigError(f"out: {out} exists; choose another, or --overwrite")
-    model, tokenizer = load(name, dtype=base_dtype(parsed.flag("dtype")))
+    base = base_kind(parsed.flag("base"), adapter)
+    model, tokenizer = load(name, dtype=base_dtype(parsed.flag("dtype")), base=base)
     load_adapter(model, adapter.folder)
     merged = fold(model)
     probe = torch.tensor([tokenizer.encode("Review: the plot is thin, but the acting carries it.")])

@@ -8,6 +8,7 @@ from minift.cli.options import Flag
 
 MODEL = Flag("model", str, None, "a downloaded name, a folder or a .gguf file", common=True)
 DTYPE = Flag("dtype", str, "auto", "of the base: float32, bf16, or auto: the faster one here")
+BASE = Flag("base", str, None, "store linears as int8, nf4, gguf (own blocks); default: dense")
 CHAT_TEMPLATE = Flag("chat_template", str, None, "in place of the model's own: chatml, ...")
 OVERWRITE = Flag("overwrite", bool, False, "replace what stands at --out")
 ADAPTER = Flag("adapter", str, None, "an adapter's folder, or a run's", common=True)
@@ -88,6 +89,7 @@ VERBS = {
             Flag("adapter", str, None, "go on from this adapter"),
             CHAT_TEMPLATE,
             DTYPE,
+            BASE,
             OVERWRITE,
         ),
         configs=("minift.peft.lora:LoRA", "minift.train.loop:TrainConfig"),
@@ -105,6 +107,7 @@ VERBS = {
             MAX_LENGTH,
             CHAT_TEMPLATE,
             DTYPE,
+            BASE,
             THREADS,
         ),
     ),
@@ -119,6 +122,7 @@ VERBS = {
             Flag("chat", bool, False, "treat the prompt as a user's message"),
             CHAT_TEMPLATE,
             DTYPE,
+            BASE,
             THREADS,
         ),
         configs=("minift.generation.sampling:Sampling",),
@@ -135,6 +139,7 @@ VERBS = {
             Flag("system", str, None, "the system's message"),
             CHAT_TEMPLATE,
             DTYPE,
+            BASE,
             THREADS,
         ),
         configs=("minift.generation.sampling:Sampling",),
@@ -154,7 +159,7 @@ VERBS = {
         "files",
         "fold an adapter into its model: a plain Hugging Face folder",
         "minift merge runs/a --out merged",
-        (MODEL, OUT, DTYPE, OVERWRITE),
+        (MODEL, OUT, DTYPE, BASE, OVERWRITE),
         positional="adapter",
     ),
     "export": Verb(
@@ -166,6 +171,7 @@ VERBS = {
             Flag("dtype", str, None, "F32, F16, BF16, Q8_0, Q4_0, Q4_1; default F16 for gguf, F32"),
             Flag("out", str, None, "the file or folder to write"),
             Flag("model", str, None, "the base, in place of the one that the adapter names"),
+            BASE,
             OVERWRITE,
         ),
         positional="model_or_run",
