@@ -136,9 +136,10 @@ def merge(parsed: Parsed, screen: Screen) -> int:
     probe = torch.tensor([tokenizer.encode("Review: the plot is thin, but the acting carries it.")])
     error = merge_error(model, merged, probe)
     save(merged, tokenizer, out, overwrite=parsed.flag("overwrite"))
+    made_dense = "" if base is None else f"dense, from the {base} base · "
     text = (
-        f"merged       {out} · largest logit difference {error.logit:.1e}, mean KL {error.kl:.1e} "
-        f"nats on {error.tokens} tokens"
+        f"merged       {out} · {made_dense}largest logit difference {error.logit:.1e}, "
+        f"mean KL {error.kl:.1e} nats on {error.tokens} tokens"
     )
     screen.result(text, {"out": out, "logit_difference": error.logit, "kl": error.kl})
     return 0

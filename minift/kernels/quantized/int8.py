@@ -7,8 +7,12 @@ A row of zeros has s = 0 and q = 0. The error is at most s / 2 a weight.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
+
+from minift.kernels.quantized.reference import piece, room
 
 LARGEST = 127
 
@@ -24,6 +28,14 @@ def encode(weight: Tensor) -> dict[str, Tensor]:
     return {"codes": q.to(torch.int8), "scale": scale}
 
 
-def decode(stored: dict[str, Tensor]) -> Tensor:
-    """float32 (out, in)."""
-    return stored["codes"] * stored["scale"][:, None]
+def decode(stored: Mapping[str, Tensor], dtype: torch.dtype = torch.float32) -> Tensor:
+    """(out, in); another `dtype` is the float32 value, rounded."""
+    codes, scale = stored["codes"], stored["scale"][:, None]
+    rows, inputs = codes.shape
+    out = room((rows, inputs), dtype, codes.device)
+    at_once = piece(inputs, rows, codes.device)
+    for part, q, s in zip(
+        out.split(at_once), codes.split(at_once), scale.split(at_once), strict=True
+    ):
+        part.copy_(q * s)
+    return out

@@ -45,9 +45,9 @@ def decode(
 ) -> Tensor:
     """The dense weight (out, in)."""
     if kind == "int8":
-        return int8.decode(dict(stored)).to(dtype)
+        return int8.decode(stored, dtype)
     if kind == "nf4":
-        return nf4.decode(dict(stored), shape).to(dtype)
+        return nf4.decode(stored, shape, dtype)
     blocks = stored["blocks"]
     return dequantize(kind, blocks.cpu(), dtype).to(blocks.device)
 

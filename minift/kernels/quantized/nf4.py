@@ -17,12 +17,15 @@ A byte holds two weights, the first one in its high half; decoding looks both up
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache
 from statistics import NormalDist
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from minift.kernels.quantized.reference import piece, room
 
 BLOCK, GROUP, LARGEST = 64, 256, 127
 STEP = 8192  # blocks encoded at a time, so that a large matrix needs no copies of its own size
@@ -81,13 +84,20 @@ def nearest(blocks: Tensor, c: Tensor) -> Tensor:
     return q[:, 0::2] << 4 | q[:, 1::2]
 
 
-def decode(stored: dict[str, Tensor], shape: tuple[int, int]) -> Tensor:
-    """float32 (out, in)."""
+def decode(
+    stored: Mapping[str, Tensor], shape: tuple[int, int], dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """(out, in); another `dtype` is the float32 value, rounded."""
     codes, k = stored["codes"], stored["scales"]
     step = (stored["ranges"] / LARGEST).repeat_interleave(GROUP)[: len(k)]  # (blocks,)
     # A block near zero may come out a little below it, which would turn its weights round.
     c = (stored["mean"] + k * step).clamp(min=0)
     table = pairs(codes.device)
-    values = table.index_select(0, codes.flatten().int()).view(torch.float32)
-    values.view(-1, BLOCK).mul_(c[:, None])
-    return values[: shape[0] * shape[1]].view(shape)
+    out = room((len(k), BLOCK), dtype, codes.device)
+    at_once = piece(BLOCK, len(k), codes.device)
+    for part, q, size in zip(
+        out.split(at_once), codes.split(at_once), c.split(at_once), strict=True
+    ):
+        level = table.index_select(0, q.flatten().int()).view(torch.float32).view(-1, BLOCK)
+        part.copy_(level.mul_(size[:, None]))
+    return out.flatten()[: shape[0] * shape[1]].view(shape)

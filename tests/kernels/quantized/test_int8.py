@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from minift.kernels.quantized import reference
 from minift.kernels.quantized.int8 import decode, encode
 
 
@@ -43,3 +44,14 @@ def test_other_dtypes_come_as_float32():
     assert all(torch.equal(a, b) for a, b in zip(
         encode(weight).values(), encode(weight.float()).values(), strict=True))  # fmt: skip
     assert decode(encode(weight)).dtype == torch.float32
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("serial", [1, 3 * 65])  # a row is longer, or three are one piece
+def test_pieces_and_dtypes_change_nothing(dtype, serial, monkeypatch):
+    stored = encode(torch.randn(32, 65))
+    whole = decode(stored)
+    assert torch.equal(whole, stored["codes"] * stored["scale"][:, None])
+    monkeypatch.setattr(reference, "SERIAL", serial)
+    assert torch.equal(decode(stored), whole)
+    assert torch.equal(decode(stored, dtype), whole.to(dtype))

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from minift.kernels.quantized import nf4
+from minift.kernels.quantized import nf4, reference
 from minift.kernels.quantized.nf4 import decode, encode, levels
 
 PUBLISHED = (  # arXiv:2305.14314, appendix E
@@ -98,3 +98,12 @@ def test_bytes_a_weight_of_large_matrices():
     stored = encode(torch.randn(576, 1536))
     size = sum(t.numel() * t.element_size() for t in stored.values())
     assert size / (576 * 1536) == pytest.approx(0.5 + 1 / 64 + 4 / (64 * 256), rel=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_pieces_and_dtypes_change_nothing(dtype, monkeypatch):
+    stored = encode(torch.randn(33, 65))
+    whole = decode(stored, (33, 65))
+    monkeypatch.setattr(reference, "SERIAL", 3 * 64)
+    assert torch.equal(decode(stored, (33, 65)), whole)
+    assert torch.equal(decode(stored, (33, 65), dtype), whole.to(dtype))
