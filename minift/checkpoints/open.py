@@ -27,6 +27,7 @@ from minift.kernels.quantized.linear import OWN, base_of
 from minift.kernels.quantized.reference import BLOCKS
 from minift.model.config import ModelConfig
 from minift.model.transformer import Transformer
+from minift.runtime import trim_memory
 from minift.tokenizers.interface import Tokenizer
 
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "float64": torch.float64}
@@ -241,6 +242,9 @@ def assemble(
                 continue
             parameter = nn.Parameter(tensor.to(dtype).contiguous())
             setattr(model.get_submodule(module), leaf, parameter)
+        if base is not None:
+            del values, tensor
+            trim_memory()  # what the dense values took
     if config.tied:
         model.tie()
     if base is not None and base_of(model) is None:
