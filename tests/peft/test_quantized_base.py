@@ -166,7 +166,10 @@ def test_training_lowers_the_loss_and_leaves_the_base(files, base, tiny_tokenize
     minift.attach(model, minift.LoRA(rank=4))
     objective = minift.SFT(tiny_tokenizer, train=str(data))
     run = minift.fit(
-        model, objective, minift.TrainConfig(steps=12, batch=4, lr=0.01, threads=1), out=tmp_path / "run"
+        model,
+        objective,
+        minift.TrainConfig(steps=12, batch=4, lr=0.01, threads=1),
+        out=tmp_path / "run",
     )
     assert run.losses[-1] < 0.5 * run.losses[0]
     for path, linear in quantized(model):
@@ -256,3 +259,14 @@ def test_saving_with_an_adapter_is_refused_as_on_a_dense_base(files, tiny_tokeni
         minift.save(model, tiny_tokenizer, tmp_path / "m")
     minift.save(minift.merge(model), tiny_tokenizer, tmp_path / "m")
     assert base_of(load_model(tmp_path / "m")) is None
+
+
+def test_recomputed_blocks_give_the_same_gradients(files):
+    model = perturbed(minift.attach(opened(files, "nf4", "float64"), minift.LoRA(rank=2)))
+    _, expected = outputs(model)
+    for parameter in trainable(model).values():
+        parameter.grad = None
+    model.checkpointing = True
+    _, found = outputs(model)
+    for name, gradient in found.items():
+        assert torch.equal(gradient, expected[name]), name
