@@ -12,6 +12,7 @@ from minift.errors import ConfigError
 
 def export(parsed: Parsed, screen: Screen) -> int:
     from minift.checkpoints.open import load
+    from minift.cli.models import base_kind
     from minift.peft.export import export as write
     from minift.peft.files import CONFIG, load_adapter, stored
 
@@ -24,12 +25,12 @@ def export(parsed: Parsed, screen: Screen) -> int:
         if not name:
             where = adapter.folder
             raise ConfigError(f"{where} does not say which model it was trained on: add --model")
-        model, tokenizer = load(name)
+        model, tokenizer = load(name, base=base_kind(parsed.flag("base"), adapter))
         load_adapter(model, adapter.folder)
     else:
         if to == "gguf-lora":
             raise ConfigError(f"--to gguf-lora needs an adapter or a run, and {place} is neither")
-        model, tokenizer = load(parsed.words[0])
+        model, tokenizer = load(parsed.words[0], base=base_kind(parsed.flag("base")))
     done = write(
         model, tokenizer, out, to=to, dtype=parsed.flag("dtype"), overwrite=parsed.flag("overwrite")
     )

@@ -125,7 +125,7 @@ def merge(parsed: Parsed, screen: Screen) -> int:
 
     from minift.checkpoints.open import load
     from minift.checkpoints.save import save
-    from minift.cli.models import base_dtype
+    from minift.cli.models import base_dtype, base_kind
     from minift.peft.files import load_adapter, stored
     from minift.peft.merge import merge as fold
     from minift.peft.merge import merge_error
@@ -139,15 +139,17 @@ def merge(parsed: Parsed, screen: Screen) -> int:
         )
     if os.path.exists(out) and not parsed.flag("overwrite"):
         raise ConfigError(f"out: {out} exists; choose another, or --overwrite")
-    model, tokenizer = load(name, dtype=base_dtype(parsed.flag("dtype")))
+    base = base_kind(parsed.flag("base"), adapter)
+    model, tokenizer = load(name, dtype=base_dtype(parsed.flag("dtype")), base=base)
     load_adapter(model, adapter.folder)
     merged = fold(model)
     probe = torch.tensor([tokenizer.encode("Review: the plot is thin, but the acting carries it.")])
     error = merge_error(model, merged, probe)
     save(merged, tokenizer, out, overwrite=parsed.flag("overwrite"))
+    made_dense = "" if base is None else f"dense, from the {base} base · "
     text = (
-        f"merged       {out} · largest logit difference {error.logit:.1e}, mean KL {error.kl:.1e} "
-        f"nats on {error.tokens} tokens"
+        f"merged       {out} · {made_dense}largest logit difference {error.logit:.1e}, "
+        f"mean KL {error.kl:.1e} nats on {error.tokens} tokens"
     )
     screen.result(text, {"out": out, "logit_difference": error.logit, "kl": error.kl})
     return 0

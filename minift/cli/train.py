@@ -5,17 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 
 from minift.checkpoints.open import load
-from minift.cli.models import base_dtype, headline
+from minift.cli.models import base_dtype, base_kind, base_line, headline
 from minift.cli.options import Parsed
 from minift.cli.screen import Bar, Screen, duration, megabytes
 from minift.data.read import Records, open_records, unescape_template
 from minift.data.split import Rows, held_out
 from minift.errors import ConfigError
+from minift.kernels.quantized.linear import base_of, numbers
 from minift.model.transformer import Transformer
 from minift.peft.adapters import config_of, trainable
-from minift.peft.files import load_adapter
+from minift.peft.files import load_adapter, stored
 from minift.peft.lora import LoRA
 from minift.peft.methods import attach
+from minift.peft.places import linears
 from minift.runtime import machine, peak_memory
 from minift.tokenizers.interface import Tokenizer
 from minift.train.loop import Progress, Run, TrainConfig, check_out, fit
@@ -26,6 +28,8 @@ def sft(parsed: Parsed, screen: Screen) -> int:
     name, data, out = parsed.need("model"), parsed.need("data"), parsed.need("out")
     lora, config = parsed.config(LoRA), parsed.config(TrainConfig)  # refused before any work
     check_out(out, parsed.flag("overwrite"))
+    adapter = parsed.flag("adapter")
+    base = base_kind(parsed.flag("base"), stored(adapter) if adapter is not None else None)
     records = read(parsed, data)
     held: Records | Rows | None = None
     train: Records | Rows = records
@@ -34,12 +38,14 @@ def sft(parsed: Parsed, screen: Screen) -> int:
     elif parsed.flag("held_out_share") > 0 and len(records) > 1:
         train, held = held_out(records, parsed.flag("held_out_share"), config.seed)
     dtype = base_dtype(parsed.flag("dtype"), config.threads)
-    model, tokenizer = load(name, dtype=dtype)
+    model, tokenizer = load(name, dtype=dtype, base=base)
     tokenizer.chat_template = parsed.flag("chat_template")
     screen.say(headline())
     objective = SFT(tokenizer, train, held, max_length=parsed.flag("max_length"))
-    if parsed.flag("adapter") is not None:
-        load_adapter(model, parsed.flag("adapter"), trainable=True)
+    if base is not None:
+        screen.say(base_line(model))
+    if adapter is not None:
+        load_adapter(model, adapter, trainable=True)
         own = config_of(model)  # the flags do not count
         assert isinstance(own, LoRA)
         lora = own
@@ -92,9 +98,9 @@ def show_example(screen: Screen, objective: Objective, tokenizer: Tokenizer) -> 
 def describe(model: Transformer, lora: LoRA, steps: int, tokens_a_step: float) -> str:
     """Method, trainable share and dtype, and the minutes that training should take."""
     counts = sum(p.numel() for p in trainable(model).values())
-    total = sum(p.numel() for p in model.parameters())
+    total = numbers(model)
     names = ",".join(lora.targets)
-    dtype = str(model.embed.weight.dtype).removeprefix("torch.")
+    dtype = base_of(model) or str(model.embed.weight.dtype).removeprefix("torch.")
     return (
         f"LoRA r={lora.rank} on {names} · {counts:,} trainable, {100 * counts / total:.1f} %, "
         f"float32 on {dtype} · about {duration(estimate(model, steps * tokens_a_step))}"
@@ -107,7 +113,7 @@ def estimate(model: Transformer, tokens: float) -> float:
     4 operations a weight and token (Kaplan et al. 2020, section 2.1, less the weight gradients that
     a frozen base does not need), at three quarters of the rate of one product.
     """
-    linear = sum(p.numel() for n, p in model.blocks.named_parameters() if p.dim() == 2)
+    linear = sum(one.in_features * one.out_features for _, one in linears(model))
     return 4 * linear * tokens / (0.75e9 * machine().rate)
 
 

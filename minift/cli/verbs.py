@@ -12,6 +12,7 @@ DTYPE = Flag("dtype", str, "auto", "of the base: float32, bf16, or auto: the fas
 CHAT_TEMPLATE = Flag(
     "chat_template", str, None, f"in place of the model's own: {', '.join(TEMPLATES)}"
 )
+BASE = Flag("base", str, None, "store linears as int8, nf4, gguf (own blocks); default: dense")
 OVERWRITE = Flag("overwrite", bool, False, "replace what stands at --out")
 ADAPTER = Flag("adapter", str, None, "an adapter's folder, or a run's", common=True)
 OUT = Flag("out", str, None, "the folder to write", common=True)
@@ -91,6 +92,7 @@ VERBS = {
             Flag("adapter", str, None, "go on from this adapter"),
             CHAT_TEMPLATE,
             DTYPE,
+            BASE,
             OVERWRITE,
         ),
         configs=("minift.peft.lora:LoRA", "minift.train.loop:TrainConfig"),
@@ -108,6 +110,7 @@ VERBS = {
             MAX_LENGTH,
             CHAT_TEMPLATE,
             DTYPE,
+            BASE,
             THREADS,
         ),
     ),
@@ -122,6 +125,7 @@ VERBS = {
             Flag("chat", bool, False, "treat the prompt as a user's message"),
             CHAT_TEMPLATE,
             DTYPE,
+            BASE,
             THREADS,
         ),
         configs=("minift.generation.sampling:Sampling",),
@@ -138,6 +142,7 @@ VERBS = {
             Flag("system", str, None, "the system's message"),
             CHAT_TEMPLATE,
             DTYPE,
+            BASE,
             THREADS,
         ),
         configs=("minift.generation.sampling:Sampling",),
@@ -157,7 +162,7 @@ VERBS = {
         "files",
         "fold an adapter into its model: a plain Hugging Face folder",
         "minift merge runs/a --out merged",
-        (MODEL, OUT, DTYPE, OVERWRITE),
+        (MODEL, OUT, DTYPE, BASE, OVERWRITE),
         positional="adapter",
     ),
     "export": Verb(
@@ -169,6 +174,7 @@ VERBS = {
             Flag("dtype", str, None, "F32, F16, BF16, Q8_0, Q4_0, Q4_1; default F16 for gguf, F32"),
             Flag("out", str, None, "the file or folder to write"),
             Flag("model", str, None, "the base, in place of the one that the adapter names"),
+            BASE,
             OVERWRITE,
         ),
         positional="model_or_run",

@@ -63,10 +63,11 @@ class Change(nn.Module):
 
     def merged(self, linear: nn.Linear) -> dict[str, Tensor]:
         """In the change's own precision, rounded once to the base's."""
-        weight = linear.weight.to(self.l.dtype)
+        base = linear.weight
+        weight = base.to(self.l.dtype)
         if self.side == "in":
-            return {"weight": (weight * self.l).to(linear.weight.dtype)}
-        new = {"weight": (weight * self.l[:, None]).to(linear.weight.dtype)}
+            return {"weight": (weight * self.l).to(base.dtype)}
+        new = {"weight": (weight * self.l[:, None]).to(base.dtype)}
         if linear.bias is not None:
             new["bias"] = (linear.bias.to(self.l.dtype) * self.l).to(linear.bias.dtype)
         return new

@@ -35,7 +35,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from minift.errors import ConfigError
-from minift.kernels.lora.reference import lora_linear
+from minift.kernels.lora.reference import lora_linear, low_rank
+from minift.kernels.quantized.linear import QuantizedLinear
 from minift.model.transformer import Transformer
 from minift.peft.format import Format, Problems, number, one, whole
 from minift.peft.places import WHOLE, changes, hang, members
@@ -153,17 +154,20 @@ class Change(nn.Module):
         if self.m is not None:
             return self.dora(linear, x, drop)
         A, B = self.factors()
+        if isinstance(linear, QuantizedLinear):
+            # Given the decoded weight, autograd would keep it for the backward pass.
+            return linear(x) + low_rank(x, A, B, self.scale, drop)
         return lora_linear(x, linear.weight, linear.bias, A, B, self.scale, drop)
 
     def dora(self, linear: nn.Linear, x: Tensor, drop: float) -> Tensor:
         """W x, b and m ‖W + s B A‖⁻¹ (...): the dropped inputs make the change, and only it."""
         assert self.m is not None
-        weight = linear.weight
         with torch.no_grad():
-            norm = (weight.to(self.A.dtype) + self.scale * (self.B @ self.A)).norm(dim=1)  # (out,)
+            weight = linear.weight.to(self.A.dtype)
+            norm = (weight + self.scale * (self.B @ self.A)).norm(dim=1)  # (out,)
         gain = self.m / norm
-        y, dropped = F.linear(x, weight), F.dropout(x, drop)
-        kept = F.linear(dropped, weight) if drop else y
+        y, dropped = product(linear, x), F.dropout(x, drop)
+        kept = product(linear, dropped) if drop else y
         thin = F.linear(F.linear(dropped.to(self.A.dtype), self.A), self.B) * (gain * self.scale)
         y = y + (gain - 1).to(y.dtype) * kept + thin.to(y.dtype)
         return y if linear.bias is None else y + linear.bias
@@ -171,15 +175,23 @@ class Change(nn.Module):
     def merged(self, linear: nn.Linear) -> dict[str, Tensor]:
         """W + s B A in the change's own precision, rounded once to the base's."""
         A, B = self.factors()
-        weight = linear.weight.to(A.dtype) + self.scale * (B @ A)  # (out, in)
+        base = linear.weight
+        weight = base.to(A.dtype) + self.scale * (B @ A)  # (out, in)
         if self.m is not None:
             weight = weight * (self.m / weight.norm(dim=1))[:, None]
-        return {"weight": weight.to(linear.weight.dtype)}
+        return {"weight": weight.to(base.dtype)}
 
     def delta(self, linear: nn.Linear, x: Tensor) -> Tensor:
         """What the change adds, for rows with adapters of their own."""
         A, B = self.factors()
         return (F.linear(F.linear(x.to(A.dtype), A), B) * self.scale).to(x.dtype)
+
+
+def product(linear: nn.Linear, x: Tensor) -> Tensor:
+    """x Wᵀ, the bias left out."""
+    if isinstance(linear, QuantizedLinear):
+        return linear.product(x)
+    return F.linear(x, linear.weight)
 
 
 class EmbedChange(nn.Module):

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from minift.errors import ConfigError
+from minift.kernels.quantized.linear import ENCODED, QuantizedLinear, base_of, quantized
 from minift.model.transformer import Transformer
 from minift.peft import lora
 from minift.peft.adapters import DEFAULT, active, config_of, known, use
@@ -23,11 +24,15 @@ BIASES = {"attn.qkv": "qkv_bias", "attn.out": "out_bias", "mlp.hidden": "mlp_bia
           "mlp.out": "mlp_bias"}  # fmt: skip
 
 
-def merge(model: Transformer) -> Transformer:
+def merge(model: Transformer, *, requantize: bool = False) -> Transformer:
     """A plain new model with the active adapter folded into its weights.
 
     Each sum is computed in float32 (or the change's precision) and rounded once. Tensors without a
     change are shared with the original. `merge_error` says what rounding cost.
+
+    On a quantised base the linears that change become dense; with `requantize` they are encoded
+    again, each as it was stored. That costs more than rounding: a small change is lost where it is
+    smaller than a step of the format, so look at `merge_error`.
     """
     name = active(model)
     if name is None:
@@ -46,14 +51,29 @@ def merge(model: Transformer) -> Transformer:
             tensors = change.merged(module)  # type: ignore[operator]
         for leaf, tensor in tensors.items():
             new[leaf[2:] if leaf.startswith("..") else f"{path}.{leaf}"] = tensor
-    return with_tensors(model, new)
+    if requantize:
+        check_kinds(model, new)
+    return with_tensors(model, new, requantize)
 
 
-def with_tensors(model: Transformer, new: Mapping[str, Tensor]) -> Transformer:
+def check_kinds(model: Transformer, new: Mapping[str, Tensor]) -> None:
+    """Everything that changes can be encoded again."""
+    kinds = {linear.kind for path, linear in quantized(model) if f"{path}.weight" in new}
+    if base_of(model) is None:
+        raise ConfigError("requantize: found a dense base, allowed one of int8, nf4 or gguf")
+    if lost := sorted(kinds - set(ENCODED)):
+        found, allowed = ", ".join(lost), ", ".join(ENCODED)
+        raise ConfigError(f"requantize: found {found}, which minift reads only; allowed {allowed}")
+
+
+def with_tensors(
+    model: Transformer, new: Mapping[str, Tensor], requantize: bool = False
+) -> Transformer:
     """The base with other tensors in some places; a bias that it lacks is added to its group."""
     config, source = model.config, dict(model.named_parameters())
+    stored = {f"{path}.weight": linear for path, linear in quantized(model)}
     shared = {"head.weight", "head.decoder.weight"} if config.tied else set()
-    for key in (key for key in new if key not in source and key not in shared):
+    for key in (key for key in new if key not in (source | stored) and key not in shared):
         group = ".".join(key.split(".")[2:4])
         if group not in BIASES or not key.endswith(".bias"):
             raise ConfigError(f"merge: {config.family} has no {key}")
@@ -69,10 +89,25 @@ def with_tensors(model: Transformer, new: Mapping[str, Tensor]) -> Transformer:
             value = new[name]
         elif twin is not None:
             value = twin.detach()
+        elif name in stored:
+            continue  # its layer comes below
         else:  # a bias of a group in which another member got one
-            weight = source[f"{path}.weight"]
-            value = torch.zeros(parameter.shape, dtype=weight.dtype, device=weight.device)
+            like = model.embed.weight
+            value = torch.zeros(parameter.shape, dtype=like.dtype, device=like.device)
         setattr(plain.get_submodule(path), leaf, nn.Parameter(value, requires_grad=False))
+    for name, linear in stored.items():
+        path = name.removesuffix(".weight")
+        group, _, member = path.rpartition(".")
+        bias = plain.get_submodule(path).bias
+        assert bias is None or isinstance(bias, nn.Parameter)
+        if name not in new:
+            setattr(plain.get_submodule(group), member, linear.twin(bias))
+        elif requantize:
+            try:
+                layer = QuantizedLinear.of(linear.kind, new[name], bias)
+            except (ValueError, OverflowError) as error:
+                raise ConfigError(f"merge: {path} does not fit {linear.kind}: {error}") from None
+            setattr(plain.get_submodule(group), member, layer)
     if config.tied:
         plain.tie()
     return plain.train(model.training)

@@ -70,7 +70,12 @@ class Spelling:
             known = all(isinstance(m, nn.Linear | LayerNorm) for m in modules)
             if not modules or not (known or members == ("embed",)):
                 continue
-            shapes = [tuple(m.get_parameter("weight").shape) for m in modules]
+            shapes = [
+                (m.out_features, m.in_features)  # whatever its weight is stored in
+                if isinstance(m, nn.Linear)
+                else tuple(m.get_parameter("weight").shape)
+                for m in modules
+            ]
             outputs, inputs = tuple(shape[0] for shape in shapes), (*shapes[0], 0)[1]
             self.theirs[path] = Theirs(path, members, inputs, outputs, turned, how, config)
         for copy, original in family.folder.copies.items():

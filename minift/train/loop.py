@@ -25,6 +25,7 @@ from minift import __version__
 from minift.checkpoints.save import as_json
 from minift.data.batches import length_buckets
 from minift.errors import ConfigError
+from minift.kernels.quantized.linear import base_of, numbers
 from minift.model.transformer import Transformer
 from minift.peft.adapters import active, config_of, trainable
 from minift.peft.files import save_adapter
@@ -346,7 +347,8 @@ def record(model: Transformer, run: Run) -> dict[str, object]:
         "model": model.source,
         "methods": methods,
         "trainable": sum(counts.values()),
-        "parameters": sum(p.numel() for p in model.parameters()),
+        "parameters": numbers(model),
+        "base": base_of(model) or "dense",
         "config": asdict(run.config),
         "steps": len(run.losses),
         "final_loss": run.losses[-1] if run.losses else None,
