@@ -103,6 +103,8 @@ def adapter_info(folder: Path, screen: Screen) -> int:
         f"             {numbers:,} parameters in {len(file.tensors)} tensors · base {base}",
     ]
     run = folder / "run.json"
+    if adapter.labels:
+        lines.append(f"labels       {', '.join(adapter.labels)}")
     if run.exists():
         facts = strict_json.read(run)
         lines.append(f"run          {facts.get('steps')} steps · loss {facts.get('final_loss')}")
@@ -113,6 +115,7 @@ def adapter_info(folder: Path, screen: Screen) -> int:
 def merge(parsed: Parsed, screen: Screen) -> int:
     import torch
 
+    from minift.checkpoints.labels import with_labels
     from minift.checkpoints.open import load
     from minift.checkpoints.save import save
     from minift.cli.models import base_dtype
@@ -130,6 +133,8 @@ def merge(parsed: Parsed, screen: Screen) -> int:
     if Path(out).exists() and not parsed.flag("overwrite"):
         raise ConfigError(f"out: {out} exists; choose another, or --overwrite")
     model, tokenizer = load(name, dtype=base_dtype(parsed.flag("dtype")))
+    if adapter.labels:
+        model = with_labels(model, adapter.labels)
     load_adapter(model, adapter.folder)
     merged = fold(model)
     probe = torch.tensor([tokenizer.encode("Review: the plot is thin, but the acting carries it.")])

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from minift.checkpoints.open import load
+from minift.checkpoints.labels import with_labels
+from minift.checkpoints.open import headers, load
 from minift.cli.options import Parsed
 from minift.errors import ConfigError
 from minift.model.transformer import Transformer
-from minift.peft.files import load_adapter, stored
+from minift.peft.files import Stored, load_adapter, stored
 from minift.runtime import machine
 from minift.tokenizers.interface import Tokenizer
 
@@ -32,11 +33,47 @@ def open_model(parsed: Parsed, *, trainable: bool = False) -> tuple[Transformer,
     if name is None:
         raise ConfigError("--model is missing")
     dtype = base_dtype(parsed.values["dtype"], parsed.values.get("threads"))
+    labels = labels_of(parsed)
     model, tokenizer = load(name, dtype=dtype)
     tokenizer.chat_template = parsed.values["chat_template"]
+    if labels:
+        model = with_labels(model, labels)
     if adapter is not None:
         load_adapter(model, adapter.folder, trainable=trainable)
     return model, tokenizer
+
+
+def labels_of(parsed: Parsed) -> tuple[str, ...]:
+    """The labels of the classifier that --adapter or --model is; none where it is no classifier."""
+    asked, model = parsed.values.get("adapter"), parsed.values["model"]
+    found = own_labels(stored(asked), parsed) if asked is not None else ()
+    if asked is None and model is not None:
+        found = headers(model).config.labels
+    given = parsed.values.get("labels")
+    if found and given and given != found:
+        place, own = asked or model, ", ".join(found)
+        raise ConfigError(f"labels: found {', '.join(given)}, and {place} has {own}")
+    return found
+
+
+def own_labels(adapter: Stored, parsed: Parsed) -> tuple[str, ...]:
+    if not adapter.classifies:
+        return ()
+    names = adapter.labels or parsed.values.get("labels")
+    if not names:
+        raise ConfigError(f"{adapter.folder} is a classifier that does not name its labels: add "
+                          "--labels, in the order of its training")  # fmt: skip
+    return tuple(names)
+
+
+def open_speaker(parsed: Parsed) -> tuple[Transformer, Tokenizer]:
+    """`open_model` for commands that want text; a classifier is refused before it is loaded."""
+    labels = labels_of(parsed)
+    if labels:
+        name = parsed.values.get("adapter") or parsed.values["model"]
+        raise ConfigError(f"{name} is a classifier of {', '.join(labels)}, which writes no text: "
+                          "minift eval scores it")  # fmt: skip
+    return open_model(parsed)
 
 
 def headline(screen_text: str = "") -> str:
