@@ -32,6 +32,8 @@ def sft(parsed: Parsed, screen: Screen) -> int:
     train, held = sides(parsed, lambda path: read(parsed, path), config.seed)
     dtype = base_dtype(parsed.flag("dtype"), config.threads)
     model, tokenizer = load(name, dtype=dtype)
+    if model.config.head != "lm":
+        raise ConfigError(f"{name} is no language model: minift classify trains it on labels")
     tokenizer.chat_template = parsed.flag("chat_template")
     screen.say(headline())
     objective = SFT(tokenizer, train, held, max_length=parsed.flag("max_length"))

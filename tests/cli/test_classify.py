@@ -218,3 +218,10 @@ def test_what_is_saved_is_what_peft_names(run, base, kind):
     config = json.loads(adapter_files(model, "default")["adapter_config.json"])
     assert (config["task_type"], config["modules_to_save"]) == ("SEQ_CLS", [head])
     assert Classification(None, [{"text": "a", "label": 0}], labels=("bad", "good")).rows == 1
+
+
+def test_an_encoder_is_sent_here(cli, tiny_encoder, data, tmp_path):
+    out = tmp_path / "out"
+    words = ["sft", "--model", tiny_encoder, "--data", data, "--out", out]
+    refused(cli(*words), "is no language model: minift classify")
+    assert not out.exists()
