@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from minift.checkpoints.download import download as download
+    from minift.checkpoints.labels import with_labels as with_labels
     from minift.checkpoints.open import load as load
     from minift.checkpoints.save import save as save
     from minift.data.read import open_records as open_records
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
     from minift.peft.prefix import Prefix as Prefix
     from minift.peft.prompt import Prompt as Prompt
     from minift.peft.ptuning import PTuning as PTuning
+    from minift.train.classification import Classification as Classification
+    from minift.train.classification import class_accuracy as class_accuracy
     from minift.train.evaluate import label_accuracy as label_accuracy
     from minift.train.loop import TrainConfig as TrainConfig
     from minift.train.loop import fit as fit
@@ -46,6 +49,7 @@ if TYPE_CHECKING:
 
 PUBLIC = {
     "download": "minift.checkpoints.download",
+    "with_labels": "minift.checkpoints.labels",
     "load": "minift.checkpoints.open",
     "save": "minift.checkpoints.save",
     "open_records": "minift.data.read",
@@ -72,6 +76,8 @@ PUBLIC = {
     "Prefix": "minift.peft.prefix",
     "Prompt": "minift.peft.prompt",
     "PTuning": "minift.peft.ptuning",
+    "Classification": "minift.train.classification",
+    "class_accuracy": "minift.train.classification",
     "label_accuracy": "minift.train.evaluate",
     "TrainConfig": "minift.train.loop",
     "fit": "minift.train.loop",

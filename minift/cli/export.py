@@ -21,6 +21,8 @@ def export(parsed: Parsed, screen: Screen) -> int:
         raise ConfigError(f"out: {out} exists; choose another, or --overwrite")
     if any(os.path.exists(folder / CONFIG) for folder in (place, place / "adapter")):
         adapter = stored(place)
+        if adapter.classifies:
+            raise ConfigError(f"{place} is a classifier, for which minift merge writes a folder")
         name = parsed.flag("model") or adapter.base
         if not name:
             where = adapter.folder

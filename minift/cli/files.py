@@ -113,6 +113,8 @@ def adapter_info(folder: Path, screen: Screen) -> int:
         f"             {numbers:,} parameters in {len(file.tensors)} tensors · base {base}",
     ]
     run = folder / "run.json"
+    if adapter.labels:
+        lines.append(f"labels       {', '.join(adapter.labels)}")
     if run.exists():
         facts = strict_json.read(run)
         lines.append(f"run          {facts.get('steps')} steps · loss {facts.get('final_loss')}")
@@ -123,6 +125,7 @@ def adapter_info(folder: Path, screen: Screen) -> int:
 def merge(parsed: Parsed, screen: Screen) -> int:
     import torch
 
+    from minift.checkpoints.labels import with_labels
     from minift.checkpoints.open import load
     from minift.checkpoints.save import save
     from minift.cli.models import base_dtype, base_kind
@@ -141,6 +144,8 @@ def merge(parsed: Parsed, screen: Screen) -> int:
         raise ConfigError(f"out: {out} exists; choose another, or --overwrite")
     base = base_kind(parsed.flag("base"), adapter)
     model, tokenizer = load(name, dtype=base_dtype(parsed.flag("dtype")), base=base)
+    if adapter.labels:
+        model = with_labels(model, adapter.labels)
     load_adapter(model, adapter.folder)
     merged = fold(model)
     probe = torch.tensor([tokenizer.encode("Review: the plot is thin, but the acting carries it.")])

@@ -95,6 +95,23 @@ class Stored:
         """The model that it was trained on."""
         return str(self.data.get("model_name") or "")
 
+    @property
+    def classifies(self) -> bool:
+        return (self.folder / HEAD_CONFIG).exists() and bool(self.labels)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The names of a classifier's labels, in order; none where there is no such head."""
+        place = self.folder / HEAD_CONFIG
+        table = strict_json.read(place).get("label2id") if place.exists() else None
+        if table is None:
+            return ()
+        if type(table) is not dict or sorted(map(str, table.values())) != sorted(
+            map(str, range(len(table)))
+        ):
+            raise FormatError(place, "label2id", one_line(table), "names to 0, 1, ...", "bad-type")
+        return tuple(sorted(table, key=lambda name: int(table[name])))
+
     def config(self) -> Bottleneck:
         problems: Problems = []
         for key in ("name", "version"):

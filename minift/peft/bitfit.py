@@ -6,6 +6,7 @@ Ben Zaken et al. 2021, arXiv:2106.10199, section 3. The paper trains b itself; h
 beside it, which is the same mathematics and leaves the base as it is. A family without biases
 (Llama, Gemma) gets zero ones on its linears; an RMS norm has no bias and gets none.
 
+Touches: biases, of linears and norms.
 Trainable: out for each linear, D for each layer norm. Merging: b + d.
 """
 
@@ -24,6 +25,8 @@ from minift.peft.format import Format, Problems
 from minift.peft.lora import precise
 from minift.peft.places import hang, linears
 from minift.peft.spelling import Spelling, Theirs
+
+RATE = 2e-3
 
 
 @dataclass(frozen=True)

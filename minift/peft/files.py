@@ -54,6 +54,7 @@ FORMATS: dict[str, tuple[type, Format | Whole]] = {
     for kind, module in METHODS.values()
     if hasattr(module, "FILE")
 }
+LABELS = "labels"  # of a classifier: a key of the tensors' metadata, which PEFT passes over
 TASKS = {"lm": "CAUSAL_LM", "label": "SEQ_CLS", "none": "FEATURE_EXTRACTION"}
 AGREE = 1e-4  # how far the training state may be from the tensors that it led to, of the largest
 
@@ -107,9 +108,12 @@ def adapter_files(model: Transformer, name: str) -> dict[str, Any]:
         "inference_mode": True,
         "modules_to_save": head.modules(model, name),
     }
+    metadata = {"format": "pt"}
+    if model.config.head == "label":
+        metadata[LABELS] = json.dumps(list(model.config.labels), ensure_ascii=False)
     files: dict[str, Any] = {
         CONFIG: as_json(data | options),
-        TENSORS: safetensors.encode(dict(sorted(tensors.items())), {"format": "pt"}),
+        TENSORS: safetensors.encode(dict(sorted(tensors.items())), metadata),
     }
     state = training_state(model, name)
     if state:
@@ -194,11 +198,32 @@ class Stored:
     def opened(self) -> safetensors.SafetensorsFile:
         return safetensors.read(self.folder / TENSORS)
 
+    @property
+    def classifies(self) -> bool:
+        return self.data.get("task_type") == TASKS["label"]
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The names of a classifier's labels; none where another program wrote the folder."""
+        place = self.folder / TENSORS
+        text = safetensors.read(place).metadata.get(LABELS) if self.classifies else None
+        if text is None:
+            return ()
+        data = strict_json.parse(b'{"labels": %s}' % text.encode(), place, LABELS,
+                                 limit_bytes=strict_json.CONFIG_LIMIT)  # fmt: skip
+        names = data["labels"] if isinstance(data, dict) else None
+        if not isinstance(names, list) or not names or not all(isinstance(n, str) for n in names):
+            raise FormatError(place, LABELS, one_line(text), "a list of names", "bad-type")
+        return tuple(names)
+
     def summary(self) -> str:
         """The method in a few words, its targets in the family's."""
         targets = self.data.get("target_modules")
         where = f" on {', '.join(map(str, targets))}" if isinstance(targets, list) else ""
         return f"{str(self.config()).partition(' on ')[0]}{where}"
+
+
+AnyStored = Stored | adapterhub.Stored
 
 
 def stored(path: str | os.PathLike[str]) -> Stored | adapterhub.Stored:
@@ -232,6 +257,7 @@ def load_adapter(
     found = stored(path)
     if isinstance(found, adapterhub.Stored):
         return adapterhub.load(model, found, name=name, trainable=trainable)
+    check_labels(model, found)
     file, place = found.file, found.folder / TENSORS
     spelled = None if isinstance(file, Whole) else Spelling(model)
     config = exported = found.config(spelled)
@@ -292,6 +318,24 @@ def check_base(
     if other:
         count, allowed = f"{len(other)} that do not fit", "those of the base"
         raise FormatError(place, "embeddings", count, allowed, "shape-mismatch", other)
+
+
+def check_labels(model: Transformer, found: Stored) -> None:
+    """A classifier needs a model that has its labels."""
+    if not found.classifies:
+        return
+    names, own = found.labels, model.config.labels
+    if model.config.head != "label":
+        shown = f" of {', '.join(names)}" if names else ""
+        raise ConfigError(
+            f"load_adapter: {found.folder} is a classifier{shown}, and the model has no head for "
+            "labels; minift.with_labels gives it one"
+        )
+    if names and names != own:
+        raise ConfigError(
+            f"load_adapter: {found.folder} has the labels {', '.join(names)}, and the model "
+            f"{', '.join(own)}"
+        )
 
 
 def put(

@@ -6,6 +6,7 @@ Liu et al. 2022, arXiv:2205.05638, section 3.3. Every l starts at 1, so step 0 i
 `outputs` are rescaled after their product (their bias too, as the authors' code and PEFT do),
 `inputs` before it.
 
+Touches: k, v and down, or other linears.
 Trainable: out for each of `outputs`, in for each of `inputs`. Merging: rows of W and b times l, or
 columns of W.
 """
@@ -25,6 +26,8 @@ from minift.peft.format import Format, Problems
 from minift.peft.lora import precise
 from minift.peft.places import hang, members
 from minift.peft.spelling import Spelling, Theirs
+
+RATE = 1e-2
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ Gaussian, which is `lora_init="gaussian"`).
 With `embed` and `head` among the targets the token table and the output matrix change too: the row
 of a token by s B A[:, token], where A starts at zero and B Gaussian, as in the authors' code.
 
+Touches: linears; the embedding and the head where named.
 Trainable: R (in + out) a matrix, and out more with dora. Merging: W + s B A, its rows rescaled to m
 with dora.
 """
@@ -43,6 +44,7 @@ from minift.peft.places import WHOLE, changes, hang, members
 from minift.peft.spelling import Spelling, Theirs
 
 INITS = ("uniform", "gaussian", "pissa")
+RATE = 5e-4
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from minift.peft import bitfit, bottleneck, head, ia3, lora, prefix, prompt, ptu
 from minift.peft.adapters import (
     DEFAULT,
     check_new,
+    config_of,
     freeze,
     kept_on_error,
     modules_of,
@@ -22,7 +23,8 @@ from minift.peft.adapters import (
 )
 from minift.peft.places import adapters_of, made
 
-# The word of the command line, the config, its file.
+# The word of the command line, the config, its file. Beside the config the file has `attach`,
+# `count`, `FILE`, and RATE, the learning rate of a run that names none.
 METHODS: Mapping[str, tuple[type, ModuleType]] = {
     "lora": (lora.LoRA, lora),
     "prefix": (prefix.Prefix, prefix),
@@ -64,6 +66,16 @@ def count(model: Transformer, config: Any) -> int:
     found = method_of(config).count(model, config)
     assert isinstance(found, int)
     return found
+
+
+def learning_rate(model: Transformer) -> float:
+    """That of the active adapter's method, for a run that names none."""
+    config = config_of(model)
+    if config is None:
+        raise ConfigError("lr: give one; only an attached method has a usual rate")
+    rate = method_of(config).RATE
+    assert isinstance(rate, float)
+    return rate
 
 
 def learning_ratios(model: Transformer) -> dict[nn.Parameter, float]:

@@ -15,6 +15,7 @@ the prefix's keys are not turned by rotary positions, they are learned where the
 the base (the paper takes words of the task, section 7.4); random from a normal distribution, as
 PEFT does.
 
+Touches: what attention sees, in every layer.
 Trainable: n 2 L K E flat · with the network n K E + K E h + h + h 2 L K E + 2 L K E
 It cannot be merged: its keys and values are no weights.
 """
@@ -39,6 +40,7 @@ from minift.peft.ptuning import seeded
 from minift.peft.virtual import room
 
 INITS = ("random", "vocab")
+RATE = 1e-2
 
 
 @dataclass(frozen=True)

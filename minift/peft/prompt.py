@@ -10,6 +10,7 @@ Lester et al. 2021, arXiv:2104.08691, section 2. Only P (n, D) is trained. It st
     text      as the embeddings of a text's tokens, repeated or cut to n; class labels are such a
               text (section 3.2, "class label initialization")
 
+Touches: the input.
 Trainable: n D. It cannot be merged: its tokens are input. Learning rates of 0.3 and thousands of
 steps are usual, since nothing but the input moves.
 """
@@ -31,6 +32,7 @@ from minift.peft.places import made
 from minift.peft.virtual import Virtual, room
 
 INITS = ("random", "vocab", "text")
+RATE = 3e-2
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ Liu et al. 2021, arXiv:2103.10385, section 3.2; the two networks are those of PE
 biases. The network helps while training, because it ties the virtual tokens to each other; what is
 saved for use is P alone, and the network beside it, so that training may go on.
 
+Touches: the input.
 Trainable: n D + mlp D h + h + h² + h + h D + D
            n D + lstm's (below) + 4 h² + 2 h + 2 h D + D
 It cannot be merged: its tokens are input.
@@ -30,6 +31,7 @@ from minift.peft.prompt import SIZES, sizes, to_file
 from minift.peft.virtual import Virtual, room
 
 ENCODERS = ("mlp", "lstm")
+RATE = 1e-3
 
 
 @dataclass(frozen=True)
