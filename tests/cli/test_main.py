@@ -99,7 +99,7 @@ def test_a_missing_file_and_a_missing_model_are_refused(cli, tiny_model, data, t
     refused(cli("sft", "--model", tiny_model, "--data", "no.jsonl", "--out", out), "no.jsonl")
     refused(cli("sft", "--model", "smolm2-135m-instruct", "--data", data, "--out", out),
             "nearest: smollm2-135m-instruct")  # fmt: skip
-    refused(cli("info", tmp_path), "allowed model.safetensors")
+    refused(cli("info", tmp_path), "model.safetensors")
     assert not out.exists()
 
 
