@@ -66,7 +66,7 @@ def trainable_counts(parsed: Parsed, configs: Mapping[str, Any]) -> dict[str, di
 
 def last_lines(word: str, fact: Facts, counts: dict[str, dict[str, int]]) -> str:
     lines = [f"rate         {fact.rate:g}, where --lr is not given"]
-    lines.append(f"file         adapter_config.json, peft_type {fact.file}")
+    lines.append(f"file         adapter_config.json of {fact.file}")
     if word in counts:
         number, total = counts[word]["trainable"], counts[word]["parameters"]
         share = f"{100 * number / total:.2f} % of {total:,}"
@@ -102,6 +102,6 @@ def facts_of(module: ModuleType) -> Facts:
         touches=" ".join(touches[1].split()),
         merges=NO_MERGE not in text,
         rate=module.RATE,
-        file=module.FILE.peft_type,
+        file=module.FILE.peft_type if hasattr(module, "FILE") else "AdapterHub",
         paper=paper[0],
     )

@@ -24,7 +24,8 @@ where it is the sublayer's input; before a norm the two differ, and here it is t
 The library starts otherwise: "bert" (houlsby, pfeiffer) draws W and U with a deviation of 0.02, so
 that step 0 is only near the base; "mam_adapter" (parallel) is what stands here for all three.
 
-Trainable: 2 D R + R + D for each adapter. Merging: none; act stands between W and U.
+Touches: the MLP, or the attention too.
+Trainable: 2 D R + R + D for each adapter. It cannot be merged: act stands between W and U.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ from minift.peft.lora import precise
 from minift.peft.places import hang
 
 SUBLAYERS = ("attn", "mlp")
+RATE = 1e-3
 
 
 @dataclass(frozen=True)

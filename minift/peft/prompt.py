@@ -11,8 +11,9 @@ Lester et al. 2021, arXiv:2104.08691, section 2. Only P (n, D) is trained. It st
               text (section 3.2, "class label initialization")
 
 Touches: the input.
-Trainable: n D. It cannot be merged: its tokens are input. Learning rates of 0.3 and thousands of
-steps are usual, since nothing but the input moves.
+Trainable: n D. It cannot be merged: its tokens are input. Rates far above
+other methods' (the paper: 0.3, with Adafactor) and thousands of steps are usual, since nothing but
+the input moves.
 """
 
 from __future__ import annotations
