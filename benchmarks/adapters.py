@@ -69,6 +69,14 @@ def fits(config: object, method: str, model: Transformer) -> bool:
     return model.config.head != "mlm" and not (prefix and model.config.family == "distilbert")
 
 
+def lengths(config: object, model: Transformer) -> torch.Tensor:
+    """Of the rows: unpadded where transformers reads a row's score at its last column, padded or
+    not, as its classifying decoders do when they are given embeddings instead of ids."""
+    virtual = isinstance(config, minift.Prompt | minift.PTuning)
+    blind = virtual and model.config.head == "label" and model.config.causal
+    return torch.tensor([[7], [7], [7]] if blind else [[7], [4], [1]])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--peer-python", required=True, help="with transformers and PEFT")
@@ -85,7 +93,7 @@ def main() -> None:
                 key = f"{folder.name}-{method}"
                 moved(attach(model, config))
                 minift.save_adapter(model, work / key)
-                mask = (torch.arange(7) < torch.tensor([[7], [4], [1]])).long()
+                mask = (torch.arange(7) < lengths(config, model)).long()
                 tokens = (torch.arange(21).view(3, 7) * 17 + 5) % (model.config.vocab - 4) + 4
                 tokens = torch.where(mask.bool(), tokens, 0)  # classifiers have 0 for padding
                 with torch.no_grad():
