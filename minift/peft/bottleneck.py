@@ -1,9 +1,10 @@
 """Bottleneck adapters: a small trained network behind, or beside, every frozen sublayer.
 
-    y' = y + s (U act(W z + w) + u)      W (R, D) random · U (D, R), w, u zero · R = D / reduction
+    y' = y + s (U act(W z + w) + u)      W (R, D) random · U (D, R), w, u zero
 
-y is what a sublayer adds to the residual stream, x the stream before it. U and u start at zero, so
-step 0 is exactly the base. The designs differ in what the adapter reads, and where they stand:
+R = D / reduction; y is what a sublayer adds to the residual stream, x the stream before it. U and u
+start at zero, so step 0 is exactly the base. The designs differ in what the adapter reads, and
+where they stand:
 
     houlsby    z = y        attention, MLP    Houlsby et al. 2019, arXiv:1902.00751, section 2.1
     pfeiffer   z = x + y    MLP               Pfeiffer et al. 2020, arXiv:2005.00247, section 2.2.3
