@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from minift.checkpoints.download import download as download
+    from minift.checkpoints.labels import with_labels as with_labels
     from minift.checkpoints.open import load as load
     from minift.checkpoints.save import save as save
     from minift.data.read import open_records as open_records
@@ -21,14 +22,26 @@ if TYPE_CHECKING:
     from minift.errors import FormatError as FormatError
     from minift.generation.decode import generate as generate
     from minift.generation.sampling import Sampling as Sampling
-    from minift.peft.attach import disabled as disabled
-    from minift.peft.attach import merge as merge
-    from minift.peft.attach import merge_error as merge_error
+    from minift.peft.adapters import detach as detach
+    from minift.peft.adapters import disabled as disabled
+    from minift.peft.adapters import rows as rows
+    from minift.peft.adapters import use as use
+    from minift.peft.bitfit import BitFit as BitFit
+    from minift.peft.bottleneck import Bottleneck as Bottleneck
     from minift.peft.export import export as export
     from minift.peft.files import load_adapter as load_adapter
     from minift.peft.files import save_adapter as save_adapter
+    from minift.peft.ia3 import IA3 as IA3
     from minift.peft.lora import LoRA as LoRA
+    from minift.peft.merge import combine as combine
+    from minift.peft.merge import merge as merge
+    from minift.peft.merge import merge_error as merge_error
     from minift.peft.methods import attach as attach
+    from minift.peft.prefix import Prefix as Prefix
+    from minift.peft.prompt import Prompt as Prompt
+    from minift.peft.ptuning import PTuning as PTuning
+    from minift.train.classification import Classification as Classification
+    from minift.train.classification import class_accuracy as class_accuracy
     from minift.train.evaluate import label_accuracy as label_accuracy
     from minift.train.loop import TrainConfig as TrainConfig
     from minift.train.loop import fit as fit
@@ -36,6 +49,7 @@ if TYPE_CHECKING:
 
 PUBLIC = {
     "download": "minift.checkpoints.download",
+    "with_labels": "minift.checkpoints.labels",
     "load": "minift.checkpoints.open",
     "save": "minift.checkpoints.save",
     "open_records": "minift.data.read",
@@ -44,14 +58,26 @@ PUBLIC = {
     "FormatError": "minift.errors",
     "generate": "minift.generation.decode",
     "Sampling": "minift.generation.sampling",
-    "disabled": "minift.peft.attach",
-    "merge": "minift.peft.attach",
-    "merge_error": "minift.peft.attach",
+    "detach": "minift.peft.adapters",
+    "disabled": "minift.peft.adapters",
+    "rows": "minift.peft.adapters",
+    "use": "minift.peft.adapters",
+    "BitFit": "minift.peft.bitfit",
+    "Bottleneck": "minift.peft.bottleneck",
     "export": "minift.peft.export",
     "load_adapter": "minift.peft.files",
     "save_adapter": "minift.peft.files",
+    "IA3": "minift.peft.ia3",
     "LoRA": "minift.peft.lora",
+    "combine": "minift.peft.merge",
+    "merge": "minift.peft.merge",
+    "merge_error": "minift.peft.merge",
     "attach": "minift.peft.methods",
+    "Prefix": "minift.peft.prefix",
+    "Prompt": "minift.peft.prompt",
+    "PTuning": "minift.peft.ptuning",
+    "Classification": "minift.train.classification",
+    "class_accuracy": "minift.train.classification",
     "label_accuracy": "minift.train.evaluate",
     "TrainConfig": "minift.train.loop",
     "fit": "minift.train.loop",

@@ -19,7 +19,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 import torch
@@ -149,6 +149,17 @@ def _mallopt() -> Callable[[int, int], object]:
         except (AttributeError, OSError):  # a C library other than glibc
             pass
     return lambda option, value: None
+
+
+def trim_memory() -> None:
+    """Hand freed memory back to the system, where the C library does that when told.
+
+    Between large blocks that come and go, small ones that stay cut the free room into pieces in
+    which the next large one does not fit: the process grows, and most of it is empty.
+    """
+    if sys.platform == "linux":
+        with suppress(AttributeError, OSError):  # a C library other than glibc
+            ctypes.CDLL(None).malloc_trim(0)
 
 
 def peak_memory() -> int:

@@ -7,14 +7,13 @@ import re
 import subprocess
 import sys
 from dataclasses import fields, is_dataclass
-from importlib import import_module
 from pathlib import Path
 
 import pytest
 
 from minift import PUBLIC
 from minift.cli.main import COMMON
-from minift.cli.options import of
+from minift.cli.options import dataclasses_of, of
 from minift.cli.verbs import VERBS
 
 ROOT = Path(__file__).parents[1]
@@ -146,9 +145,8 @@ def test_no_two_flags_of_a_command_share_a_name(verb):
 def configs():
     """Every dataclass whose fields are options, and ModelConfig."""
     specs = {spec for verb in VERBS.values() for spec in verb.configs}
-    for spec in sorted(specs | {"minift.model.config:ModelConfig"}):
-        module, name = spec.split(":")
-        yield getattr(import_module(module), name)
+    for _, kind in dataclasses_of(sorted(specs | {"minift.model.config:ModelConfig"})):
+        yield kind
 
 
 @pytest.mark.parametrize("kind", list(configs()), ids=lambda kind: kind.__name__)

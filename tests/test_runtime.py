@@ -148,3 +148,15 @@ def test_peak_memory_is_in_bytes(monkeypatch):
     assert peak_memory() == 5000
     monkeypatch.setitem(sys.modules, "resource", None)
     assert peak_memory() == 0
+
+
+def test_trimming_needs_no_particular_c_library(monkeypatch):
+    runtime.trim_memory()
+
+    def absent(name):
+        raise OSError("no such library")
+
+    monkeypatch.setattr(runtime.ctypes, "CDLL", absent)
+    runtime.trim_memory()
+    monkeypatch.setattr(runtime.ctypes, "CDLL", lambda name: object())
+    runtime.trim_memory()

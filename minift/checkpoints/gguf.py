@@ -92,9 +92,7 @@ class GgufFile:
         Blocks are made into float32 first, then rounded if `dtype` is narrower.
         """
         entry = self.tensors[name]
-        if isinstance(self._map, mmap.mmap) and self._map.size() < len(self._map):
-            found, allowed = "cut short since it was opened", f"{len(self._map):,} bytes"
-            raise FormatError(self.path, "file", found, allowed, "truncated")
+        self._check_whole()
         plain = PLAIN.get(entry.kind)
         if entry.start == entry.stop:
             keep = plain is not None and not plain.is_floating_point
@@ -109,6 +107,25 @@ class GgufFile:
             values = raw.view(plain).clone()
         self._forget(entry)
         return values.reshape(entry.shape)
+
+    def blocks(self, name: str) -> Tensor:
+        """A matrix of blocks as it is stored, in memory of its own: uint8 (rows, bytes)."""
+        entry = self.tensors[name]
+        assert entry.kind in BLOCKS
+        assert len(entry.shape) == 2
+        self._check_whole()
+        if entry.start == entry.stop:
+            return torch.empty((entry.shape[0], 0), dtype=torch.uint8)
+        size = entry.stop - entry.start
+        raw = torch.frombuffer(self._map, dtype=torch.uint8, count=size, offset=entry.start).clone()
+        self._forget(entry)
+        return raw.reshape(entry.shape[0], -1)
+
+    def _check_whole(self) -> None:
+        """Touching a page that the file no longer has would end the process."""
+        if isinstance(self._map, mmap.mmap) and self._map.size() < len(self._map):
+            found, allowed = "cut short since it was opened", f"{len(self._map):,} bytes"
+            raise FormatError(self.path, "file", found, allowed, "truncated")
 
     def _forget(self, entry: Entry) -> None:
         """Give back the memory of a tensor's raw bytes: nothing refers to them any more."""

@@ -21,6 +21,7 @@ from minift.checkpoints.families import FAMILIES, config_from_gguf
 from minift.checkpoints.gguf_write import Value
 from minift.checkpoints.mapping import HOW, Layout, pairs, write_fields
 from minift.errors import ConfigError, one_line
+from minift.kernels.quantized.linear import dense_tensors
 from minift.model.config import ModelConfig
 from minift.model.rope import frequencies
 from minift.model.transformer import Transformer
@@ -57,11 +58,11 @@ def facts(config: ModelConfig) -> dict[str, Value]:
 
 def weights(model: Transformer) -> dict[str, Tensor]:
     """Every parameter under the family's name and in its order."""
-    config, parameters = model.config, dict(model.named_parameters())
+    config, parameters = model.config, dense_tensors(model)
     tensors = {}
     for pair in pairs(layout_of(config), config, ""):
         ours = [parameters.pop(name, None) for name in pair.ours]
-        there = [x.detach() for x in ours if x is not None]
+        there = [x for x in ours if x is not None]
         if len(there) < len(ours):
             raise ConfigError(f"gguf: this {config.family} has no {', '.join(pair.ours)}")
         tensors[pair.theirs] = HOW[pair.how][1](config, there)

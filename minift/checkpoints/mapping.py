@@ -115,6 +115,8 @@ HOW: dict[str, tuple[Load, Save]] = {
     "k pairs": (lambda c, x: [unpermute(c.kv_heads, x)], lambda c, xs: permute(c.kv_heads, xs[0])),
     "one more": (lambda c, x: [x - 1], lambda c, xs: xs[0] + 1),  # theirs is ours plus one
 }
+# Those that move whole rows, and so take rows that are stored as bytes as well.
+WHOLE_ROWS = ("=", "q|k|v", "qkv by head", "q pairs", "k pairs")
 
 
 # ---- tensors -------------------------------------------------------------------------------------

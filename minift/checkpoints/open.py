@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from minift.checkpoints import download, gguf, hub_cache, shards, strict_json
+from minift.checkpoints import download, frozen_base, gguf, hub_cache, shards, strict_json
 from minift.checkpoints.families import (
     FAMILIES,
     config_from_gguf,
@@ -24,8 +24,11 @@ from minift.checkpoints.families import (
 from minift.checkpoints.mapping import HOW, Layout, fill, is_passed_over, pairs, rows
 from minift.checkpoints.tokenizers import KINDS, template_name, tokenizer_in, tokenizer_of
 from minift.errors import ConfigError, FormatError, one_line
+from minift.kernels.quantized.linear import OWN, base_of
+from minift.kernels.quantized.reference import BLOCKS
 from minift.model.config import ModelConfig
 from minift.model.transformer import Transformer
+from minift.runtime import trim_memory
 from minift.tokenizers.interface import Tokenizer
 
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "float64": torch.float64}
@@ -55,27 +58,37 @@ class TensorFile(Protocol):
 
 
 def load(
-    name: str | os.PathLike[str], *, dtype: str | torch.dtype = "float32", device: str = "cpu"
+    name: str | os.PathLike[str],
+    *,
+    dtype: str | torch.dtype = "float32",
+    device: str = "cpu",
+    base: str | None = None,
 ) -> tuple[Transformer, Tokenizer]:
     """Load `(model, tokenizer)`. Nothing is fetched, nothing in the files is executed.
 
     `name` is a downloaded name, `org/name` of the Hugging Face cache, a Hugging Face folder or its
     weight file (safetensors, or PyTorch's .bin, each alone or in shards), or a `.gguf` file.
+    With `base` the linears of the blocks are frozen and stored in few bits, one after the other as
+    they are read: "int8", "nf4", or "gguf", which keeps a file's own blocks; embedding, head and
+    norms stay dense. `dtype` is what the model computes in.
     Raises ConfigError for a name that is not here (with the command to type), FormatError for a
     file that is not what it should be.
     """
-    wanted, found = checked_dtype(dtype), headers(name)
+    wanted, kind, found = checked_dtype(dtype), frozen_base.checked(base), headers(name)
     tokenizer = found.tokenizer()
     check_fit(tokenizer, found)
-    return found.model(wanted).to(device), tokenizer
+    return found.model(wanted, kind).to(device), tokenizer
 
 
 def load_model(
-    name: str | os.PathLike[str], *, dtype: str | torch.dtype = "float32"
+    name: str | os.PathLike[str],
+    *,
+    dtype: str | torch.dtype = "float32",
+    base: str | None = None,
 ) -> Transformer:
     """The model alone, for what needs no tokenizer. Raises as `load` does."""
-    wanted = checked_dtype(dtype)
-    return headers(name).model(wanted)
+    wanted, kind = checked_dtype(dtype), frozen_base.checked(base)
+    return headers(name).model(wanted, kind)
 
 
 def check_fit(tokenizer: Tokenizer, found: Headers) -> None:
@@ -107,9 +120,14 @@ class Headers:
     passed_over: list[str] = field(default_factory=list)  # weights in another format beside them
     metadata: Mapping[str, object] | None = None  # of a GGUF file
 
-    def model(self, dtype: torch.dtype) -> Transformer:
+    def model(self, dtype: torch.dtype, base: str | None = None) -> Transformer:
         place = str(self.weights.path)
-        model = assemble(self.config, self.weights, self.layout, self.prefix, place, dtype)
+        if base == "gguf" and self.metadata is None:
+            allowed = ", ".join(OWN)
+            raise ConfigError(
+                f"base: gguf keeps a .gguf file's blocks, {place} is none; allowed {allowed}"
+            )
+        model = assemble(self.config, self.weights, self.layout, self.prefix, place, dtype, base)
         model.source = self.name
         return model
 
@@ -210,6 +228,7 @@ def assemble(
     prefix: str,
     path: str,
     dtype: torch.dtype,
+    base: str | None = None,
 ) -> Transformer:
     """Fill a transformer from a weight file: every tensor used, every parameter filled."""
     check_tensors(config, file, layout, prefix, path)
@@ -219,14 +238,28 @@ def assemble(
         if one not in wanted and not torch.equal(file.load(one), file.load(other)):
             found, allowed = f"other values than {other}", "the same, since they are tied"
             raise FormatError(path, f'tensor "{one}"', found, allowed, "shape-mismatch")
+    small = frozen_base.weights(model) if base is not None else set()
     for name, pair in wanted.items():
-        values = HOW[pair.how][0](config, file.load(name))
+        kind = frozen_base.kind_of(base, pair, file.tensors[name].kind, small)
+        if isinstance(file, gguf.GgufFile) and kind in BLOCKS:
+            values = HOW[pair.how][0](config, file.blocks(name))
+        else:
+            values = HOW[pair.how][0](config, file.load(name))
         for ours, tensor in zip(pair.ours, values, strict=True):
             module, _, leaf = ours.rpartition(".")
+            if kind is not None:
+                frozen_base.store(model, module, kind, tensor, dtype, path)
+                continue
             parameter = nn.Parameter(tensor.to(dtype).contiguous())
             setattr(model.get_submodule(module), leaf, parameter)
+        if base is not None:
+            del values, tensor
+            trim_memory()  # what the dense values took
     if config.tied:
         model.tie()
+    if base is not None and base_of(model) is None:
+        allowed = ", ".join(OWN)
+        raise ConfigError(f"base: no linear of {path} is stored in blocks, allowed {allowed}")
     return model
 
 

@@ -13,7 +13,8 @@ from minift.checkpoints import gguf_model, safetensors
 from minift.checkpoints.families import FAMILIES, config_to_json
 from minift.checkpoints.mapping import HOW, pairs
 from minift.errors import ConfigError
-from minift.model.transformer import MLP, Attention, Projections, Transformer
+from minift.kernels.quantized.linear import dense_tensors
+from minift.model.transformer import Transformer
 from minift.storage import write_folder
 from minift.tokenizers.interface import Tokenizer
 
@@ -30,9 +31,10 @@ def save(
     """Write a Hugging Face folder, or a GGUF file where `path` ends so; whole or not at all.
 
     The folder holds config.json, model.safetensors and the tokenizer's files; the file is F32, or
-    BF16 where the model is (`export` has the other kinds). Raises ConfigError where something is
-    attached to the model (merge first, or save the adapter) and where `path` exists; StorageError
-    where the disk refuses.
+    BF16 where the model is (`export` has the other kinds). A base in few bits is written as the
+    values that it computes with: the saved model says the same, at its dense size. Raises
+    ConfigError where something is attached to the model (merge first, or save the adapter) and
+    where `path` exists; StorageError where the disk refuses.
     """
     if is_changed(model):
         raise ConfigError(
@@ -56,10 +58,10 @@ def folder_files(
     """config.json, generation_config.json and the weights; `roles` are the ids of bos, eos, pad."""
     family = FAMILIES[model.config.family]
     tensors: dict[str, Tensor] = {}
-    parameters = dict(model.named_parameters())
+    parameters = dense_tensors(model)
     prefix = "" if model.config.head == "none" else family.prefix
     for pair in pairs(family.folder, model.config, prefix):
-        parts = [parameters[ours].detach() for ours in pair.ours]
+        parts = [parameters[ours] for ours in pair.ours]
         tensors[pair.theirs] = HOW[pair.how][1](model.config, parts).cpu()
     config = config_to_json(model.config, NAMES[model.embed.weight.dtype])
     return {
@@ -70,12 +72,11 @@ def folder_files(
 
 
 def is_changed(model: Transformer) -> bool:
-    """Whether anything hangs on a seam of the model."""
-    return any(
-        (isinstance(module, Projections) and len(module.changes) > 0)
-        or (isinstance(module, Attention | MLP) and module.change is not None)
-        for module in model.modules()
-    )
+    """Whether the model has parameters that its configuration knows nothing of."""
+    with torch.device("meta"):
+        plain = Transformer(model.config)
+    own = {name for name, _ in plain.named_parameters()}
+    return any(name not in own for name, _ in model.named_parameters())
 
 
 def as_json(value: object) -> bytes:

@@ -6,7 +6,8 @@ import math
 
 from torch import Tensor
 
-from minift.cli.models import open_model
+from minift.cli.classify import score
+from minift.cli.models import labels_of, open_model
 from minift.cli.options import Parsed
 from minift.cli.screen import Screen
 from minift.cli.train import read
@@ -20,6 +21,9 @@ from minift.train.objectives import SFT
 
 
 def eval(parsed: Parsed, screen: Screen) -> int:
+    labels = labels_of(parsed)
+    if labels:
+        return score(parsed, screen, labels)
     records = read(parsed, parsed.need("data"))
     model, tokenizer = open_model(parsed)
     if records.labels:

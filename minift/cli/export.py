@@ -12,23 +12,27 @@ from minift.errors import ConfigError
 
 def export(parsed: Parsed, screen: Screen) -> int:
     from minift.checkpoints.open import load
+    from minift.cli.models import base_kind
     from minift.peft.export import export as write
-    from minift.peft.files import CONFIG, adapter_folder, load_adapter, read_config
+    from minift.peft.files import CONFIG, load_adapter, stored
 
     place, out, to = Path(parsed.words[0]), parsed.need("out"), parsed.flag("to")
     if os.path.exists(out) and not parsed.flag("overwrite"):
         raise ConfigError(f"out: {out} exists; choose another, or --overwrite")
     if any(os.path.exists(folder / CONFIG) for folder in (place, place / "adapter")):
-        folder = adapter_folder(place)
-        name = parsed.flag("model") or read_config(folder)[2]
+        adapter = stored(place)
+        if adapter.classifies:
+            raise ConfigError(f"{place} is a classifier, for which minift merge writes a folder")
+        name = parsed.flag("model") or adapter.base
         if not name:
-            raise ConfigError(f"{folder} does not say which model it was trained on: add --model")
-        model, tokenizer = load(name)
-        load_adapter(model, folder)
+            where = adapter.folder
+            raise ConfigError(f"{where} does not say which model it was trained on: add --model")
+        model, tokenizer = load(name, base=base_kind(parsed.flag("base"), adapter))
+        load_adapter(model, adapter.folder)
     else:
         if to == "gguf-lora":
             raise ConfigError(f"--to gguf-lora needs an adapter or a run, and {place} is neither")
-        model, tokenizer = load(parsed.words[0])
+        model, tokenizer = load(parsed.words[0], base=base_kind(parsed.flag("base")))
     done = write(
         model, tokenizer, out, to=to, dtype=parsed.flag("dtype"), overwrite=parsed.flag("overwrite")
     )

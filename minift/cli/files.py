@@ -101,18 +101,20 @@ def printable(lines: Iterable[str]) -> str:
 
 
 def adapter_info(folder: Path, screen: Screen) -> int:
-    from minift.checkpoints import safetensors, strict_json
-    from minift.peft.files import TENSORS, adapter_folder, read_config
+    from minift.checkpoints import strict_json
+    from minift.peft.files import stored
 
-    place = adapter_folder(folder)
-    lora, targets, base = read_config(place)
-    file = safetensors.read(place / TENSORS)
+    adapter = stored(folder)
+    place, base = adapter.folder, adapter.base
+    file = adapter.opened()
     numbers = sum(math.prod(entry.shape) for entry in file.tensors.values())
     lines = [
-        f"adapter      {place} · LoRA r={lora.rank} alpha={lora.alpha:g} on {', '.join(targets)}",
+        f"adapter      {place} · {adapter.summary()}",
         f"             {numbers:,} parameters in {len(file.tensors)} tensors · base {base}",
     ]
     run = folder / "run.json"
+    if adapter.labels:
+        lines.append(f"labels       {', '.join(adapter.labels)}")
     if run.exists():
         facts = strict_json.read(run)
         lines.append(f"run          {facts.get('steps')} steps · loss {facts.get('final_loss')}")
@@ -123,29 +125,36 @@ def adapter_info(folder: Path, screen: Screen) -> int:
 def merge(parsed: Parsed, screen: Screen) -> int:
     import torch
 
+    from minift.checkpoints.labels import with_labels
     from minift.checkpoints.open import load
     from minift.checkpoints.save import save
-    from minift.cli.models import base_dtype
-    from minift.peft.attach import merge as fold
-    from minift.peft.attach import merge_error
-    from minift.peft.files import adapter_folder, load_adapter, read_config
+    from minift.cli.models import base_dtype, base_kind
+    from minift.peft.files import load_adapter, stored
+    from minift.peft.merge import merge as fold
+    from minift.peft.merge import merge_error
 
     out = parsed.need("out")
-    folder = adapter_folder(parsed.words[0])
-    name = parsed.flag("model") or read_config(folder)[2]
+    adapter = stored(parsed.words[0])
+    name = parsed.flag("model") or adapter.base
     if not name:
-        raise ConfigError(f"{folder} does not say which model it was trained on: add --model")
+        raise ConfigError(
+            f"{adapter.folder} does not say which model it was trained on: add --model"
+        )
     if os.path.exists(out) and not parsed.flag("overwrite"):
         raise ConfigError(f"out: {out} exists; choose another, or --overwrite")
-    model, tokenizer = load(name, dtype=base_dtype(parsed.flag("dtype")))
-    load_adapter(model, folder)
+    base = base_kind(parsed.flag("base"), adapter)
+    model, tokenizer = load(name, dtype=base_dtype(parsed.flag("dtype")), base=base)
+    if adapter.labels:
+        model = with_labels(model, adapter.labels)
+    load_adapter(model, adapter.folder)
     merged = fold(model)
     probe = torch.tensor([tokenizer.encode("Review: the plot is thin, but the acting carries it.")])
     error = merge_error(model, merged, probe)
     save(merged, tokenizer, out, overwrite=parsed.flag("overwrite"))
+    made_dense = "" if base is None else f"dense, from the {base} base · "
     text = (
-        f"merged       {out} · largest logit difference {error.logit:.1e}, mean KL {error.kl:.1e} "
-        f"nats on {error.tokens} tokens"
+        f"merged       {out} · {made_dense}largest logit difference {error.logit:.1e}, "
+        f"mean KL {error.kl:.1e} nats on {error.tokens} tokens"
     )
     screen.result(text, {"out": out, "logit_difference": error.logit, "kl": error.kl})
     return 0

@@ -5,11 +5,11 @@ from __future__ import annotations
 import difflib
 import importlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from textwrap import wrap
 from types import UnionType
-from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin, get_type_hints
 
 from minift.errors import ConfigError
 
@@ -31,6 +31,8 @@ class Flag:
     help: str
     common: bool = False
     least: int | None = None  # smallest number allowed
+    parts: tuple[Any, ...] = (str,)  # types of each word of a tuple; two of them: name=value
+    method: str = ""  # the only --method that has it
 
     @property
     def option(self) -> str:
@@ -39,42 +41,71 @@ class Flag:
     @property
     def takes(self) -> str:
         kinds = {int: "N", float: "X", str: "TEXT", tuple: "A,B"}
+        if self.type is tuple and len(self.parts) == 2:
+            return f"A={kinds[self.parts[1]]},..."
         return "" if self.type is bool else kinds[self.type]
 
     def value(self, text: str) -> Any:
-        try:
-            if self.type is tuple:
-                return tuple(word.strip() for word in text.split(",") if word.strip())
-            value = self.type(text)
-        except ValueError:
-            kind = {int: "a whole number", float: "a number"}[self.type]
-            raise ConfigError(f'{self.option}: found "{text}", allowed {kind}') from None
-        if self.type is float and not math.isfinite(value):
-            raise ConfigError(f'{self.option}: found "{text}", allowed a finite number')
+        if self.type is tuple:
+            return tuple(self.word(word.strip()) for word in text.split(",") if word.strip())
+        value = self.converted(self.type, text)
         if self.least is not None and value < self.least:
             raise ConfigError(f"{self.option}: found {text}, allowed {self.least} or more")
         return value
 
+    def word(self, text: str) -> Any:
+        """One of several: `a`, or `a=1`."""
+        if len(self.parts) == 1:
+            return self.converted(self.parts[0], text)
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise ConfigError(f'{self.option}: found "{text}", allowed name=value')
+        return name, self.converted(self.parts[1], value)
+
+    def converted(self, kind: Any, text: str) -> Any:
+        try:
+            value = kind(text)
+        except ValueError:
+            allowed = {int: "a whole number", float: "a number"}[kind]
+            raise ConfigError(f'{self.option}: found "{text}", allowed {allowed}') from None
+        if kind is float and not math.isfinite(value):
+            raise ConfigError(f'{self.option}: found "{text}", allowed a finite number')
+        return value
+
 
 def resolve(spec: str) -> Any:
-    """The dataclass behind "module:Class"."""
+    """What "module:name" means: a dataclass, or the table of the methods."""
     module, _, name = spec.partition(":")
     return getattr(importlib.import_module(module), name)
+
+
+def dataclasses_of(specs: Sequence[str]) -> Iterator[tuple[str, type]]:
+    """Every dataclass that these name, each with the word of its method; "" if it is of none."""
+    for spec in specs:
+        found = resolve(spec)
+        if isinstance(found, Mapping):
+            yield from ((word, kind) for word, (kind, *_) in found.items())
+        else:
+            yield "", found
 
 
 def of(specs: Sequence[str]) -> tuple[Flag, ...]:
     """The flags of dataclasses: names, types, defaults and help are those of their fields."""
     flags = []
-    for spec in specs:
-        kind = resolve(spec)
+    for method, kind in dataclasses_of(specs):
         hints = get_type_hints(kind)
         for item in fields(kind):
-            hint = hints[item.name]
+            hint: Any = hints[item.name]
+            parts: tuple[Any, ...] = (str,)
             if isinstance(hint, UnionType):
                 hint = next(a for a in get_args(hint) if a is not type(None))
-            plain = tuple if getattr(hint, "__origin__", hint) is tuple else hint
+            if get_origin(hint) is tuple:
+                each = get_args(hint)[0]  # tuple[str, ...], tuple[tuple[str, int], ...]
+                hint, parts = tuple, get_args(each) or (each,)
             common = bool(item.metadata.get("common", False))
-            flags.append(Flag(item.name, plain, item.default, item.metadata["help"], common))
+            text = item.metadata["help"]
+            flag = Flag(item.name, hint, item.default, text, common, parts=parts, method=method)
+            flags.append(flag)
     return tuple(flags)
 
 
@@ -141,14 +172,18 @@ def verb_help(name: str, verb: Verb, flags: Sequence[Flag], *, everything: bool)
     shown = [f for f in flags if everything or f.common or len(flags) <= MANY]
     if not any(f.common for f in flags):
         shown = list(flags)
+    shown.sort(key=lambda flag: bool(flag.method))  # those of one method only come last
     left = [f"{f.option} {f.takes}".rstrip() for f in shown]
     width = max(map(len, left), default=0)
     below = "\n" + " " * (width + 4)
-    rows = "\n".join(
-        f"  {spec:<{width}}  "
-        + below.join(wrap(flag.help + _default(flag), WIDTH - width - 4, break_on_hyphens=False))
-        for spec, flag in zip(left, shown, strict=True)
-    )
+    lines, method = [], ""
+    for spec, flag in zip(left, shown, strict=True):
+        if flag.method != method:
+            lines.append(f"\n{flag.method}:")
+        text = wrap(flag.help + _default(flag), WIDTH - width - 4, break_on_hyphens=False)
+        lines.append(f"  {spec:<{width}}  {below.join(text)}")
+        method = flag.method
+    rows = "\n".join(lines)
     word = f" {verb.positional.upper()}" if verb.positional else ""
     more = (
         "" if len(shown) == len(flags) else f"\n  --help-all lists {len(flags) - len(shown)} more"

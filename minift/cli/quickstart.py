@@ -20,7 +20,7 @@ from minift.data.split import Rows, published_reviews
 from minift.errors import ConfigError, one_line
 from minift.generation.decode import generate
 from minift.model.transformer import Transformer
-from minift.peft.attach import disabled
+from minift.peft.adapters import disabled
 from minift.peft.lora import LoRA
 from minift.peft.methods import attach
 from minift.tokenizers.interface import Tokenizer
@@ -53,16 +53,15 @@ def quickstart(parsed: Parsed, screen: Screen) -> int:
     if parsed.flag("limit") is not None:
         test = Rows(test, np.arange(min(len(test), parsed.flag("limit"))))
     model, tokenizer = load(MODEL, dtype=base_dtype(parsed.flag("dtype")))
-    lora = LoRA()
     objective = SFT(tokenizer, train, max_length=LONGEST)
     look(screen, objective, train, test)
     show_example(screen, objective, tokenizer)
 
     before, before_scores = measure(parsed, screen, model, tokenizer, test, LONGEST)
     screen.say(f"3/5 before   accuracy {before}")
-    attach(model, lora, seed=config.seed)
+    attach(model, LoRA(), seed=config.seed)
     overwrite = parsed.flag("overwrite")
-    run = train_shown(screen, model, objective, config, out, overwrite, lora, "4/5 train")
+    run = train_shown(screen, model, objective, config, out, overwrite, "4/5 train")
     after, after_scores = measure(parsed, screen, model, tokenizer, test, LONGEST)
     gain = 100 * (after.share - before.share)
     screen.say(f"5/5 after    accuracy {after}   {gain:+.1f} points on {after.total:,} test rows")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from minift.cli.models import open_model
+from minift.cli.models import open_speaker
 from minift.cli.options import Parsed
 from minift.cli.screen import Screen
 from minift.errors import ConfigError
@@ -14,7 +14,7 @@ from minift.generation.sampling import Sampling
 
 def generate(parsed: Parsed, screen: Screen) -> int:
     sampling = parsed.config(Sampling)
-    model, tokenizer = open_model(parsed)
+    model, tokenizer = open_speaker(parsed)
     prompt = parsed.words[0]
     ids: str | list[int] = prompt
     if parsed.flag("chat"):
@@ -40,7 +40,7 @@ def generate(parsed: Parsed, screen: Screen) -> int:
 def chat(parsed: Parsed, screen: Screen) -> int:
     """Turn by turn, until an empty line's end of input. The oldest turns leave a full context."""
     sampling = parsed.config(Sampling)
-    model, tokenizer = open_model(parsed)
+    model, tokenizer = open_speaker(parsed)
     system = parsed.flag("system")
     messages = [{"role": "system", "content": system}] if system else []
     opening = len(messages)

@@ -2,52 +2,54 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from minift.checkpoints.open import load
-from minift.cli.models import base_dtype, headline
+from minift.cli.method import chosen
+from minift.cli.models import base_dtype, base_kind, base_line, headline
 from minift.cli.options import Parsed
 from minift.cli.screen import Bar, Screen, duration, megabytes
 from minift.data.read import Records, open_records, unescape_template
 from minift.data.split import Rows, held_out
 from minift.errors import ConfigError
+from minift.kernels.quantized.linear import base_of, numbers
 from minift.model.transformer import Transformer
-from minift.peft.attach import changes, trainable
-from minift.peft.files import load_adapter
-from minift.peft.lora import LoRA
+from minift.peft.adapters import config_of, trainable
+from minift.peft.files import load_adapter, stored
 from minift.peft.methods import attach
+from minift.peft.places import linears
 from minift.runtime import machine, peak_memory
 from minift.tokenizers.interface import Tokenizer
+from minift.train.classification import Classification
 from minift.train.loop import Progress, Run, TrainConfig, check_out, fit
 from minift.train.objectives import SFT, Objective
 
 
 def sft(parsed: Parsed, screen: Screen) -> int:
-    name, data, out = parsed.need("model"), parsed.need("data"), parsed.need("out")
-    lora, config = parsed.config(LoRA), parsed.config(TrainConfig)  # refused before any work
+    name, _, out = parsed.need("model"), parsed.need("data"), parsed.need("out")
+    config = parsed.config(TrainConfig)  # refused before any work
+    method = chosen(parsed)
     check_out(out, parsed.flag("overwrite"))
-    records = read(parsed, data)
-    held: Records | Rows | None = None
-    train: Records | Rows = records
-    if parsed.flag("held_out") is not None:
-        held = read(parsed, parsed.flag("held_out"))
-    elif parsed.flag("held_out_share") > 0 and len(records) > 1:
-        train, held = held_out(records, parsed.flag("held_out_share"), config.seed)
+    adapter = parsed.flag("adapter")
+    base = base_kind(parsed.flag("base"), stored(adapter) if adapter is not None else None)
+    train, held = sides(parsed, lambda path: read(parsed, path), config.seed)
     dtype = base_dtype(parsed.flag("dtype"), config.threads)
-    model, tokenizer = load(name, dtype=dtype)
+    model, tokenizer = load(name, dtype=dtype, base=base)
+    if model.config.head != "lm":
+        raise ConfigError(f"{name} is no language model: minift classify trains it on labels")
     tokenizer.chat_template = parsed.flag("chat_template")
     screen.say(headline())
     objective = SFT(tokenizer, train, held, max_length=parsed.flag("max_length"))
-    if parsed.flag("adapter") is not None:
-        load_adapter(model, parsed.flag("adapter"), trainable=True)
-        own = next(change.config for _, _, change in changes(model))  # the flags do not count
-        assert isinstance(own, LoRA)
-        lora = own
+    if base is not None:
+        screen.say(base_line(model))
+    if method is None:
+        load_adapter(model, adapter, trainable=True)
     else:
-        attach(model, lora, seed=config.seed)
+        attach(model, method, seed=config.seed)
     screen.say(f"data         {len(train):,} rows to train on · {len(held or ()):,} held out")
     show_example(screen, objective, tokenizer)
-    run = train_shown(screen, model, objective, config, out, parsed.flag("overwrite"), lora)
+    run = train_shown(screen, model, objective, config, out, parsed.flag("overwrite"))
     data_out = {"out": str(out), "loss": run.losses[-1], "held_out": run.evaluations}
     text = f"saved        {out}/  adapter/ (PEFT loads it)  metrics.jsonl  run.json"
     if run.evaluations:
@@ -58,6 +60,18 @@ def sft(parsed: Parsed, screen: Screen) -> int:
     screen.result(text, data_out)
     screen.say(f"next         minift chat --adapter {out}")
     return 130 if run.interrupted else 0
+
+
+def sides(
+    parsed: Parsed, read: Callable[[str], Records], seed: int
+) -> tuple[Records | Rows, Records | Rows | None]:
+    """What is trained on and what is held out: a file of its own, or a share of the data."""
+    records, share = read(parsed.need("data")), parsed.flag("held_out_share")
+    if parsed.flag("held_out") is not None:
+        return records, read(parsed.flag("held_out"))
+    if share > 0 and len(records) > 1:
+        return held_out(records, share, seed)
+    return records, None
 
 
 def read(parsed: Parsed, path: str) -> Records:
@@ -89,14 +103,13 @@ def show_example(screen: Screen, objective: Objective, tokenizer: Tokenizer) -> 
     screen.say(f"             {line}   {screen.learned('trained')}")
 
 
-def describe(model: Transformer, lora: LoRA, steps: int, tokens_a_step: float) -> str:
+def describe(model: Transformer, steps: int, tokens_a_step: float) -> str:
     """Method, trainable share and dtype, and the minutes that training should take."""
     counts = sum(p.numel() for p in trainable(model).values())
-    total = sum(p.numel() for p in model.parameters())
-    names = ",".join(lora.targets)
-    dtype = str(model.embed.weight.dtype).removeprefix("torch.")
+    total = numbers(model)
+    dtype = base_of(model) or str(model.embed.weight.dtype).removeprefix("torch.")
     return (
-        f"LoRA r={lora.rank} on {names} · {counts:,} trainable, {100 * counts / total:.1f} %, "
+        f"{config_of(model)} · {counts:,} trainable, {100 * counts / total:.1f} %, "
         f"float32 on {dtype} · about {duration(estimate(model, steps * tokens_a_step))}"
     )
 
@@ -107,18 +120,17 @@ def estimate(model: Transformer, tokens: float) -> float:
     4 operations a weight and token (Kaplan et al. 2020, section 2.1, less the weight gradients that
     a frozen base does not need), at three quarters of the rate of one product.
     """
-    linear = sum(p.numel() for n, p in model.blocks.named_parameters() if p.dim() == 2)
+    linear = sum(one.in_features * one.out_features for _, one in linears(model))
     return 4 * linear * tokens / (0.75e9 * machine().rate)
 
 
 def train_shown(
     screen: Screen,
     model: Transformer,
-    objective: SFT,
+    objective: SFT | Classification,
     config: TrainConfig,
     out: str | Path,
     overwrite: bool,
-    lora: LoRA,
     label: str = "train",
 ) -> Run:
     """`fit` with the plan before it, a bar beside it, and what it really took after it."""
@@ -126,7 +138,7 @@ def train_shown(
     sample = objective.lengths(range(0, objective.rows, max(1, objective.rows // 200)))
     tokens = config.batch * sum(sample) / len(sample)
     plan = estimate(model, steps * tokens)
-    screen.say(f"{label:<12} {describe(model, lora, steps, tokens)}")
+    screen.say(f"{label:<12} {describe(model, steps, tokens)}")
     bar: Bar = screen.bar(steps, "steps")
 
     def watch(progress: Progress) -> None:

@@ -12,6 +12,7 @@ DTYPE = Flag("dtype", str, "auto", "of the base: float32, bf16, or auto: the fas
 CHAT_TEMPLATE = Flag(
     "chat_template", str, None, f"in place of the model's own: {', '.join(TEMPLATES)}"
 )
+BASE = Flag("base", str, None, "store linears as int8, nf4, gguf (own blocks); default: dense")
 OVERWRITE = Flag("overwrite", bool, False, "replace what stands at --out")
 ADAPTER = Flag("adapter", str, None, "an adapter's folder, or a run's", common=True)
 OUT = Flag("out", str, None, "the folder to write", common=True)
@@ -25,6 +26,8 @@ LIMIT = Flag("limit", int, None, "use the first rows only", least=1)
 MAX_LENGTH = Flag(
     "max_length", int, 1024, "longest row in tokens; prompts are cut, answers kept", least=2
 )
+METHOD = Flag("method", str, "lora", "how; minift explain tells them apart", common=True)
+METHODS = "minift.peft.methods:METHODS"  # the fields of all of them; those of one may be given
 THREADS = Flag("threads", int, None, "default: one a core", least=1)
 GENERATION = (
     Flag("max_new_tokens", int, 200, "longest answer, in tokens", common=True, least=1),
@@ -38,7 +41,7 @@ class Verb:
     does: str
     example: str
     flags: tuple[Flag, ...] = ()
-    configs: tuple[str, ...] = ()  # dataclasses whose fields are flags, "module:Class"
+    configs: tuple[str, ...] = ()  # "module:name" of dataclasses whose fields are flags
     positional: str | None = None  # its name; in brackets: may be left out
 
 
@@ -77,12 +80,13 @@ VERBS = {
     ),
     "sft": Verb(
         "train",
-        "supervised fine-tuning with LoRA",
+        "supervised fine-tuning, with LoRA or another method",
         "minift sft --model smollm2-135m-instruct --data reviews.jsonl --out runs/a",
         (
             MODEL,
             DATA,
             OUT,
+            METHOD,
             Flag("held_out", str, None, "a file to evaluate on; default: a share of --data"),
             Flag("held_out_share", float, 0.05, "share of --data to evaluate on; 0: none", least=0),
             *TEMPLATE,
@@ -91,13 +95,36 @@ VERBS = {
             Flag("adapter", str, None, "go on from this adapter"),
             CHAT_TEMPLATE,
             DTYPE,
+            BASE,
             OVERWRITE,
         ),
-        configs=("minift.peft.lora:LoRA", "minift.train.loop:TrainConfig"),
+        configs=("minift.train.loop:TrainConfig", METHODS),
+    ),
+    "classify": Verb(
+        "classify",
+        "train a model to put a label on a text; minift eval scores it",
+        "minift classify --model minilm-l6-v2 --data reviews.csv --labels bad,good --out runs/c",
+        (
+            MODEL,
+            DATA,
+            Flag("template", str, None, "the text, made of columns; default '{text}'"),
+            Flag("target", str, None, "the column that holds the label; default label"),
+            Flag("labels", tuple, None, "their names, as negative,positive", common=True),
+            OUT,
+            METHOD,
+            Flag("held_out", str, None, "a file to evaluate on; default: a share of --data"),
+            Flag("held_out_share", float, 0.1, "share of --data to evaluate on; 0: none", least=0),
+            LIMIT,
+            Flag("max_length", int, 256, "longest text in tokens; the rest is cut off", least=3),
+            Flag("adapter", str, None, "go on from this classifier"),
+            DTYPE,
+            OVERWRITE,
+        ),
+        configs=("minift.train.loop:TrainConfig", METHODS),
     ),
     "eval": Verb(
         "evaluate",
-        "loss on a data set; accuracy where there are labels",
+        "loss on a data set; accuracy where there are labels, and of a classifier",
         "minift eval --model smollm2-135m-instruct --adapter runs/a --data held.jsonl",
         (
             MODEL,
@@ -108,6 +135,7 @@ VERBS = {
             MAX_LENGTH,
             CHAT_TEMPLATE,
             DTYPE,
+            BASE,
             THREADS,
         ),
     ),
@@ -122,6 +150,7 @@ VERBS = {
             Flag("chat", bool, False, "treat the prompt as a user's message"),
             CHAT_TEMPLATE,
             DTYPE,
+            BASE,
             THREADS,
         ),
         configs=("minift.generation.sampling:Sampling",),
@@ -138,6 +167,7 @@ VERBS = {
             Flag("system", str, None, "the system's message"),
             CHAT_TEMPLATE,
             DTYPE,
+            BASE,
             THREADS,
         ),
         configs=("minift.generation.sampling:Sampling",),
@@ -157,8 +187,16 @@ VERBS = {
         "files",
         "fold an adapter into its model: a plain Hugging Face folder",
         "minift merge runs/a --out merged",
-        (MODEL, OUT, DTYPE, OVERWRITE),
+        (MODEL, OUT, DTYPE, BASE, OVERWRITE),
         positional="adapter",
+    ),
+    "explain": Verb(
+        "explain",
+        "the methods side by side; or one: its equation, its numbers, its paper",
+        "minift explain --model smollm2-135m-instruct",
+        (MODEL,),
+        configs=(METHODS,),
+        positional="[method]",
     ),
     "export": Verb(
         "export",
@@ -169,6 +207,7 @@ VERBS = {
             Flag("dtype", str, None, "F32, F16, BF16, Q8_0, Q4_0, Q4_1; default F16 for gguf, F32"),
             Flag("out", str, None, "the file or folder to write"),
             Flag("model", str, None, "the base, in place of the one that the adapter names"),
+            BASE,
             OVERWRITE,
         ),
         positional="model_or_run",

@@ -102,6 +102,14 @@ class Records(Sequence[Record]):
         starts.append(stop)
         self._starts, self._lines = np.array(starts), np.array(lines)
 
+    @property
+    def template(self) -> str | None:
+        return self._template
+
+    @property
+    def target(self) -> str | None:
+        return self._target
+
     def __len__(self) -> int:
         return len(self._lines)
 

@@ -28,6 +28,7 @@ class KVCache:
         self.k = torch.empty(shape, dtype=dtype, device=device)
         self.v = torch.empty(shape, dtype=dtype, device=device)
         self.keep = torch.ones(batch, capacity, dtype=torch.bool, device=device)
+        self.rows = torch.arange(batch)  # which row of the first call each row now is
         self.length = 0
         self.padded = False
 
@@ -57,3 +58,12 @@ class KVCache:
     def select(self, rows: Tensor) -> None:
         """Go on with these rows only."""
         self.k, self.v, self.keep = self.k[:, rows], self.v[:, rows], self.keep[rows]
+        self.rows = self.rows[rows.cpu()]
+
+    def reserve(self, columns: int) -> None:
+        """Make room for more columns than were planned."""
+        B = self.keep.shape[0]
+        more = (*self.k.shape[:3], columns, self.k.shape[4])
+        self.k = torch.cat((self.k, self.k.new_empty(more)), dim=3)
+        self.v = torch.cat((self.v, self.v.new_empty(more)), dim=3)
+        self.keep = torch.cat((self.keep, self.keep.new_ones(B, columns)), dim=1)

@@ -52,8 +52,8 @@ class LabelHead(nn.Module):
     def forward(self, hidden: Tensor, mask: Tensor | None, pooler: nn.Linear | None) -> Tensor:
         x = pooled(hidden, mask, last=self.last)  # (B, D)
         if pooler is not None:
-            x = self.act(pooler(x))
-        return self.out(x)
+            x = self.act(pooler(x.to(pooler.weight.dtype)))
+        return self.out(x.to(self.out.weight.dtype))  # a new head is float32 on any body
 
 
 def pooled(hidden: Tensor, mask: Tensor | None, *, last: bool) -> Tensor:

@@ -6,9 +6,11 @@ Sizes, here and in every file:
 
 A fine-tuning method changes it from outside, through these seams and no others:
   - a `Projections` group: `group.changes[name]` replaces what one of its Linears computes;
-  - a sublayer (`Attention`, `MLP`): `sublayer.change` replaces how it joins the residual stream;
+  - a sublayer (`Attention`, `MLP`): `sublayer.change` replaces what it adds to the residual stream
+    (asked instead of `branch`);
   - `embeds` in place of `tokens`; `past`, keys and values that every position attends to;
-  - `hidden_only`, the hidden states before the head; and the modules `embed` and `head` themselves.
+  - `hidden_only`, the hidden states before the head; and torch's hooks on the model itself, its
+    norms, and the modules `embed` and `head`.
 Parameter names never change, whatever is attached.
 """
 
@@ -75,16 +77,13 @@ class Projections(nn.Module):
         for name, width in outputs.items():
             self.add_module(name, nn.Linear(inputs, width, bias=bias))
         self.changes = nn.ModuleDict()  # member name -> module called as change(linear, x)
-        self.changed = True  # False: compute the plain Linears, whatever hangs here
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         return tuple(self.project(name, x) for name in self.members)
 
     def project(self, name: str, x: Tensor) -> Tensor:
         linear = self.get_submodule(name)
-        if self.changed and name in self.changes:
-            return self.changes[name](linear, x)
-        return linear(x)
+        return self.changes[name](linear, x) if name in self.changes else linear(x)
 
 
 class Attention(nn.Module):
@@ -150,21 +149,25 @@ class MLP(nn.Module):
 
 
 def residual(sublayer: Attention | MLP, x: Tensor, shared: Shared) -> Tensor:
-    """The residual stream after one sublayer, or what its change makes of it.
+    """The residual stream after one sublayer.
 
     pre       x + inner(norm(x))            sandwich  x + after(inner(norm(x)))
     post      norm(x + inner(x))            parallel  see Block
     """
+    y = x + added(sublayer, x, shared)  # (B, T, D)
+    return sublayer.norm(y) if sublayer.post else y
+
+
+def added(sublayer: Attention | MLP, x: Tensor, shared: Shared) -> Tensor:
+    """What a sublayer adds to the residual stream, or what its change makes of it."""
     if sublayer.change is not None:
         return sublayer.change(sublayer, x, shared)
-    if sublayer.post:
-        return sublayer.norm(x + sublayer.inner(x, shared))
-    return x + branch(sublayer, x, shared)  # (B, T, D)
+    return branch(sublayer, x, shared)
 
 
 def branch(sublayer: Attention | MLP, x: Tensor, shared: Shared) -> Tensor:
-    """What a sublayer with its norm in front adds to the residual stream."""
-    y = sublayer.inner(sublayer.norm(x), shared)
+    """What the sublayer itself adds."""
+    y = sublayer.inner(x if sublayer.post else sublayer.norm(x), shared)
     return y if sublayer.after is None else sublayer.after(y)
 
 
@@ -178,9 +181,7 @@ class Block(nn.Module):
     def forward(self, x: Tensor, shared: Shared) -> Tensor:
         if not self.parallel:
             return self.mlp(self.attn(x, shared), shared)
-        if self.mlp.change is None:
-            return self.attn(x, shared) + branch(self.mlp, x, shared)
-        return self.attn(x, shared) + (self.mlp(x, shared) - x)
+        return self.attn(x, shared) + added(self.mlp, x, shared)
 
 
 class Transformer(nn.Module):
@@ -388,7 +389,7 @@ def look(
     """(B or 1, 1, T, P + before + T): True where a query may look.
 
     It looks at real keys of its own segment, where `causal` at none after itself, and at `past`;
-    with a window at the last `window` columns only, itself and those of `past` counted. A padded
+    with a window at the last `window` real ones only, itself and those of `past` counted. A padded
     query sees itself, so that no row of the softmax is empty (NaN in the backward pass).
     """
     S = before + T
@@ -401,6 +402,9 @@ def look(
     if P:
         visible = torch.cat((visible.new_ones(visible.shape[0], T, P), visible), dim=2)
     if window is not None:
-        near = row - torch.arange(-P, S, device=device) < window  # (T, P + S)
-        visible = visible & near
+        # Padding between virtual tokens and a text must not push them out of sight.
+        place = column[None] if columns is None else columns.cumsum(1) - 1  # (1 or B, S)
+        behind = torch.arange(-P, 0, device=device).expand(place.shape[0], P)
+        near = place[:, before:, None] - torch.cat((behind, place), dim=1)[:, None, :] < window
+        visible = visible & near  # (B or 1, T, P + S)
     return visible[:, None]  # (B or 1, 1, T, P + S)

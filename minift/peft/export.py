@@ -27,7 +27,8 @@ from minift.errors import ConfigError
 from minift.generation.decode import decode
 from minift.model.transformer import Transformer
 from minift.peft import gguf_lora
-from minift.peft.attach import changes, merge
+from minift.peft.adapters import active
+from minift.peft.merge import merge
 from minift.runtime import tuned
 from minift.tokenizers.interface import Tokenizer
 
@@ -80,7 +81,7 @@ def export(
             with replaced(model, gguf_lora.read_back(model, path)):
                 after = answers(model, prompts)
     else:
-        plain = merge(model) if any(True for _ in changes(model)) else model
+        plain = merge(model) if active(model) is not None else model
         if to == "gguf":
             assert kind is not None
             gguf_model.write(plain, tokenizer, path, kind, overwrite=overwrite)
@@ -134,13 +135,14 @@ def differences(before: list[Tensor], after: list[Tensor]) -> tuple[float, float
 @contextmanager
 def replaced(model: Transformer, values: dict[str, tuple[Tensor, Tensor]]) -> Iterator[None]:
     """Inside, the model's LoRA has these A and B."""
-    own = {path: (c.A.data, c.B.data) for path, c in gguf_lora.attached(model).items()}
+    found = gguf_lora.attached(model)
+    own = {path: (c.A.data, c.B.data, c.A0, c.B0) for path, c in found.items()}
     try:
-        for path, change in gguf_lora.attached(model).items():
-            change.A.data, change.B.data = (
-                new.to(old) for new, old in zip(values[path], own[path], strict=True)
-            )
+        for path, change in found.items():
+            A, B = values[path]
+            change.A.data, change.B.data = A.to(change.A), B.to(change.B)
+            change.A0, change.B0 = None, None
         yield
     finally:
-        for path, change in gguf_lora.attached(model).items():
-            change.A.data, change.B.data = own[path]
+        for path, change in found.items():
+            change.A.data, change.B.data, change.A0, change.B0 = own[path]

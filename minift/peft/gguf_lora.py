@@ -19,9 +19,10 @@ from minift.checkpoints import gguf, gguf_write
 from minift.checkpoints.gguf_model import check_free, facts, linears
 from minift.checkpoints.gguf_write import Value
 from minift.errors import ConfigError
-from minift.model.transformer import MLP, Attention, Transformer
+from minift.model.transformer import Transformer
 from minift.peft import lora
-from minift.peft.attach import changes
+from minift.peft.adapters import config_of
+from minift.peft.places import changes
 
 KINDS = ("F32", "F16", "BF16")
 ARCHITECTURE = "general.architecture"
@@ -30,16 +31,15 @@ ARCHITECTURE = "general.architecture"
 def attached(model: Transformer) -> dict[str, lora.Change]:
     """The model's LoRA by the path of its linears; anything else has no place in such a file."""
     found = {}
-    for path, _, change in changes(model):
-        if not isinstance(change, lora.Change):
-            raise ConfigError(f"gguf-lora: holds LoRA only, not the {type(change).__name__} here")
-        found[path] = change
-    for module in model.modules():
-        if isinstance(module, Attention | MLP) and module.change is not None:
-            name = type(module.change).__name__
-            raise ConfigError(f"gguf-lora: holds LoRA only, not the {name} here")
-    if not found:
+    config = config_of(model)
+    if config is None:
         raise ConfigError("gguf-lora: nothing is attached to the model")
+    if not isinstance(config, lora.LoRA) or config.dora:
+        raise ConfigError(f"gguf-lora: holds LoRA only, not the {config} here")
+    for path, _, change in changes(model):
+        if not isinstance(change, lora.Change) or isinstance(change, lora.HeadChange):
+            raise ConfigError(f"gguf-lora: holds linears of the blocks only, not {path}")
+        found[path] = change
     return found
 
 
@@ -51,7 +51,7 @@ def write(
         raise ConfigError(f'dtype: found "{kind}", allowed {", ".join(KINDS)} for gguf-lora')
     check_free(path, overwrite)
     found, places = attached(model), linears(model.config)
-    alphas = {change.config.scale * change.config.rank for change in found.values()}
+    alphas = {change.scale * change.factors()[0].shape[0] for change in found.values()}
     if len(alphas) > 1:
         raise ConfigError(f"gguf-lora: has one alpha, and here are {len(alphas)}")
     metadata: dict[str, Value] = {"general.type": "adapter"}
@@ -64,8 +64,9 @@ def write(
         if ours not in places:
             raise ConfigError(f"gguf-lora: {model.config.family} keeps {ours} in another shape")
         place = places[ours]
-        tensors[f"{place.name}.lora_a"] = change.A.detach()
-        tensors[f"{place.name}.lora_b"] = place.to_file(change.B.detach())
+        A, B = change.factors()
+        tensors[f"{place.name}.lora_a"] = A.detach()
+        tensors[f"{place.name}.lora_b"] = place.to_file(B.detach())
     gguf_write.write(path, metadata, tensors, dict.fromkeys(tensors, kind))
 
 

@@ -2,30 +2,54 @@
 
     y = x Wᵀ + s (D(x) Aᵀ) Bᵀ        A (R, in) random · B (out, R) zero · s = alpha / R
 
-Hu et al. 2021, arXiv:2106.09685, section 4.1. With `rslora`, s = alpha / sqrt(R), which keeps the
-size of the change steady as the rank grows (Kalajdzievski 2023, arXiv:2312.03732). B starts at
-zero, so step 0 is exactly the base. A starts as torch's Linear does: uniform within 1/sqrt(in), as
-in the authors' code (the paper says Gaussian).
+Hu et al. 2021, arXiv:2106.09685, section 4.1. B starts at zero, so step 0 is exactly the base. A
+starts as torch's Linear does: uniform within 1/sqrt(in), as in the authors' code (the paper says
+Gaussian, which is `lora_init="gaussian"`).
 
-Trainable: R (in + out) a matrix. Merging: W + s B A.
+    rslora     s = alpha / sqrt(R) keeps the size of the change steady as the rank grows
+               (Kalajdzievski 2023, arXiv:2312.03732)
+    dora       y = m ⊙ (W + s B A) x / ‖W + s B A‖, a trained length m for each row of the weight,
+               which starts at the row's own; the norm is not differentiated (Liu et al. 2024,
+               arXiv:2402.09353, section 4.3)
+    pissa      A₀ and B₀ are the R largest singular directions of W: y = W x + s (B A − B₀ A₀) x,
+               so the base stays as it is (the paper subtracts B₀ A₀ from W; Meng et al. 2024,
+               arXiv:2404.02948, section 3). In files a plain LoRA of rank 2 R
+    lr_ratio   B learns at this multiple of A's rate (LoRA+; Hayou et al. 2024, arXiv:2402.12354)
+
+With `embed` and `head` among the targets the token table and the output matrix change too: the row
+of a token by s B A[:, token], where A starts at zero and B Gaussian, as in the authors' code.
+
+Touches: linears; the embedding and the head where named.
+Trainable: R (in + out) a matrix, and out more with dora. Merging: W + s B A, its rows rescaled to m
+with dora.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from minift.errors import ConfigError
-from minift.kernels.lora.reference import lora_linear
+from minift.kernels.lora.reference import lora_linear, low_rank
+from minift.kernels.quantized.linear import QuantizedLinear
 from minift.model.transformer import Transformer
-from minift.peft.attach import hang, members
+from minift.peft.format import Format, Problems, number, one, whole
+from minift.peft.places import WHOLE, changes, hang, members
+from minift.peft.spelling import Spelling, Theirs
+
+INITS = ("uniform", "gaussian", "pissa")
+RATE = 5e-4
 
 
 @dataclass(frozen=True)
 class LoRA:
-    """Which linears change, and by how thin a product."""
+    """Which matrices change, and by how thin a product."""
 
     rank: int = field(default=8, metadata={"help": "rank of the change"})
     alpha: float = field(default=16.0, metadata={"help": "the change is scaled by alpha / rank"})
@@ -33,69 +57,388 @@ class LoRA:
     rslora: bool = field(default=False, metadata={"help": "scale by alpha / sqrt(rank) instead"})
     targets: tuple[str, ...] = field(
         default=("all",),
-        metadata={"help": "attention, mlp, all, or names among q k v o gate up down"},
+        metadata={"help": "attention, mlp, all, embed, head, or names among q k v o gate up down"},
+    )
+    dora: bool = field(default=False, metadata={"help": "train the length of each row apart"})
+    lora_init: str = field(default="uniform", metadata={"help": "uniform, gaussian or pissa"})
+    lr_ratio: float = field(default=1.0, metadata={"help": "B's learning rate over A's (LoRA+)"})
+    ranks: tuple[tuple[str, int], ...] = field(
+        default=(), metadata={"help": "other ranks, by name or path of a target: down=16,q=4"}
+    )
+    alphas: tuple[tuple[str, float], ...] = field(
+        default=(), metadata={"help": "other alphas, by name or path of a target"}
     )
 
     def __post_init__(self) -> None:
-        if type(self.rank) is not int or self.rank < 1:
-            raise ConfigError(f"rank: found {self.rank}, allowed a whole number from 1")
-        if not 0 < self.alpha < float("inf"):
-            raise ConfigError(f"alpha: found {self.alpha}, allowed a number above 0")
+        for name, rank in (("rank", self.rank), *self.ranks):
+            if type(rank) is not int or rank < 1:
+                raise ConfigError(f"{name}: found {rank}, allowed a whole number from 1")
+        for name, alpha in (("alpha", self.alpha), *self.alphas):
+            if not 0 < alpha < float("inf"):
+                raise ConfigError(f"{name}: found {alpha}, allowed a number above 0")
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"dropout: found {self.dropout}, allowed 0 or more and below 1")
+        if self.lora_init not in INITS:
+            raise ConfigError(f"lora_init: found {self.lora_init}, allowed {', '.join(INITS)}")
+        if not 0 < self.lr_ratio < float("inf"):
+            raise ConfigError(f"lr_ratio: found {self.lr_ratio}, allowed a number above 0")
         if not self.targets:
             raise ConfigError(
                 "targets: found none, allowed attention, mlp, all, or names of linears"
             )
+        if self.dora and self.lora_init == "pissa":
+            raise ConfigError("dora: found with lora_init pissa, allowed one of the two")
+        if self.dora and set(WHOLE) & set(self.targets):
+            raise ConfigError("dora: found with embed or head among the targets, allowed linears")
 
-    @property
-    def scale(self) -> float:
-        return self.alpha / (self.rank**0.5 if self.rslora else self.rank)
+    def __str__(self) -> str:
+        kind = "DoRA" if self.dora else "LoRA"
+        return f"{kind} r={self.rank} alpha={self.alpha:g} on {','.join(self.targets)}"
+
+    def rank_at(self, path: str) -> int:
+        return _at(self.ranks, path, self.rank)
+
+    def scale_at(self, path: str) -> float:
+        rank, alpha = self.rank_at(path), _at(self.alphas, path, self.alpha)
+        return alpha / (math.sqrt(rank) if self.rslora else rank)
+
+
+def _at(pairs: tuple[tuple[str, Any], ...], path: str, usual: Any) -> Any:
+    """The value for a path: its own, else that of its last name, else the usual one."""
+    found = dict(pairs)
+    return found.get(path, found.get(path.rpartition(".")[2], usual))
 
 
 class Change(nn.Module):
     """What hangs on one linear."""
 
-    def __init__(self, linear: nn.Linear, config: LoRA, generator: torch.Generator):
+    A0: Tensor | None
+    B0: Tensor | None
+
+    def __init__(self, linear: nn.Linear, config: LoRA, path: str, generator: torch.Generator):
         super().__init__()
-        self.config = config
+        self.config, self.scale = config, config.scale_at(path)
+        rank, weight = config.rank_at(path), linear.weight.detach()
+        self.A = nn.Parameter(start(rank, linear.in_features, config, weight, generator))
         # float32 even on a bf16 base: an AdamW step is smaller than bf16 can add to a weight.
-        dtype = torch.float64 if linear.weight.dtype == torch.float64 else torch.float32
-        bound = linear.in_features**-0.5
-        A = torch.empty(config.rank, linear.in_features, dtype=torch.float32)
-        A.uniform_(-bound, bound, generator=generator)
-        device = linear.weight.device
-        self.A = nn.Parameter(A.to(device, dtype))
-        self.B = nn.Parameter(
-            torch.zeros(linear.out_features, config.rank, device=device, dtype=dtype)
-        )
+        self.B = nn.Parameter(self.A.new_zeros(linear.out_features, rank))
+        self.register_buffer("A0", None)  # pissa: where the two started
+        self.register_buffer("B0", None)
+        if config.lora_init == "pissa":
+            U, S, V = torch.linalg.svd(weight.to(self.A.dtype), full_matrices=False)
+            root = (S[:rank] / self.scale).sqrt()
+            self.A.data = (root[:, None] * V[:rank]).contiguous()
+            self.B.data = (U[:, :rank] * root).contiguous()
+            self.A0, self.B0 = self.A.data.clone(), self.B.data.clone()
+        self.m: nn.Parameter | None = None
+        if config.dora:
+            self.m = nn.Parameter(weight.to(self.A.dtype).norm(dim=1))  # (out,)
+        self.lr_ratios = {"B": config.lr_ratio}
+
+    @property
+    def derived(self) -> bool:
+        """Whether the files hold something else than the parameters."""
+        return self.A0 is not None
+
+    @property
+    def added(self) -> bool:
+        """Whether `delta` is all that it does to its linear."""
+        return self.m is None
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """A and B of the whole change, what pissa started from taken off again."""
+        if self.A0 is None or self.B0 is None:
+            return self.A, self.B
+        return torch.cat((self.A, self.A0)), torch.cat((self.B, -self.B0), dim=1)
 
     def forward(self, linear: nn.Linear, x: Tensor) -> Tensor:
         drop = self.config.dropout if self.training else 0.0
-        return lora_linear(x, linear.weight, linear.bias, self.A, self.B, self.config.scale, drop)
+        if self.m is not None:
+            return self.dora(linear, x, drop)
+        A, B = self.factors()
+        if isinstance(linear, QuantizedLinear):
+            # Given the decoded weight, autograd would keep it for the backward pass.
+            return linear(x) + low_rank(x, A, B, self.scale, drop)
+        return lora_linear(x, linear.weight, linear.bias, A, B, self.scale, drop)
 
-    def merged(self, linear: nn.Linear) -> Tensor:
+    def dora(self, linear: nn.Linear, x: Tensor, drop: float) -> Tensor:
+        """W x, b and m ‖W + s B A‖⁻¹ (...): the dropped inputs make the change, and only it."""
+        assert self.m is not None
+        with torch.no_grad():
+            weight = linear.weight.to(self.A.dtype)
+            norm = (weight + self.scale * (self.B @ self.A)).norm(dim=1)  # (out,)
+        gain = self.m / norm
+        y, dropped = product(linear, x), F.dropout(x, drop)
+        kept = product(linear, dropped) if drop else y
+        thin = F.linear(F.linear(dropped.to(self.A.dtype), self.A), self.B) * (gain * self.scale)
+        y = y + (gain - 1).to(y.dtype) * kept + thin.to(y.dtype)
+        return y if linear.bias is None else y + linear.bias
+
+    def merged(self, linear: nn.Linear) -> dict[str, Tensor]:
         """W + s B A in the change's own precision, rounded once to the base's."""
-        delta = self.config.scale * (self.B @ self.A)  # (out, in)
-        return (linear.weight.to(delta.dtype) + delta).to(linear.weight.dtype)
+        A, B = self.factors()
+        base = linear.weight
+        weight = base.to(A.dtype) + self.scale * (B @ A)  # (out, in)
+        if self.m is not None:
+            weight = weight * (self.m / weight.norm(dim=1))[:, None]
+        return {"weight": weight.to(base.dtype)}
+
+    def delta(self, linear: nn.Linear, x: Tensor) -> Tensor:
+        """What the change adds, for rows with adapters of their own."""
+        A, B = self.factors()
+        return (F.linear(F.linear(x.to(A.dtype), A), B) * self.scale).to(x.dtype)
 
 
-def attach(model: Transformer, config: LoRA, seed: int = 0) -> Transformer:
+def product(linear: nn.Linear, x: Tensor) -> Tensor:
+    """x Wᵀ, the bias left out."""
+    if isinstance(linear, QuantizedLinear):
+        return linear.product(x)
+    return F.linear(x, linear.weight)
+
+
+class EmbedChange(nn.Module):
+    """What is added to the token table: asked after it."""
+
+    def __init__(self, embed: nn.Embedding, config: LoRA, generator: torch.Generator):
+        super().__init__()
+        self.config, self.scale = config, config.scale_at("embed")
+        rank, dtype = config.rank_at("embed"), precise(embed.weight)
+        device = embed.weight.device
+        B = torch.empty(embed.embedding_dim, rank).normal_(generator=generator)
+        self.A = nn.Parameter(torch.zeros(rank, embed.num_embeddings, device=device, dtype=dtype))
+        self.B = nn.Parameter(B.to(device, dtype))
+
+    def forward(self, embed: nn.Embedding, tokens: Tensor, out: Tensor) -> Tensor:
+        thin = F.embedding(tokens, self.A.T)  # (B, T, R)
+        return out + (F.linear(thin, self.B) * self.scale).to(out.dtype)
+
+    def merged(self, embed: nn.Embedding) -> dict[str, Tensor]:
+        weight = embed.weight.to(self.A.dtype) + self.scale * (self.B @ self.A).T
+        return {"weight": weight.to(embed.weight.dtype)}
+
+
+class HeadChange(Change):
+    """The output matrix is asked first, so the change is what is added."""
+
+    added = False  # after its module, where rows are not told apart
+
+    def forward(self, head: nn.Linear, x: Tensor, out: Tensor) -> Tensor:  # type: ignore[override]
+        drop = self.config.dropout if self.training else 0.0
+        return out + self.delta(head, F.dropout(x, drop))
+
+
+def start(
+    rank: int, inputs: int, config: LoRA, weight: Tensor, generator: torch.Generator
+) -> Tensor:
+    A = torch.empty(rank, inputs, dtype=torch.float32)
+    if config.lora_init == "gaussian":
+        A.normal_(0, 1 / rank, generator=generator)
+    else:
+        A.uniform_(-(inputs**-0.5), inputs**-0.5, generator=generator)
+    return A.to(weight.device, precise(weight))
+
+
+def precise(weight: Tensor) -> torch.dtype:
+    """Of what is trained on top of a weight."""
+    return torch.float64 if weight.dtype == torch.float64 else torch.float32
+
+
+def places(model: Transformer, config: LoRA) -> Iterator[tuple[str, nn.Module, int, int]]:
+    """Every target: (path, module, inputs, outputs)."""
+    for path, linear in members(model, config.targets):
+        yield path, linear, linear.in_features, linear.out_features
+    if "embed" in config.targets:
+        yield "embed", model.embed, model.config.vocab, model.config.dim
+    if "head" in config.targets:
+        if not isinstance(model.head, nn.Linear):
+            raise ConfigError(f"targets: found head, and {model.config.family} has no matrix there")
+        yield "head", model.head, model.config.dim, model.config.vocab
+
+
+def attach(model: Transformer, config: LoRA, name: str, seed: int) -> None:
     """Hang a change on every target. The same seed gives the same A."""
     generator = torch.Generator().manual_seed(seed)
-    targets = list(members(model, config.targets))
-    for path, linear in targets:
-        most = min(linear.in_features, linear.out_features)
-        if config.rank > most:
-            raise ConfigError(
-                f"rank: found {config.rank}, allowed at most {most}, the size of {path}"
-            )
-    for path, linear in targets:
-        hang(model, path, Change(linear, config, generator))
-    return model
+    found = list(places(model, config))
+    for path, _, inputs, outputs in found:
+        rank, most = config.rank_at(path), min(inputs, outputs)
+        if rank > most:
+            raise ConfigError(f"rank: found {rank}, allowed at most {most}, the size of {path}")
+    known = {path.rpartition(".")[2] for path, *_ in found} | {path for path, *_ in found}
+    for key in (key for key, _ in (*config.ranks, *config.alphas)):
+        if key not in known:
+            raise ConfigError(f'ranks: found "{key}", allowed one of the targets')
+    for path, module, *_ in found:
+        change: nn.Module
+        if isinstance(module, nn.Embedding):
+            change = EmbedChange(module, config, generator)
+        else:
+            assert isinstance(module, nn.Linear)
+            kind = HeadChange if path == "head" else Change
+            change = kind(module, config, path, generator)
+        hang(model, path, name, change)
+
+
+def changes_of(model: Transformer, name: str) -> dict[str, Change | EmbedChange]:
+    """An adapter's changes by path, a label head of its own left out."""
+    found = {path: change for path, _, change in changes(model, name)}
+    return {path: c for path, c in found.items() if isinstance(c, Change | EmbedChange)}
 
 
 def count(model: Transformer, config: LoRA) -> int:
     """Trainable numbers, in closed form."""
-    shapes = [(w.in_features, w.out_features) for _, w in members(model, config.targets)]
-    return sum(config.rank * (i + o) for i, o in shapes)
+    lengths = sum(outputs for _, _, _, outputs in places(model, config)) if config.dora else 0
+    return lengths + sum(config.rank_at(p) * (i + o) for p, _, i, o in places(model, config))
+
+
+# ---- PEFT's files --------------------------------------------------------------------------------
+
+
+def read(data: Mapping[str, Any], spelled: Spelling | None, problems: Problems) -> LoRA:
+    """A LoRA from adapter_config.json; its targets as our paths."""
+    init = data.get("init_lora_weights", True)
+    if init not in (True, False, "gaussian"):  # the others change the base's own weights
+        problems.append(f"init_lora_weights is {init}, which minift does not have")
+    ranks = one(data, "rank_pattern", dict, problems) or {}
+    alphas = one(data, "alpha_pattern", dict, problems) or {}
+    targets = spelled.targets(data, problems) if spelled is not None else ("all",)
+    return LoRA(
+        rank=whole(data, "r", problems),
+        alpha=number(data, "lora_alpha", problems),
+        dropout=number(data, "lora_dropout", problems, 0.0),
+        rslora=bool(one(data, "use_rslora", bool, problems)),
+        dora=bool(one(data, "use_dora", bool, problems)),
+        targets=targets,
+        ranks=spelled.pattern(ranks, int, "rank_pattern", problems) if spelled else (),
+        alphas=spelled.pattern(alphas, float, "alpha_pattern", problems) if spelled else (),
+    )
+
+
+def write(config: LoRA, spelled: Spelling, found: Mapping[str, nn.Module]) -> dict[str, Any]:
+    """adapter_config.json's part of it, as the changes are: pissa is a LoRA of twice the rank."""
+    sizes = {}
+    for theirs in spelled.of(found):
+        parts = [found.get(path) for path in theirs.ours]
+        rank = len(parts[0].A) if isinstance(parts[0], EmbedChange) else len(stacked(parts)[0])
+        scale = config.scale_at(next(path for path in theirs.ours if path in found))
+        sizes[theirs.path] = (rank, scale * (math.sqrt(rank) if config.rslora else rank))
+    usual = max(set(sizes.values()), key=lambda size: (list(sizes.values()).count(size), size))
+    return {
+        "r": usual[0],
+        "lora_alpha": whole_if(usual[1]),
+        "rank_pattern": {p: r for p, (r, _) in sizes.items() if r != usual[0]},
+        "alpha_pattern": {p: whole_if(a) for p, (_, a) in sizes.items() if a != usual[1]},
+        "lora_dropout": config.dropout,
+        "use_rslora": config.rslora,
+        "use_dora": config.dora,
+        "target_modules": spelled.modules(found),
+        "bias": "none",
+        "fan_in_fan_out": any(theirs.turned for theirs in spelled.of(found)),
+        "init_lora_weights": True,
+    }
+
+
+def whole_if(alpha: float) -> float | int:
+    """16, not 16.0, nor 16.000000000000004."""
+    near = round(alpha)
+    return near if math.isclose(alpha, near, rel_tol=1e-12) else alpha
+
+
+def to_file(theirs: Theirs, parts: Sequence[nn.Module | None]) -> dict[str, Tensor]:
+    """The tensors of one of their linears."""
+    if isinstance(parts[0], EmbedChange):
+        return {"lora_embedding_A": parts[0].A, "lora_embedding_B": parts[0].B}
+    A, columns = stacked(parts)
+    scale = next(part.scale for part in parts if isinstance(part, Change))
+    blocks = []
+    for size, part, first in zip(theirs.outputs, parts, columns, strict=True):
+        block = A.new_zeros(size, A.shape[0])
+        if isinstance(part, Change):
+            B = part.factors()[1].detach()
+            # One scale in the file: what another of ours has more of it goes into B.
+            block[:, first : first + B.shape[1]] = B * (part.scale / scale)
+        blocks.append(block)
+    tensors = {"lora_A.weight": A, "lora_B.weight": theirs.join(blocks)}
+    lengths = [part.m for part in parts if isinstance(part, Change) and part.m is not None]
+    if lengths:
+        if len(lengths) < len(parts):
+            raise ConfigError(f"save_adapter: DoRA on a part of {theirs.path}, allowed all of it")
+        tensors["lora_magnitude_vector"] = theirs.join(lengths)
+    return tensors
+
+
+def stacked(parts: Sequence[nn.Module | None]) -> tuple[Tensor, list[int]]:
+    """One A for all of ours in one of theirs (q, k and v), and where each one's rows of it begin.
+
+    The rows stand below each other, unless all have the same, as after reading such a file.
+    """
+    each = [part.factors()[0].detach() if isinstance(part, Change) else None for part in parts]
+    there = [A for A in each if A is not None]
+    if all(torch.equal(A, there[0]) for A in there):
+        return there[0], [0] * len(parts)
+    sizes = [0 if A is None else len(A) for A in each]
+    return torch.cat(there), [sum(sizes[:i]) for i in range(len(sizes))]
+
+
+def shapes(theirs: Theirs, config: LoRA) -> dict[str, tuple[int, ...]]:
+    """What the file must hold for one of their linears."""
+    rank, outputs = config.rank_at(theirs.ours[0]), sum(theirs.outputs)
+    if theirs.ours[0] == "embed":
+        return {"lora_embedding_A": (rank, outputs), "lora_embedding_B": (theirs.inputs, rank)}
+    wanted: dict[str, tuple[int, ...]]
+    wanted = {"lora_A.weight": (rank, theirs.inputs), "lora_B.weight": (outputs, rank)}
+    return wanted | ({"lora_magnitude_vector": (outputs,)} if config.dora else {})
+
+
+@torch.no_grad()
+def fill(theirs: Theirs, parts: Sequence[nn.Module], tensors: Mapping[str, Tensor]) -> None:
+    """Put one of their linears' tensors into our changes."""
+    if isinstance(parts[0], EmbedChange):
+        parts[0].A.copy_(tensors["lora_embedding_A"])
+        parts[0].B.copy_(tensors["lora_embedding_B"])
+        return
+    blocks = theirs.split(tensors["lora_B.weight"])
+    lengths = theirs.split(tensors["lora_magnitude_vector"]) if len(tensors) == 3 else None
+    for i, (part, B) in enumerate(zip(parts, blocks, strict=True)):
+        assert isinstance(part, Change)
+        part.A.copy_(tensors["lora_A.weight"])
+        part.B.copy_(B)
+        if lengths is not None and part.m is not None:
+            part.m.copy_(lengths[i])
+
+
+def idle(tensors: Mapping[str, Tensor]) -> bool:
+    """Whether these tensors change nothing."""
+    thin = [t for name, t in tensors.items() if name.endswith(("lora_B.weight", "embedding_A"))]
+    return not any(bool(t.any()) for t in thin) and not any("magnitude" in n for n in tensors)
+
+
+FILE = Format(
+    "LORA",
+    read,
+    write,
+    to_file,
+    shapes,
+    fill,
+    idle,
+    options=(
+        *("r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora", "rank_pattern"),
+        *("alpha_pattern", "target_modules", "init_lora_weights", "layers_to_transform"),
+        "exclude_modules",
+    ),
+    off={
+        "bias": ("none",),
+        "fan_in_fan_out": (False, True),
+        "use_qalora": (False,),
+        "use_bdlora": (None, False),
+        "lora_bias": (False,),
+        "layer_replication": (None,),
+        "target_parameters": (None, []),
+        "trainable_token_indices": (None, []),
+        "alora_invocation_tokens": (None,),
+    },
+    neutral=(
+        *("qalora_group_size", "loftq_config", "eva_config", "corda_config", "lora_ga_config"),
+        *("velora_config", "monteclora_config", "arrow_config", "kasa_config"),
+        "ensure_weight_tying",
+    ),
+)

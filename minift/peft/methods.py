@@ -2,26 +2,90 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import ModuleType
+from typing import Any
+
+from torch import nn
+
 from minift.errors import ConfigError
 from minift.model.transformer import Transformer
-from minift.peft import lora
-from minift.peft.attach import changes, freeze
+from minift.peft import bitfit, bottleneck, head, ia3, lora, prefix, prompt, ptuning
+from minift.peft.adapters import (
+    DEFAULT,
+    check_new,
+    config_of,
+    freeze,
+    kept_on_error,
+    modules_of,
+    trainable,
+    use,
+)
+from minift.peft.places import adapters_of, made
 
-METHODS = {lora.LoRA: lora}
+# The word of the command line, the config, its file. Beside the config the file has `attach`,
+# `count`, `FILE`, and RATE, the learning rate of a run that names none.
+METHODS: Mapping[str, tuple[type, ModuleType]] = {
+    "lora": (lora.LoRA, lora),
+    "prefix": (prefix.Prefix, prefix),
+    "prompt": (prompt.Prompt, prompt),
+    "ptuning": (ptuning.PTuning, ptuning),
+    "ia3": (ia3.IA3, ia3),
+    "bitfit": (bitfit.BitFit, bitfit),
+    "bottleneck": (bottleneck.Bottleneck, bottleneck),
+}
 
 
-def attach(model: Transformer, config: lora.LoRA, *, seed: int = 0) -> Transformer:
-    """Freeze the model and attach a method to it, in place; returns the model."""
-    if type(config) not in METHODS:
-        known = ", ".join(sorted(kind.__name__ for kind in METHODS))
-        raise ConfigError(f"attach: found {type(config).__name__}, allowed {known}")
-    if any(True for _ in changes(model)):
-        raise ConfigError("attach: the model has an adapter already; load the base again, or merge")
-    before = {name: p.requires_grad for name, p in model.named_parameters()}
-    freeze(model)
-    try:
-        return METHODS[type(config)].attach(model, config, seed)
-    except ConfigError:
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(before[name])
-        raise
+def method_of(config: object) -> ModuleType:
+    """The file of a config's method."""
+    for kind, module in METHODS.values():
+        if type(config) is kind:
+            return module
+    known = ", ".join(sorted(kind.__name__ for kind, _ in METHODS.values()))
+    raise ConfigError(f"attach: found {type(config).__name__}, allowed {known}")
+
+
+def attach(model: Transformer, config: Any, *, name: str = DEFAULT, seed: int = 0) -> Transformer:
+    """Freeze the model, attach a method to it in place and make it active; returns the model.
+
+    Several adapters may be attached under different names; one is active (`minift.use`).
+    """
+    method = method_of(config)
+    check_new(model, name)
+    with kept_on_error(model, name):
+        adapters = made(model)
+        adapters.configs[name], adapters.learns[name] = config, True
+        method.attach(model, config, name, seed)
+        head.attach(model, name)
+        freeze(model)
+        return use(model, name)
+
+
+def count(model: Transformer, config: Any) -> int:
+    """Trainable numbers of a method on a model, in closed form."""
+    found = method_of(config).count(model, config)
+    assert isinstance(found, int)
+    return found
+
+
+def learning_rate(model: Transformer) -> float:
+    """That of the active adapter's method, for a run that names none."""
+    config = config_of(model)
+    if config is None:
+        raise ConfigError("lr: give one; only an attached method has a usual rate")
+    rate = method_of(config).RATE
+    assert isinstance(rate, float)
+    return rate
+
+
+def learning_ratios(model: Transformer) -> dict[nn.Parameter, float]:
+    """Trainable parameters that learn at a multiple of the run's rate."""
+    adapters, ratios = adapters_of(model), {}
+    learned = set(trainable(model).values())
+    for name in adapters.configs if adapters is not None else ():
+        for module in modules_of(model, name):
+            for leaf, ratio in getattr(module, "lr_ratios", {}).items():
+                parameter = module.get_parameter(leaf)
+                if parameter in learned and ratio != 1:
+                    ratios[parameter] = ratio
+    return ratios

@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -25,13 +25,15 @@ from minift import __version__
 from minift.checkpoints.save import as_json
 from minift.data.batches import length_buckets
 from minift.errors import ConfigError
+from minift.kernels.quantized.linear import base_of, numbers
 from minift.model.transformer import Transformer
-from minift.peft.attach import changes, trainable
+from minift.peft import methods
+from minift.peft.adapters import active, config_of, trainable
 from minift.peft.files import save_adapter
 from minift.runtime import peak_memory, tuned
 from minift.storage import append_line, free_space, write_file
 from minift.train.evaluate import held_out_loss
-from minift.train.objectives import Batch, Objective
+from minift.train.objectives import Counted, Objective
 from minift.train.optimizer import SCHEDULES, adamw, learning_rate
 
 
@@ -45,7 +47,9 @@ class TrainConfig:
     micro_tokens: int = field(
         default=4096, metadata={"help": "tokens at once; less: less memory, the same gradient"}
     )
-    lr: float = field(default=5e-4, metadata={"help": "highest learning rate"})
+    lr: float | None = field(
+        default=None, metadata={"help": "highest learning rate; default: the method's own"}
+    )
     schedule: str = field(default="linear", metadata={"help": "linear, cosine or constant"})
     warmup: float = field(default=0.05, metadata={"help": "share of the steps that warm up"})
     weight_decay: float = field(default=0.0, metadata={"help": "AdamW's decay"})
@@ -73,7 +77,7 @@ class TrainConfig:
         rule("epochs", self.epochs is None or 0 < self.epochs < math.inf, "a number above 0")
         rule("batch", self.batch >= 1, "a whole number from 1")
         rule("micro_tokens", self.micro_tokens >= 1, "a whole number from 1")
-        rule("lr", 0 < self.lr < math.inf, "a number above 0")
+        rule("lr", self.lr is None or 0 < self.lr < math.inf, "a number above 0")
         rule("schedule", self.schedule in SCHEDULES, ", ".join(SCHEDULES))
         rule("warmup", 0 <= self.warmup <= 1, "from 0 to 1")
         rule("weight_decay", 0 <= self.weight_decay < math.inf, "0 or more")
@@ -106,7 +110,7 @@ class Step(nn.Module):
         super().__init__()
         self.model, self.objective = model, objective
 
-    def forward(self, batch: Batch) -> Tensor:
+    def forward(self, batch: Counted) -> Tensor:
         return self.objective.loss_sum(self.model, batch)
 
 
@@ -165,12 +169,15 @@ def fit(
     if not parameters:
         raise ConfigError("fit: nothing is trainable; attach a method first")
     steps = config.resolved_steps(objective.rows)
+    rate = methods.learning_rate(model) if config.lr is None else config.lr
+    config = replace(config, lr=rate)
     if out is not None:  # now, not after hours of training
         check_out(out, overwrite)
         free_space(out, 2 * sum(p.numel() * p.element_size() for p in parameters.values()))
     run = Run(config, steps, out=None if out is None else claim(out, overwrite))
     optimizer = adamw(
         parameters.values(),
+        methods.learning_ratios(model),
         betas=(config.beta1, config.beta2),
         eps=config.eps,
         decay=config.weight_decay,
@@ -185,11 +192,9 @@ def fit(
     try:
         with tuned(config.threads) as machine, interruptible() as interrupted:
             for step, indices in zip(range(steps), order(objective, config), strict=False):
-                lr = learning_rate(
-                    config.schedule, config.lr, round(config.warmup * steps), steps, step
-                )
+                lr = learning_rate(config.schedule, rate, round(config.warmup * steps), steps, step)
                 for group in optimizer.param_groups:
-                    group["lr"] = lr
+                    group["lr"] = lr * group["ratio"]
                 loss, norm, tokens, targets = gradients(step_module, indices, config, parameters)
                 if step == 0:
                     check_gradients(parameters)
@@ -222,7 +227,7 @@ def fit(
                 if bad == 3:
                     raise Diverged(
                         f"step {step + 1}: the loss or the gradient was not finite three times in "
-                        f"a row (loss {loss}, gradient norm {norm}); try an lr below {config.lr}"
+                        f"a row (loss {loss}, gradient norm {norm}); try an lr below {rate}"
                     )
                 if interrupted.is_set():
                     run.interrupted = True
@@ -230,7 +235,7 @@ def fit(
             if best is not None and not run.interrupted:
                 restore(parameters, best)
             if run.out is not None:
-                if any(True for _ in changes(model)):
+                if active(model) is not None:
                     save_adapter(model, run.out / "adapter", overwrite=True)
                 facts = {"data": objective.summary(), "threads": machine.threads}
                 write_file(run.out / "run.json", as_json(record(model, run) | facts))
@@ -337,13 +342,15 @@ def interruptible() -> Iterator[threading.Event]:
 
 def record(model: Transformer, run: Run) -> dict[str, object]:
     """What run.json says."""
-    methods = {type(c.config).__name__: asdict(c.config) for _, _, c in changes(model)}  # type: ignore[call-overload]
+    method = config_of(model)
+    methods = {type(method).__name__: asdict(method)} if method is not None else {}  # type: ignore[call-overload]
     counts = {name: p.numel() for name, p in trainable(model).items()}
     return {
         "model": model.source,
         "methods": methods,
         "trainable": sum(counts.values()),
-        "parameters": sum(p.numel() for p in model.parameters()),
+        "parameters": numbers(model),
+        "base": base_of(model) or "dense",
         "config": asdict(run.config),
         "steps": len(run.losses),
         "final_loss": run.losses[-1] if run.losses else None,

@@ -7,7 +7,7 @@ pure function of the step, so nothing about it needs saving.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import nn
@@ -32,12 +32,22 @@ def learning_rate(schedule: str, peak: float, warmup: int, steps: int, step: int
 
 
 def adamw(
-    parameters: Iterable[nn.Parameter], *, betas: tuple[float, float], eps: float, decay: float
+    parameters: Iterable[nn.Parameter],
+    ratios: Mapping[nn.Parameter, float],
+    *,
+    betas: tuple[float, float],
+    eps: float,
+    decay: float,
 ) -> torch.optim.AdamW:
-    """One fused optimizer; weights of two or more dimensions decay, vectors do not."""
-    trained = list(parameters)
-    groups = [
-        {"params": [p for p in trained if p.dim() >= 2], "weight_decay": decay},
-        {"params": [p for p in trained if p.dim() < 2], "weight_decay": 0.0},
+    """One fused optimizer; weights of two or more dimensions decay, vectors do not.
+
+    Each group's `ratio` is what its learning rate is multiplied by: 1 where `ratios` is silent.
+    """
+    groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
+    for parameter in parameters:
+        groups.setdefault((parameter.dim() >= 2, ratios.get(parameter, 1.0)), []).append(parameter)
+    rows = [
+        {"params": found, "weight_decay": decay if matrix else 0.0, "ratio": ratio}
+        for (matrix, ratio), found in groups.items()
     ]
-    return torch.optim.AdamW([g for g in groups if g["params"]], betas=betas, eps=eps, fused=True)
+    return torch.optim.AdamW(rows, betas=betas, eps=eps, fused=True)

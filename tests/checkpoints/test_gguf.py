@@ -17,6 +17,7 @@ import torch
 
 from minift.checkpoints import gguf
 from minift.errors import FormatError
+from minift.kernels.quantized.reference import BLOCKS, dequantize
 
 U8, I8, U16, I16, U32, I32, F32, BOOL, TEXT, ARRAY, U64, I64, F64 = range(13)
 STRUCTS = "BbHhIifB__Qqd"  # of the types above
@@ -547,12 +548,38 @@ def test_loaded_tensors_never_reach_the_file_nor_each_other(tmp_path: Path) -> N
     assert torch.equal(file.load("i"), torch.tensor([-1, 2, 3], dtype=torch.int16))
 
 
+def test_blocks_as_they_are_stored() -> None:
+    """The bytes themselves, a row of weights a row, and memory that is not the file's."""
+    path = Path(__file__).parents[1] / "golden" / "gguf_file.gguf"
+    file = gguf.read(path)
+    found = 0
+    for name, entry in file.tensors.items():
+        if entry.kind not in BLOCKS or len(entry.shape) != 2:
+            continue
+        weights, size = BLOCKS[entry.kind]
+        blocks = file.blocks(name)
+        assert blocks.shape == (entry.shape[0], entry.shape[1] // weights * size)
+        assert blocks.numpy().tobytes() == path.read_bytes()[entry.start : entry.stop]
+        assert torch.equal(dequantize(entry.kind, blocks), file.load(name))
+        blocks.zero_()
+        assert file.blocks(name).any()
+        found += 1
+    assert found
+
+
 def test_a_file_cut_short_after_opening(tmp_path: Path) -> None:
     file = opened(tmp_path, SMALL)
     os.truncate(file.path, 100)
     with pytest.raises(FormatError) as caught:
         file.load("w")
     assert caught.value.code == "truncated"
+    path = tmp_path / "blocks.gguf"
+    path.write_bytes((Path(__file__).parents[1] / "golden" / "gguf_file.gguf").read_bytes())
+    file = gguf.read(path)
+    name = next(n for n, e in file.tensors.items() if e.kind in BLOCKS and len(e.shape) == 2)
+    os.truncate(path, 100)
+    with pytest.raises(FormatError, match="cut short"):
+        file.blocks(name)
 
 
 @pytest.mark.parametrize("kind", ["missing", "folder", "NUL"])

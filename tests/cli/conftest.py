@@ -12,6 +12,7 @@ from minift.checkpoints.save import save
 from minift.cli.main import main
 from minift.model.config import ModelConfig
 from minift.model.transformer import Transformer
+from minift.tokenizers.wordpiece import WordPiece
 
 
 @pytest.fixture(scope="session")
@@ -29,6 +30,35 @@ def tiny_model(tiny_tokenizer, tmp_path_factory) -> str:
                 parameter.normal_(std=0.1)
     path = tmp_path_factory.mktemp("tiny") / "model"
     save(model, tiny_tokenizer, path)
+    return str(path)
+
+
+@pytest.fixture(scope="session")
+def tiny_encoder(tmp_path_factory) -> str:
+    """A random BERT of two layers with a pooler and a WordPiece of a few words."""
+    words = "[PAD] [UNK] [CLS] [SEP] [MASK] a good bad film number 0 1 2 3 4 5 6 7 8 9"
+    words += " " + " ".join(f"##{i}" for i in range(10))
+    tokenizer = WordPiece.from_vocab("\n".join(words.split()) + "\n", None, "vocab.txt")
+    config = ModelConfig(
+        family="bert", vocab=tokenizer.vocab_size, dim=16, layers=2, heads=4, kv_heads=4,
+        head_dim=4, ff=32, context=32, norm="layer", norm_at="post", final_norm=False, act="gelu",
+        gated=False, causal=False, positions="learned", embed_norm=True, token_types=2,
+        qkv_bias=True, out_bias=True, mlp_bias=True, head="none", pooler=True, pool="first",
+        label_bias=True,
+    )  # fmt: skip
+    torch.manual_seed(1)
+    model = Transformer(config)
+    path = tmp_path_factory.mktemp("encoder") / "model"
+    save(model, tokenizer, path)
+    return str(path)
+
+
+@pytest.fixture(scope="session")
+def reviews(tmp_path_factory) -> str:
+    """A table whose label is told by one word."""
+    path = tmp_path_factory.mktemp("reviews") / "reviews.csv"
+    rows = [f"a {('bad', 'good')[i % 2]} film {i},{i % 2}\n" for i in range(60)]
+    path.write_text("text,label\n" + "".join(rows))
     return str(path)
 
 

@@ -8,8 +8,8 @@ import torch
 
 from minift.checkpoints import gguf
 from minift.checkpoints.open import load
-from minift.peft.attach import merge
 from minift.peft.files import load_adapter
+from minift.peft.merge import merge
 
 
 def test_a_model_as_gguf(cli, tiny_model, tmp_path):

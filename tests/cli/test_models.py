@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 
 from minift.cli import models
+from minift.cli.main import main
+from minift.peft.files import stored
 
 
 def test_the_adapter_knows_its_base(cli, run_folder, tiny_model, data):
@@ -43,3 +46,88 @@ def test_the_headline_names_versions_and_fits():
     assert line.startswith("minift ")
     assert "torch 2." in line
     assert len(line) <= 120
+
+
+@pytest.fixture(scope="module")
+def nf4_run(tiny_model, tmp_path_factory):
+    """A run of three steps on a base in NF4."""
+    folder = tmp_path_factory.mktemp("nf4")
+    rows = [{"prompt": f"{i}:", "completion": " yes"} for i in range(8)]
+    (folder / "d.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = f"sft --model {tiny_model} --data {folder}/d.jsonl --out {folder}/out --steps 3"
+    rest = "--batch 2 --rank 2 --lr 0.05 --quiet --dtype float32 --base nf4 --threads 1"
+    assert main([*words.split(), *rest.split()]) == 0
+    return folder / "out"
+
+
+def test_a_run_says_which_base_it_had(nf4_run, run_folder):
+    assert json.loads((nf4_run / "run.json").read_text())["base"] == "nf4"
+    assert json.loads((run_folder / "run.json").read_text())["base"] == "dense"
+    dense, small = (json.loads((r / "run.json").read_text()) for r in (run_folder, nf4_run))
+    assert dense["parameters"] == small["parameters"]
+
+
+def test_sft_shows_what_the_base_is_made_of(cli, tiny_model, data, tmp_path):
+    code, text, _ = cli("sft", "--model", tiny_model, "--data", data, "--out", tmp_path / "out",
+                        "--steps", 1, "--base", "int8", "--threads", 1)  # fmt: skip
+    assert code == 0
+    assert "base         int8 · linears: 14 int8 · " in text
+    assert "float32 on int8" in text
+
+
+def test_an_adapter_is_used_on_the_base_it_was_trained_on(cli, nf4_run, data):
+    words = ["eval", "--adapter", nf4_run, "--data", data, "--dtype", "float32", "--json"]
+    found = {base: json.loads(cli(*words, *given)[1])["loss"] for base, given in (
+        ("as trained", ()), ("nf4", ("--base", "nf4")), ("dense", ("--base", "dense")),
+        ("int8", ("--base", "int8")))}  # fmt: skip
+    assert found["as trained"] == found["nf4"]
+    assert len(set(found.values())) == 3
+    inside = ["eval", "--adapter", nf4_run / "adapter", *words[3:]]
+    assert json.loads(cli(*inside)[1])["loss"] == found["nf4"]
+
+
+def test_talking_merging_and_going_on_are_too(cli, nf4_run, data, tmp_path):
+    for verb in ("generate", "merge", "export"):
+        words = {
+            "generate": ["1:", "--adapter", nf4_run, "--max-new-tokens", 2],
+            "merge": [nf4_run, "--out", tmp_path / "merged", "--dtype", "float32"],
+            "export": [nf4_run, "--out", tmp_path / "x.gguf", "--dtype", "F32"],
+        }[verb]
+        code, text, err = cli(verb, *words)
+        assert (code, err) == (0, "")
+        if verb == "merge":
+            assert "dense, from the nf4 base" in text
+    losses = []
+    for given in (["--adapter", nf4_run], ["--model", tmp_path / "merged"],
+                  ["--model", tmp_path / "x.gguf"]):  # fmt: skip
+        words = ["eval", *given, "--data", data, "--dtype", "float32", "--json"]
+        losses.append(json.loads(cli(*words)[1])["loss"])
+    assert losses == pytest.approx([losses[0]] * 3, rel=1e-5)
+    code, text, _ = cli("sft", "--model", json.loads((nf4_run / "run.json").read_text())["model"],
+                        "--data", data, "--out", tmp_path / "on", "--steps", 1, "--threads", 1,
+                        "--adapter", nf4_run)  # fmt: skip
+    assert code == 0
+    assert "base         nf4" in text
+
+
+def test_a_base_that_is_not_there_is_one_line(cli, tiny_model, data, tmp_path):
+    for verb, rest in (("sft", ["--data", data, "--out", tmp_path / "o"]),
+                       ("eval", ["--data", data]), ("generate", ["hi"]), ("chat", [])):  # fmt: skip
+        for base, text in (("int4", "--base: found int4, allowed dense, int8, nf4, gguf"),
+                           ("gguf", "base: gguf keeps a .gguf file's blocks")):  # fmt: skip
+            code, _, err = cli(verb, *rest, "--model", tiny_model, "--base", base)
+            assert code == 2
+            assert text in err
+            assert err.count("\n") == 1
+    assert not (tmp_path / "o").exists()
+
+
+def test_a_run_of_an_older_version_means_a_dense_base(nf4_run, tmp_path):
+    shutil.copytree(nf4_run, tmp_path / "out")
+    facts = json.loads((tmp_path / "out/run.json").read_text())
+    assert models.base_kind(None, stored(tmp_path / "out")) == "nf4"
+    assert models.base_kind("dense", stored(tmp_path / "out")) is None
+    del facts["base"]
+    (tmp_path / "out/run.json").write_text(json.dumps(facts))
+    assert models.base_kind(None, stored(tmp_path / "out")) is None
+    assert models.base_kind(None) is None

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from minift.cli.options import Flag, of, parse
+from minift.cli.options import Flag, of, parse, verb_help
+from minift.cli.verbs import Verb
 from minift.errors import ConfigError
 
 FLAGS = (
@@ -59,6 +60,34 @@ def test_values_keep_their_characters():
 def test_what_is_refused(words, message):
     with pytest.raises(ConfigError, match=message):
         parse(words, "word", FLAGS)
+
+
+def test_words_may_be_numbers_or_pairs():
+    ids = Flag("ids", tuple, (), "ids", parts=(int,))
+    ranks = Flag("ranks", tuple, (), "ranks", parts=(str, float))
+    parsed = parse(
+        ["--ids", "3, 4", "--ranks", "q=2,blocks.0.mlp.out.down=1e1"], None, [ids, ranks]
+    )
+    assert parsed.flag("ids") == (3, 4)
+    assert parsed.flag("ranks") == (("q", 2.0), ("blocks.0.mlp.out.down", 10.0))
+    assert (ids.takes, ranks.takes) == ("A,B", "A=X,...")
+    for words, message in (
+        (["--ids", "a"], '--ids: found "a", allowed a whole number'),
+        (["--ranks", "q"], '--ranks: found "q", allowed name=value'),
+        (["--ranks", "q=x"], '--ranks: found "x", allowed a number'),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            parse(words, None, [ids, ranks])
+
+
+def test_a_table_of_methods_stands_for_their_fields(monkeypatch):
+    monkeypatch.setattr("minift.cli.options.resolve", lambda spec: {"fast": (Recipe, None)})
+    flags = of(["anything:METHODS"])
+    assert [(f.name, f.method) for f in flags] == [(n, "fast") for n in ("lr", "steps", "words")]
+    verb = Verb("train", "does", "minift x")
+    shown = verb_help("x", verb, (*flags, Flag("out", str, None, "o")), everything=True)
+    out, heading, lr = (shown.index(text) for text in ("--out", "\nfast:\n", "--lr"))
+    assert out < heading < lr
 
 
 def test_a_word_may_be_left_out_or_unwanted():

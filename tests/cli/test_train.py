@@ -17,7 +17,7 @@ def test_a_run_says_what_it_does_and_leaves_a_run_folder(cli, tiny_model, data, 
                         "--steps", 3, "--batch", 2, "--held-out-share", 0.3)  # fmt: skip
     assert code == 0
     assert "▐ good<|im_end|>▌" in text
-    assert "LoRA r=8 on all" in text
+    assert "LoRA r=8 alpha=16 on all" in text
     assert "held out     loss" in text
     assert {p.name for p in out.iterdir()} == {"adapter", "metrics.jsonl", "run.json"}
     facts = json.loads((out / "run.json").read_text())

@@ -11,10 +11,11 @@ from minift.checkpoints.open import load
 from minift.errors import ConfigError
 from minift.model.config import ModelConfig
 from minift.model.transformer import Transformer
-from minift.peft.attach import changes, merge
 from minift.peft.export import differences, export
 from minift.peft.lora import LoRA
+from minift.peft.merge import merge
 from minift.peft.methods import attach
+from minift.peft.places import changes
 
 
 @pytest.fixture

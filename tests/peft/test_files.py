@@ -15,13 +15,18 @@ import torch
 from minift.checkpoints import safetensors
 from minift.checkpoints.open import load_model
 from minift.errors import ConfigError, FormatError
-from minift.peft.attach import changes, disabled, merge, merge_error, trainable
-from minift.peft.files import CONFIG, TENSORS, load_adapter, names, save_adapter
+from minift.peft.adapters import active, disabled, names, trainable
+from minift.peft.files import CONFIG, STATE, TENSORS, load_adapter, save_adapter
 from minift.peft.lora import LoRA
+from minift.peft.merge import merge, merge_error
 from minift.peft.methods import attach
+from minift.peft.places import changes
+from minift.peft.prefix import Prefix
+from minift.peft.ptuning import PTuning
+from minift.peft.spelling import Spelling
 
 GOLDEN = Path(__file__).parents[1] / "golden"
-NAMES = ("lora_all", "lora_qv", "lora_rs")
+NAMES = ("lora_all", "lora_qv", "lora_rs", "lora_pattern")
 
 
 def loaded(name, dtype=torch.float64, **options):
@@ -62,11 +67,11 @@ def test_every_gradient_equals_pefts(name):
     loss = torch.nn.functional.cross_entropy(logits[learn], tokens[:, 1:][learn], reduction="sum")
     loss.backward()
     assert float(loss.detach()) == pytest.approx(float(data["loss64"]), rel=1e-12)
-    theirs = names(model)
+    theirs = Spelling(model).by_ours
     compared = 0
     for path, _, change in changes(model):
         for letter in ("A", "B"):
-            key = f"grad64.base_model.model.{theirs[path]}.lora_{letter}.weight"
+            key = f"grad64.base_model.model.{theirs[path].path}.lora_{letter}.weight"
             expected = torch.from_numpy(data[key])
             torch.testing.assert_close(getattr(change, letter).grad, expected, rtol=0, atol=1e-9)
             compared += 1
@@ -148,34 +153,34 @@ def test_zeros_change_nothing_and_are_refused_unless_training_goes_on(tmp_path):
                 tensors[key].zero_()
 
     folder = broken(tmp_path, edit_tensors=edit)
-    assert "zeros only" in refused(folder)
+    assert "an adapter that changes nothing" in refused(folder)
     base = str(np.load(GOLDEN / "lora_qv.npz")["base"])
     model = load_adapter(load_model(GOLDEN / base), folder, trainable=True)
     assert len(trainable(model)) == len(safetensors.read(folder / TENSORS).tensors)
 
 
 BAD_OPTIONS = [
-    ("use_dora", True, "unknown-field"), ("bias", "all", "unknown-field"),
-    ("modules_to_save", ["lm_head"], "unknown-field"), ("peft_type", "IA3", "out-of-range"),
-    ("rank_pattern", {"q_proj": 2}, "unknown-field"), ("r", 0, "out-of-range"),
+    ("use_dora", True, "shape-mismatch"), ("bias", "all", "unknown-field"),
+    ("modules_to_save", ["lm_head"], "unknown-field"), ("peft_type", "IA3", "unknown-field"),
+    ("rank_pattern", {"q_proj": 2}, "shape-mismatch"), ("r", 0, "out-of-range"),
     ("r", True, "unknown-field"), ("lora_alpha", "8", "unknown-field"), ("r", 4, "shape-mismatch"),
     ("target_modules", ".*q_proj", "unknown-field"),
-    ("target_modules", ["q_proj", "nothing"], "shape-mismatch"), ("new_trick", 3, "unknown-field"),
+    ("target_modules", ["q_proj", "nothing"], "unknown-field"), ("new_trick", 3, "unknown-field"),
     ("init_lora_weights", "pissa", "unknown-field"),
     ("target_modules", ["model.layers.0.self_attn.q_proj"], "shape-mismatch"),
-    ("base_model_name_or_path", ["x"], "unknown-field"), ("r", -1, "out-of-range"),
+    ("base_model_name_or_path", ["x"], "bad-type"), ("r", -1, "out-of-range"),
     ("r", 2.0, "unknown-field"), ("r", None, "unknown-field"), ("r", 10**19, "shape-mismatch"),
     ("lora_alpha", 0, "out-of-range"), ("lora_alpha", -8, "out-of-range"),
     ("lora_alpha", None, "unknown-field"), ("lora_alpha", True, "unknown-field"),
     ("lora_dropout", 1, "out-of-range"), ("lora_dropout", -0.1, "out-of-range"),
     ("lora_dropout", "0", "unknown-field"), ("use_rslora", 1, "unknown-field"),
-    ("target_modules", None, "unknown-field"), ("target_modules", [], "shape-mismatch"),
-    ("target_modules", [3], "unknown-field"), ("target_modules", [""], "shape-mismatch"),
-    ("target_modules", "all-linear", "unknown-field"), ("target_modules", {}, "unknown-field"),
+    ("target_modules", None, "unknown-field"), ("target_modules", [], "out-of-range"),
+    ("target_modules", [3], "unknown-field"), ("target_modules", [""], "unknown-field"),
+    ("target_modules", "all-linear", "shape-mismatch"), ("target_modules", {}, "unknown-field"),
     ("target_modules", ["q_proj", "v_proj", "k_proj"], "shape-mismatch"),
-    ("target_modules", ["q"], "shape-mismatch"), ("layers_to_transform", [0], "unknown-field"),
-    ("alpha_pattern", {"q_proj": 3}, "unknown-field"), ("bias", "lora_only", "unknown-field"),
-    ("fan_in_fan_out", True, "unknown-field"), ("lora_bias", True, "unknown-field"),
+    ("target_modules", ["q"], "unknown-field"), ("layers_to_transform", [0], "shape-mismatch"),
+    ("bias", "lora_only", "unknown-field"),
+    ("lora_bias", True, "unknown-field"),
     ("trainable_token_indices", [1], "unknown-field"),
     ("target_parameters", ["x"], "unknown-field"), ("exclude_modules", "lm_head", "unknown-field"),
     ("layer_replication", [[0, 1]], "unknown-field"), ("peft_type", None, "out-of-range"),
@@ -189,11 +194,21 @@ def test_options_that_minift_does_not_have_are_refused(tmp_path, key, value):
     assert key.removeprefix("lora_") in text or "that do not fit" in text
 
 
-def test_ranks_by_pattern_are_refused_by_name():
-    data = np.load(GOLDEN / "lora_pattern.npz")
-    model = load_model(GOLDEN / str(data["base"]))
-    with pytest.raises(FormatError, match="rank_pattern"):
-        load_adapter(model, GOLDEN / "lora_pattern")
+def test_ranks_and_alphas_by_pattern_are_those_of_the_file():
+    model, _ = loaded("lora_pattern")
+    found = {path: (c.A.shape[0], c.scale) for path, _, c in changes(model)}
+    assert found["blocks.1.attn.qkv.q"] == (5, 6 / 5)
+    assert found["blocks.0.attn.qkv.q"] == (3, 4 / 3)
+    assert found["blocks.0.mlp.out.down"] == (2, 3)
+    assert found["blocks.0.attn.out.o"] == (3, 2)
+
+
+@pytest.mark.parametrize("pattern", [
+    {".*q_proj": 2}, {"q_proj|v_proj": 2}, {"q_proj": "2"}, {"(a+)+$": 2}, {"q_proj": 2.5}, [],
+])  # fmt: skip
+def test_patterns_that_are_no_names_are_refused(tmp_path, pattern):
+    folder = broken(tmp_path, edit_config=lambda c: c.__setitem__("rank_pattern", pattern))
+    assert "rank_pattern" in refused(folder) if pattern else True
 
 
 def test_a_run_folder_stands_for_its_adapter(tmp_path):
@@ -221,6 +236,188 @@ def test_merging_in_bf16_says_what_rounding_cost():
     assert 0 < error.logit < 1
     assert error.tokens == 12
     assert merged.blocks[0].attn.qkv.q.weight.dtype == torch.bfloat16
+
+
+# ---- what only training needs --------------------------------------------------------------------
+
+WITH_STATE = {
+    "ptuning": PTuning(3, encoder_hidden=5),
+    "lstm": PTuning(3, "lstm", encoder_hidden=4, encoder_layers=2),
+    "prefix": Prefix(3, prefix_mlp=5),
+    "pissa": LoRA(rank=2, lora_init="pissa", targets=("q", "down")),
+}
+
+
+def in_training(name, folder="llama_gqa"):
+    """A model whose adapter was trained for a while, and its last gradients."""
+    model = attach(load_model(GOLDEN / folder), WITH_STATE[name], seed=3)
+    return stepped(model)
+
+
+def stepped(model, steps=2):
+    optimizer = torch.optim.SGD(trainable(model).values(), lr=0.01)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        model(torch.arange(14).view(2, 7)).square().mean().backward()
+        optimizer.step()
+    return model
+
+
+@pytest.mark.parametrize("folder", ["llama_gqa", "families/gpt2", "families/bert_labels"])
+@pytest.mark.parametrize("name", WITH_STATE)
+def test_training_goes_on_with_the_same_gradients(name, folder, tmp_path):
+    first = in_training(name, folder)
+    save_adapter(first, tmp_path / "a")
+    second = load_adapter(load_model(GOLDEN / folder), tmp_path / "a", trainable=True)
+    stepped(first, 1)
+    stepped(second, 1)
+    mine, again = trainable(first), trainable(second)
+    assert mine.keys() == again.keys()
+    for key, parameter in mine.items():
+        assert torch.equal(parameter.grad, again[key].grad), key
+        assert torch.equal(parameter, again[key]), key
+
+
+@pytest.mark.parametrize("name", ["ptuning", "lstm", "prefix"])
+def test_without_the_state_training_goes_on_from_what_the_network_made(name, tmp_path):
+    first = in_training(name)
+    save_adapter(first, tmp_path / "a")
+    (tmp_path / "a" / STATE).unlink()
+    second = load_adapter(load_model(GOLDEN / "llama_gqa"), tmp_path / "a", trainable=True)
+    tokens = torch.arange(14).view(2, 7)
+    torch.testing.assert_close(second(tokens), first(tokens))
+    assert len(trainable(second)) == 1
+
+
+def edited_state(tmp_path, name, tensors=lambda t: None, metadata=lambda m: None):
+    save_adapter(in_training(name), tmp_path / "a")
+    file = safetensors.read(tmp_path / "a" / STATE)
+    there, facts = {key: file.load(key) for key in file.tensors}, dict(file.metadata)
+    tensors(there)
+    metadata(facts)
+    safetensors.write(tmp_path / "a" / STATE, there, facts)
+    return tmp_path / "a"
+
+
+def refused_state(folder, text):
+    """It says what is wrong; the model, another adapter and what may learn stay as they were."""
+    model = attach(load_model(GOLDEN / "llama_gqa"), LoRA(rank=2), name="mine")
+    tokens, learns = torch.arange(14).view(2, 7), trainable(model).keys()
+    before = model(tokens)
+    with pytest.raises(FormatError, match=text) as caught:
+        load_adapter(model, folder, trainable=True)
+    assert Path(caught.value.path).name == STATE
+    assert (names(model), active(model)) == (["mine"], "mine")
+    assert trainable(model).keys() == learns
+    assert torch.equal(model(tokens), before)
+    load_adapter(model, folder)  # for use it is not even read
+
+
+@pytest.mark.parametrize("name", WITH_STATE)
+@pytest.mark.parametrize("value", [30.0, float("nan"), float("inf")])
+def test_a_state_that_leads_elsewhere_is_refused(name, value, tmp_path):
+    def edit(tensors):
+        for tensor in tensors.values():
+            tensor.view(-1)[0] = value
+
+    refused_state(edited_state(tmp_path, name, edit), "leads elsewhere")
+
+
+@pytest.mark.parametrize("name", WITH_STATE)
+def test_a_state_with_other_tensors_is_refused(name, tmp_path):
+    def edit(tensors):
+        key = min(tensors)
+        tensors["strange"] = tensors.pop(key)
+
+    refused_state(edited_state(tmp_path, name, edit), "tensors: found 2 that do not fit")
+    shutil.rmtree(tmp_path / "a")
+
+    def cut(tensors):
+        key = min(tensors)
+        tensors[key] = tensors[key][:-1].clone()
+
+    refused_state(edited_state(tmp_path, name, cut), "tensors: found")
+
+
+@pytest.mark.parametrize("value", [
+    "", "[]", "{", "null", '{"rank": 2}', "set", '{"ptuning_tokens": 3, "ptuning_tokens": 3}',
+    {"ptuning_tokens": "3"}, {"ptuning_tokens": True}, {"ptuning_tokens": 4},
+    {"encoder": ["mlp"]}, {"encoder": "gru"}, {"encoder_hidden": 10**12},
+    {"encoder_hidden": 0}, {"encoder_layers": None}, {"more": 1},
+])  # fmt: skip
+def test_a_hostile_state_is_refused(value, tmp_path):
+    def edit(facts):
+        if isinstance(value, dict):
+            facts["config"] = json.dumps(json.loads(facts["config"]) | value)
+        else:
+            facts["config"] = value
+
+    refused_state(edited_state(tmp_path, "ptuning", metadata=edit), "config|tensors")
+
+
+@pytest.mark.parametrize("value", [
+    {"ranks": [["q"]]}, {"ranks": 5}, {"ranks": [[1, 2]]}, {"targets": "q"}, {"targets": [1]},
+    {"alpha": "8"}, {"alpha": None}, {"dora": 1}, {"rank": 10**9}, {"rank": 1},
+    {"lora_init": "uniform"}, {"targets": ["q"]}, {"targets": ["nothing"]},
+])  # fmt: skip
+def test_a_hostile_state_of_a_lora_is_refused(value, tmp_path):
+    def edit(facts):
+        facts["config"] = json.dumps(json.loads(facts["config"]) | value)
+
+    folder = edited_state(tmp_path, "pissa", metadata=edit)
+    model = load_model(GOLDEN / "llama_gqa")
+    with pytest.raises(FormatError):
+        load_adapter(model, folder, trainable=True)
+    assert names(model) == []
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_another_methods_state_is_refused(tmp_path):
+    folder = edited_state(tmp_path, "prefix", metadata=lambda m: m.update(method="PTuning"))
+    refused_state(folder, "the fields of Prefix")
+
+
+@pytest.mark.parametrize(("name", "key", "value"), [
+    ("ptuning", "num_virtual_tokens", 10**12), ("ptuning", "num_virtual_tokens", "3"),
+    ("ptuning", "num_virtual_tokens", True), ("ptuning", "num_virtual_tokens", -1),
+    ("ptuning", "encoder_hidden_size", "5"), ("ptuning", "encoder_hidden_size", -5),
+    ("ptuning", "encoder_reparameterization_type", "GRU"),
+    ("ptuning", "encoder_reparameterization_type", {"a": 1}), ("ptuning", "encoder_num_layers", []),
+    ("ptuning", "num_transformer_submodules", 2), ("prefix", "encoder_hidden_size", "5"),
+    ("prefix", "prefix_projection", "yes"), ("prefix", "num_virtual_tokens", None),
+    ("pissa", "rank_pattern", {"q_proj": 10**9}), ("pissa", "alpha_pattern", {"q_proj": "a"}),
+    ("pissa", "use_rslora", "yes"), ("pissa", "lora_alpha", -1), ("pissa", "lora_dropout", 2),
+    ("pissa", "target_modules", {"q_proj": 1}), ("pissa", "init_lora_weights", "pissa_niter_4"),
+    ("pissa", "init_lora_weights", {"a": []}), ("pissa", "modules_to_save", "lm_head"),
+    ("pissa", "layers_to_transform", ["0"]), ("pissa", "exclude_modules", 3),
+])  # fmt: skip
+def test_a_hostile_config_is_refused(name, key, value, tmp_path):
+    save_adapter(in_training(name), tmp_path / "a")
+    data = json.loads((tmp_path / "a" / CONFIG).read_text())
+    (tmp_path / "a" / CONFIG).write_text(json.dumps(data | {key: value}))
+    model = load_model(GOLDEN / "llama_gqa")
+    with pytest.raises(FormatError):
+        load_adapter(model, tmp_path / "a")
+    assert names(model) == []
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_a_network_is_not_made_for_use_whatever_its_size(tmp_path):
+    for name in ("lstm", "prefix"):
+        save_adapter(in_training(name), tmp_path / name)
+        data = json.loads((tmp_path / name / CONFIG).read_text())
+        data |= {"encoder_hidden_size": 10**12}
+        (tmp_path / name / CONFIG).write_text(json.dumps(data))
+        model = load_adapter(load_model(GOLDEN / "llama_gqa"), tmp_path / name)
+        assert model(torch.arange(7)[None]).isfinite().all()
+
+
+def test_a_name_that_is_taken_leaves_its_adapter_alone(tmp_path):
+    model = in_training("pissa")
+    save_adapter(model, tmp_path / "a")
+    with pytest.raises(ConfigError, match='an adapter "default" already'):
+        load_adapter(model, tmp_path / "a")
+    assert active(model) == "default"
 
 
 def hostile():
@@ -269,7 +466,7 @@ def hostile():
     }
     cases |= {
         "200,000 target modules": (
-            option("target_modules", [f"{i % 1000:03}" for i in range(149_000)]), "shape-mismatch",
+            option("target_modules", [f"{i % 1000:03}" for i in range(149_000)]), "unknown-field",
         ),
         "100,000 unknown options": (
             {"config": lambda c: c.update({f"{i:x}": 1 for i in range(80_000)})}, "unknown-field",

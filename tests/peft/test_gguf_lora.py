@@ -12,10 +12,12 @@ from minift.checkpoints import gguf
 from minift.checkpoints.gguf_model import weights
 from minift.checkpoints.open import load_model
 from minift.errors import ConfigError
-from minift.peft.attach import changes, merge
 from minift.peft.gguf_lora import read_back, write
+from minift.peft.ia3 import IA3
 from minift.peft.lora import LoRA
+from minift.peft.merge import merge
 from minift.peft.methods import attach
+from minift.peft.places import changes, hang
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -86,15 +88,25 @@ def test_what_such_a_file_cannot_hold_is_refused(tmp_path):
     model = adapted(LoRA(rank=2))
     with pytest.raises(ConfigError, match=r'found "Q8_0", allowed F32, F16, BF16 for gguf-lora'):
         write(model, path, "Q8_0")
-    model.blocks[0].mlp.change = nn.Identity()
-    with pytest.raises(ConfigError, match="not the Identity here"):
+    hang(model, "blocks.0.mlp", "default", nn.Identity())
+    with pytest.raises(ConfigError, match=r"linears of the blocks only, not blocks\.0\.mlp"):
         write(model, path)
     model = adapted(LoRA(rank=2))
-    model.blocks[0].attn.qkv.changes["q"] = nn.Identity()
-    with pytest.raises(ConfigError, match="not the Identity here"):
+    model.blocks[0].attn.qkv.changes["q"]["default"] = nn.Identity()
+    with pytest.raises(
+        ConfigError, match=r"linears of the blocks only, not blocks\.0\.attn\.qkv\.q"
+    ):
         write(model, path)
+    for target in ("embed", "head"):
+        whole = attach(load_model(GOLDEN / "llama_gqa"), LoRA(rank=2, targets=("q", target)))
+        with pytest.raises(ConfigError, match=f"linears of the blocks only, not {target}"):
+            write(whole, path)
+    with pytest.raises(ConfigError, match="holds LoRA only, not the DoRA"):
+        write(adapted(LoRA(rank=2, dora=True)), path)
+    with pytest.raises(ConfigError, match="holds LoRA only, not the IA3"):
+        write(attach(load_model(GOLDEN / "llama_gqa"), IA3()), path)
     model = adapted(LoRA(rank=2))
-    model.blocks[0].attn.qkv.changes["q"].config = LoRA(rank=2, alpha=3)
+    model.blocks[0].attn.qkv.changes["q"]["default"].scale = 1.5
     with pytest.raises(ConfigError, match="has one alpha, and here are 2"):
         write(model, path)
     path.write_text("mine")

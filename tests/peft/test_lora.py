@@ -10,9 +10,11 @@ import torch
 
 from minift.checkpoints.open import load_model
 from minift.errors import ConfigError
-from minift.peft.attach import changes, disabled, merge, trainable
+from minift.peft.adapters import disabled, trainable
 from minift.peft.lora import LoRA, count
+from minift.peft.merge import merge
 from minift.peft.methods import attach
+from minift.peft.places import changes
 
 BASE = Path(__file__).parents[1] / "golden" / "llama_gqa"
 TOKENS = torch.arange(14).view(2, 7)
@@ -75,8 +77,8 @@ def test_merged_equals_unmerged_and_shares_what_did_not_change():
 
 
 def test_rslora_scales_by_the_root_of_the_rank():
-    assert LoRA(rank=16, alpha=8.0).scale == 0.5
-    assert LoRA(rank=16, alpha=8.0, rslora=True).scale == 2.0
+    assert LoRA(rank=16, alpha=8.0).scale_at("blocks.0.attn.qkv.q") == 0.5
+    assert LoRA(rank=16, alpha=8.0, rslora=True).scale_at("blocks.0.attn.qkv.q") == 2.0
 
 
 def test_trainables_are_float32_on_a_bf16_base():
@@ -95,7 +97,9 @@ def test_dropout_acts_in_training_only():
 
 def test_the_same_seed_gives_the_same_start():
     one, other = (attach(model(), LoRA(), seed=s) for s in (4, 4))
-    assert torch.equal(one.blocks[1].mlp.out.changes.down.A, other.blocks[1].mlp.out.changes.down.A)
+    starts = [{path: change.A for path, _, change in changes(m)} for m in (one, other)]
+    assert len(starts[0]) == 7 * len(one.blocks)
+    assert all(torch.equal(A, starts[1][path]) for path, A in starts[0].items())
 
 
 def test_a_copy_carries_its_adapter():

@@ -14,10 +14,12 @@ import torch
 
 from minift.checkpoints.open import load_model
 from minift.errors import ConfigError, StorageError
-from minift.peft.attach import changes, trainable
-from minift.peft.files import load_adapter, names
+from minift.peft.adapters import trainable
+from minift.peft.files import load_adapter
 from minift.peft.lora import LoRA
 from minift.peft.methods import attach
+from minift.peft.places import changes
+from minift.peft.spelling import Spelling
 from minift.train.loop import Diverged, Step, TrainConfig, fit, gradients
 from minift.train.objectives import SFT, Batch, pieces
 
@@ -81,10 +83,10 @@ def test_fifty_steps_follow_pefts_loss_curve(monkeypatch):
     run = fit(model, Fixed(rows), config)
     assert np.abs(np.array(run.losses) - data["losses"]).max() < 1e-9
     assert np.abs(np.array(run.norms) - data["grad_norms"]).max() < 1e-7
-    theirs = names(model)
+    theirs = Spelling(model).by_ours
     for path, _, change in changes(model):
         for letter in ("A", "B"):
-            key = f"final.base_model.model.{theirs[path]}.lora_{letter}.weight"
+            key = f"final.base_model.model.{theirs[path].path}.lora_{letter}.weight"
             expected = torch.from_numpy(data[key])
             torch.testing.assert_close(getattr(change, letter).data, expected, rtol=0, atol=1e-8)
 

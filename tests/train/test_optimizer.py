@@ -40,7 +40,7 @@ def test_rates_rise_to_the_peak_and_never_rise_again(schedule, warmup):
 
 def test_only_matrices_decay():
     matrix, vector = nn.Parameter(torch.ones(2, 2)), nn.Parameter(torch.ones(3))
-    optimizer = adamw([matrix, vector], betas=(0.9, 0.99), eps=1e-8, decay=0.5)
+    optimizer = adamw([matrix, vector], {}, betas=(0.9, 0.99), eps=1e-8, decay=0.5)
     for group in optimizer.param_groups:
         group["lr"] = 0.1
     matrix.grad, vector.grad = torch.zeros(2, 2), torch.zeros(3)
@@ -52,7 +52,7 @@ def test_only_matrices_decay():
 def test_two_updates_by_hand():
     """Algorithm 2 on one number: g = 1 then g = -3."""
     weight = nn.Parameter(torch.tensor([[2.0]]))
-    optimizer = adamw([weight], betas=(0.5, 0.75), eps=0.0, decay=0.0)
+    optimizer = adamw([weight], {}, betas=(0.5, 0.75), eps=0.0, decay=0.0)
     for group in optimizer.param_groups:
         group["lr"] = 0.1
     weight.grad = torch.tensor([[1.0]])
@@ -67,5 +67,14 @@ def test_two_updates_by_hand():
 
 @pytest.mark.parametrize("shape", [(2, 2), (2,)])
 def test_a_group_without_parameters_is_left_out(shape):
-    optimizer = adamw([nn.Parameter(torch.ones(shape))], betas=(0.9, 0.99), eps=1e-8, decay=0.1)
+    weight = nn.Parameter(torch.ones(shape))
+    optimizer = adamw([weight], {}, betas=(0.9, 0.99), eps=1e-8, decay=0.1)
     assert len(optimizer.param_groups) == 1
+
+
+def test_a_ratio_is_a_group_of_its_own():
+    one, other, vector = (nn.Parameter(torch.ones(s)) for s in ((2, 2), (2, 3), (4,)))
+    optimizer = adamw([one, other, vector], {other: 16.0}, betas=(0.9, 0.99), eps=1e-8, decay=0.1)
+    found = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+    assert [found[id(p)]["ratio"] for p in (one, other, vector)] == [1.0, 16.0, 1.0]
+    assert [found[id(p)]["weight_decay"] for p in (one, other, vector)] == [0.1, 0.1, 0.0]

@@ -23,6 +23,10 @@ def lora_linear(
     x: Tensor, weight: Tensor, bias: Tensor | None, A: Tensor, B: Tensor, scale: float, drop: float
 ) -> Tensor:
     """x (..., in) -> (..., out). `drop` is the probability of dropping an input of the change."""
-    y = F.linear(x, weight, bias)  # (..., out)
+    return F.linear(x, weight, bias) + low_rank(x, A, B, scale, drop)  # (..., out)
+
+
+def low_rank(x: Tensor, A: Tensor, B: Tensor, scale: float, drop: float) -> Tensor:
+    """What the change adds, x (..., in) -> (..., out): all there is where W is not at hand."""
     s = F.linear(F.dropout(x, drop).to(A.dtype), A) * scale  # (..., R)
-    return y + (s @ B.T.contiguous()).to(y.dtype)
+    return (s @ B.T.contiguous()).to(x.dtype)

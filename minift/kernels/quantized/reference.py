@@ -39,7 +39,7 @@ import torch
 from torch import Tensor
 
 CHUNK = 16_384 * 32  # weights at a time: 2 MiB of float32
-SERIAL = 1024 * 32  # weights that torch rounds without waking its threads
+SERIAL = 1024 * 32  # weights that torch works on without waking its threads
 
 
 def _scales(blocks: np.ndarray, count: int, at: int = 0) -> list[np.ndarray]:
@@ -179,6 +179,18 @@ def fresh(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     memory = np.empty(size + 64, np.uint8)
     start = -memory.ctypes.data % 64
     return torch.from_numpy(memory[start : start + size]).view(dtype).reshape(shape)
+
+
+def room(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """An empty tensor to decode into."""
+    if device.type == "cpu":
+        return fresh(shape, dtype)
+    return torch.empty(shape, dtype=dtype, device=device)
+
+
+def piece(width: int, rows: int, device: torch.device) -> int:
+    """Rows to decode at a time with torch: few enough for one thread on a CPU, else all."""
+    return max(1, SERIAL // width if device.type == "cpu" else rows)
 
 
 def dequantize(kind: str, raw: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from minift.kernels.lora.reference import lora_linear
+from minift.kernels.lora.reference import lora_linear, low_rank
 
 IN, OUT, R = 7, 5, 3
 
@@ -115,3 +115,11 @@ def test_dropout_is_seen_by_the_gradients_alike():
     torch.testing.assert_close(dB, 2 * g.T @ ((D * x) @ A.T))
     torch.testing.assert_close(dA, u.T @ (D * x))
     torch.testing.assert_close(dx, g @ W + D * (u @ A))
+
+
+def test_the_change_alone_is_what_the_whole_adds():
+    x, W, b, A, B, _ = made(5)
+    whole = lora_linear(x, W, b, A, B, 0.5, 0.0)
+    torch.testing.assert_close(low_rank(x, A, B, 0.5, 0.0), 0.5 * x @ A.T @ B.T)
+    torch.testing.assert_close(whole - nn.functional.linear(x, W, b), low_rank(x, A, B, 0.5, 0.0))
+    assert low_rank(x.bfloat16(), A, B, 0.5, 0.0).dtype == torch.bfloat16

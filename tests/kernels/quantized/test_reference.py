@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from minift.kernels.quantized import reference
-from minift.kernels.quantized.reference import BLOCKS, dequantize, fresh
+from minift.kernels.quantized.reference import BLOCKS, SERIAL, dequantize, fresh, piece, room
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "gguf_blocks.npz"
 SMALL = ("Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1")  # blocks of 32
@@ -127,3 +127,14 @@ def test_fresh_memory_is_aligned_and_writable() -> None:
         assert tensor.shape == (size, 3)
         assert tensor.data_ptr() % 64 == 0 or size == 0
         assert torch.equal(tensor.fill_(2), torch.full((size, 3), 2, dtype=torch.bfloat16))
+
+
+def test_pieces_are_one_threads_work_on_a_cpu_and_all_elsewhere() -> None:
+    cpu, other = torch.device("cpu"), torch.device("meta")
+    assert piece(64, 9999, cpu) == SERIAL // 64
+    assert piece(SERIAL + 1, 7, cpu) == 1
+    assert piece(64, 9999, other) == 9999
+    assert piece(64, 0, other) == 1
+    for device in (cpu, other):
+        assert room((3, 5), torch.bfloat16, device).shape == (3, 5)
+        assert room((3, 5), torch.bfloat16, device).device == device

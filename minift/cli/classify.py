@@ -1,0 +1,164 @@
+"""`minift classify`: train a model to put a label on a text; and its part of `minift eval`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+from minift.checkpoints import strict_json
+from minift.checkpoints.labels import with_labels
+from minift.checkpoints.open import load
+from minift.cli.method import chosen
+from minift.cli.models import base_dtype, headline, labels_of, open_model
+from minift.cli.options import Parsed
+from minift.cli.screen import Screen
+from minift.cli.train import sides, train_shown
+from minift.data.read import Records, open_records, unescape_template
+from minift.data.split import Rows
+from minift.errors import ConfigError, one_line
+from minift.model.transformer import Transformer
+from minift.peft.files import adapter_folder, load_adapter
+from minift.peft.methods import attach
+from minift.tokenizers.interface import Tokenizer
+from minift.train.classification import LABEL, LONGEST, TEXT, Classification, class_accuracy
+from minift.train.evaluate import Accuracy
+from minift.train.loop import TrainConfig, check_out
+
+
+def classify(parsed: Parsed, screen: Screen) -> int:
+    name, _, out = parsed.need("model"), parsed.need("data"), parsed.need("out")
+    config, method = parsed.config(TrainConfig), chosen(parsed)  # refused before any work
+    adapter = parsed.flag("adapter")
+    labels, before_run = labels_of(parsed) if method is None else (), trained(adapter)
+    if method is None and not labels:
+        raise ConfigError(f"{adapter} is no classifier: minift sft goes on from it")
+    labels = labels or parsed.need("labels")
+    check_out(out, parsed.flag("overwrite"))
+    train, held = sides(parsed, partial(read, parsed, labels, before_run), config.seed)
+    model, tokenizer = load(name, dtype=base_dtype(parsed.flag("dtype"), config.threads))
+    most = longest(parsed, before_run, model)
+    model = with_labels(model, labels, seed=config.seed)
+    screen.say(headline())
+    objective = Classification(tokenizer, train, held, max_length=most)
+    if method is None:
+        load_adapter(model, adapter, trainable=True)
+    else:
+        attach(model, method, seed=config.seed)
+    screen.say(
+        f"data         {len(train):,} texts to train on · {len(held or ()):,} held out · "
+        f"labels {', '.join(labels)}"
+    )
+    show_example(screen, objective)
+    accuracy = partial(measure, parsed, screen, model, tokenizer, max_length=most)
+    before = accuracy(held) if held is not None else None
+    if before is not None:
+        screen.say(f"before       accuracy {before}   {before.total:,} held-out texts")
+    run = train_shown(screen, model, objective, config, out, parsed.flag("overwrite"))
+    lines: list[str] = []
+    facts: dict[str, object] = {"out": str(out), "labels": labels, "loss": run.losses[-1]}
+    if run.interrupted:
+        lines.append(f"interrupted  after step {len(run.losses)}; the adapter so far is saved")
+    if held is not None and before is not None:
+        after = accuracy(held)
+        gain = f"{100 * (after.share - before.share):+.1f} points"
+        loss = min(loss for _, loss in run.evaluations)
+        lines.append(f"after        accuracy {after}   {gain}, held-out loss {loss:.3f}")
+        facts |= {"before": before.share, "held_out": run.evaluations} | accuracy_data(after)
+    lines.append(f"saved        {out}/  adapter/ (PEFT loads it)  metrics.jsonl  run.json")
+    screen.result("\n".join(lines), facts)
+    screen.say(f"next         minift eval --adapter {out} --data your.csv")
+    screen.say(f"             minift merge {out} --out merged")
+    return 130 if run.interrupted else 0
+
+
+def score(parsed: Parsed, screen: Screen, labels: tuple[str, ...]) -> int:
+    """`minift eval` of a classifier, which brings its labels and how its texts were made."""
+    run = trained(parsed.flag("adapter"))
+    records = read(parsed, labels, run, parsed.need("data"))
+    model, tokenizer = open_model(parsed)
+    most = longest(parsed, run, model)
+    screen.say(f"texts        {one_line(str(records.template), 80)}   labels {', '.join(labels)}")
+    accuracy = measure(parsed, screen, model, tokenizer, records, max_length=most)
+    text = f"accuracy     {accuracy}   {accuracy.total:,} texts"
+    screen.result(text, accuracy_data(accuracy) | {"labels": labels})
+    return 0
+
+
+def accuracy_data(accuracy: Accuracy) -> dict[str, object]:
+    interval = list(accuracy.interval)
+    return {"accuracy": accuracy.share, "interval": interval, "rows": accuracy.total}
+
+
+def trained(adapter: str | None) -> Mapping[str, Any]:
+    """What the classifier's run.json says of its data, where it has a run: template, max_length."""
+    if adapter is None:
+        return {}
+    folder = adapter_folder(adapter)
+    for place in (folder / "run.json", folder.parent / "run.json"):
+        if place.exists():
+            data = strict_json.read(place).get("data")
+            return data if isinstance(data, dict) else {}
+    return {}
+
+
+def read(parsed: Parsed, labels: tuple[str, ...], run: Mapping[str, Any], path: str) -> Records:
+    """The data file: as the options say, else as in training, else its text and label."""
+    template, target = parsed.flag("template"), parsed.flag("target")
+    return open_records(
+        path,
+        template=word(run, "template", TEXT) if template is None else unescape_template(template),
+        target=word(run, "target", LABEL) if target is None else target,
+        labels=labels,
+        limit=parsed.flag("limit"),
+    )
+
+
+def word(run: Mapping[str, Any], key: str, usual: str) -> str:
+    found = run.get(key)
+    return found if isinstance(found, str) else usual
+
+
+def longest(parsed: Parsed, run: Mapping[str, Any], model: Transformer) -> int:
+    """Tokens of a text: as given, else as in training; never more than the model has places."""
+    found = run.get("max_length")
+    usual = found if type(found) is int and found >= 3 else LONGEST
+    most = parsed.flag("max_length") if "max_length" in parsed.given else usual
+    if "max_length" in parsed.given and most > model.config.context:
+        raise ConfigError(f"--max-length: found {most}, allowed at most {model.config.context}, "
+                          "the model's context")  # fmt: skip
+    return min(most, model.config.context)
+
+
+def show_example(screen: Screen, objective: Classification) -> None:
+    """One real text as the model will read it, and what it shall say."""
+    ids, label = objective.encode(0)
+    text = objective.tokenizer.decode(ids, skip_special=False).replace("\n", "⏎")
+    shown = text if len(text) <= 220 else f"{text[:110]} … {text[-110:]}"
+    learned = screen.learned(objective.labels[label])
+    screen.say(f"             {shown}   {learned}   {screen.learned('trained')}")
+
+
+def measure(
+    parsed: Parsed,
+    screen: Screen,
+    model: Transformer,
+    tokenizer: Tokenizer,
+    rows: Records | Rows,
+    *,
+    max_length: int,
+) -> Accuracy:
+    """`class_accuracy` with a bar beside it."""
+    bar = screen.bar(len(rows), "texts")
+    try:
+        accuracy, _ = class_accuracy(
+            model,
+            tokenizer,
+            rows,
+            max_length=max_length,
+            threads=parsed.flag("threads"),
+            progress=bar.advance,
+        )
+        return accuracy
+    finally:
+        bar.close()

@@ -1,0 +1,167 @@
+"""The adapters of a model: which is active, none at all, one for each row, and taking one off.
+
+minift.attach(model, LoRA(), name="a")      a is active, and trained
+minift.load_adapter(model, "b", name="b")   b is active; a stays where it is
+minift.use(model, "a")                      no file is read again
+with minift.rows(model, ["a", "b", None]): logits = model(tokens)     (B, T), B = 3
+with minift.disabled(model): ...            the base, bit for bit
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from torch import nn
+
+from minift.errors import ConfigError
+from minift.model.transformer import Transformer
+from minift.peft.places import Adapters, adapters_of, changes, slots
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+DEFAULT = "default"
+
+
+def names(model: Transformer) -> list[str]:
+    """Of the adapters that are attached, in the order of their arrival."""
+    adapters = adapters_of(model)
+    return list(adapters.configs) if adapters is not None else []
+
+
+def active(model: Transformer) -> str | None:
+    adapters = adapters_of(model)
+    return adapters.switch.active if adapters is not None else None
+
+
+def config_of(model: Transformer, name: str | None = None) -> object:
+    """The configuration of an adapter, by default the active one; None where there is none."""
+    adapters = adapters_of(model)
+    chosen = active(model) if name is None else name
+    return None if adapters is None or chosen is None else adapters.configs.get(chosen)
+
+
+def check_new(model: Transformer, name: str) -> None:
+    """Refuse a name that no module can have, or that the model has already."""
+    if not NAME.fullmatch(name) or hasattr(nn.ModuleDict, name):
+        allowed = "letters, digits, - and _, at most 64"
+        raise ConfigError(f'name: found "{name}", allowed {allowed}')
+    if name in names(model):
+        raise ConfigError(
+            f'attach: the model has an adapter "{name}" already; merge, detach it, or add a name'
+        )
+
+
+def known(model: Transformer, name: str, verb: str) -> Adapters:
+    adapters = adapters_of(model)
+    if adapters is None or name not in adapters.configs:
+        there = ", ".join(names(model)) or "none is attached"
+        raise ConfigError(f'{verb}: found no adapter "{name}", allowed {there}')
+    return adapters
+
+
+def modules_of(model: Transformer, name: str) -> Iterator[nn.Module]:
+    """The modules that hold an adapter's parameters."""
+    adapters = adapters_of(model)
+    for _, _, change in changes(model, name):
+        yield change
+    if adapters is not None and name in adapters.parts:
+        yield adapters.parts[name]
+
+
+def use(model: Transformer, name: str | None) -> Transformer:
+    """Make one adapter the active one, or with None the base; what it learns is trainable again."""
+    if name is None:
+        adapters = adapters_of(model)
+        if adapters is None:
+            return model
+    else:
+        adapters = known(model, name, "use")
+    for other in adapters.configs:
+        for module in modules_of(model, other):
+            module.requires_grad_(other == name and adapters.learns[other])
+    adapters.switch.active = name
+    return model
+
+
+def detach(model: Transformer, name: str = DEFAULT) -> Transformer:
+    """Take an adapter off. The base stays as it is; another adapter does not become active."""
+    adapters = known(model, name, "detach")
+    for _, _, slot in list(slots(model)):
+        if name in slot:
+            del slot[name]
+    if name in adapters.parts:
+        del adapters.parts[name]
+    del adapters.configs[name], adapters.learns[name]
+    if adapters.switch.active == name:
+        adapters.switch.active = None
+    return model
+
+
+def freeze(model: Transformer) -> None:
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+
+
+def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+@contextmanager
+def kept_on_error(model: Transformer, name: str) -> Iterator[None]:
+    """An error while `name` is made or filled leaves the model as it was before."""
+    before, learned = active(model), {n: p.requires_grad for n, p in model.named_parameters()}
+    try:
+        yield
+    except BaseException:
+        adapters = adapters_of(model)
+        if adapters is not None and name in adapters.configs:
+            detach(model, name)
+            adapters.switch.active = before
+        for key, parameter in model.named_parameters():
+            parameter.requires_grad_(learned[key])
+        raise
+
+
+@contextmanager
+def disabled(model: Transformer) -> Iterator[Transformer]:
+    """Inside, the model is the base, bit for bit: no change is asked."""
+    adapters = adapters_of(model)
+    if adapters is None:
+        yield model
+        return
+    before = adapters.switch.active, adapters.mixture
+    adapters.switch.active, adapters.mixture = None, None
+    try:
+        yield model
+    finally:
+        adapters.switch.active, adapters.mixture = before
+
+
+@contextmanager
+def rows(model: Transformer, each: Sequence[str | None]) -> Iterator[Transformer]:
+    """Inside, row i of every batch goes through the adapter `each[i]`; None is the base.
+
+    For LoRA on linears, whose changes are sums: other methods are refused by name. Generation too:
+    a row keeps its adapter when others are done. Chen et al. 2023 (Punica), arXiv:2310.18547.
+    """
+    for name in {name for name in each if name is not None}:
+        adapters = known(model, name, "rows")
+        for path, _, change in changes(model, name):
+            if not getattr(change, "added", False):
+                kind = str(adapters.configs[name]).partition(" on ")[0]
+                raise ConfigError(f'rows: "{name}" is {kind} at {path}, allowed LoRA on linears')
+        if name in adapters.parts:
+            raise ConfigError(
+                f'rows: "{name}" is {adapters.configs[name]}, allowed LoRA on linears'
+            )
+    found = adapters_of(model)
+    if found is None:
+        raise ConfigError("rows: nothing is attached to the model")
+    before = found.switch.active, found.mixture
+    found.switch.active, found.mixture = None, tuple(each)
+    try:
+        yield model
+    finally:
+        found.switch.active, found.mixture = before
+        found.switch.rows = None

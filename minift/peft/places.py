@@ -1,0 +1,249 @@
+"""Where a method can change a model, and what hangs there.
+
+| place | path | what hangs there |
+|---|---|---|
+| a linear of a projection group | `blocks.0.attn.qkv.q` | `change(linear, x)`, asked instead |
+| a sublayer | `blocks.0.mlp` | `change(sublayer, x, shared)`, asked what it adds |
+| the embedding, a norm, the head | `embed` | `change(module, x, out)`, asked after it |
+| the whole model | | a part: `before(model, given)` and `after(out)` of every forward pass |
+
+Each place holds the changes of any number of adapters by name; one `Switch`, shared by all places
+of a model, says which is asked. Nothing else of the model knows that something hangs on it.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from minift.errors import ConfigError
+from minift.model.transformer import MLP, Attention, Projections, Shared, Transformer, branch
+
+GROUPS = {
+    "attention": ("q", "k", "v", "o"),
+    "mlp": ("gate", "up", "down"),
+    "all": ("q", "k", "v", "o", "gate", "up", "down"),
+}
+WHOLE = ("embed", "head")  # targets that are no linear of a block
+
+
+@dataclass
+class Switch:
+    """Which adapter is asked; None: the base. `rows` names one for each row of the batch."""
+
+    active: str | None = None
+    rows: tuple[str | None, ...] | None = None
+
+
+class Slot(nn.ModuleDict):
+    """The changes at one place, by the names of their adapters."""
+
+    def __init__(self, switch: Switch):
+        super().__init__()
+        self.switch = switch
+
+    @property
+    def asked(self) -> nn.Module | None:
+        name = self.switch.active
+        return self[name] if name is not None and name in self else None
+
+
+class LinearSlot(Slot):
+    def forward(self, linear: nn.Linear, x: Tensor) -> Tensor:
+        if self.switch.rows is not None:
+            return self.mixed(linear, x, self.switch.rows)
+        change = self.asked
+        return linear(x) if change is None else change(linear, x)
+
+    def mixed(self, linear: nn.Linear, x: Tensor, rows: Sequence[str | None]) -> Tensor:
+        """Each row (of B) through its own adapter: one product for the base, thin ones on top."""
+        y = linear(x)  # (B, T, out)
+        for name in sorted({row for row in rows if row is not None and row in self}):
+            at = torch.tensor([i for i, row in enumerate(rows) if row == name], device=x.device)
+            y = y.index_add(0, at, self[name].delta(linear, x[at]))  # type: ignore[operator]
+        return y
+
+
+class SublayerSlot(Slot):
+    def forward(self, sublayer: Attention | MLP, x: Tensor, shared: Shared) -> Tensor:
+        change = self.asked
+        return branch(sublayer, x, shared) if change is None else change(sublayer, x, shared)
+
+
+class ModuleSlot(Slot):
+    def forward(self, module: nn.Module, inputs: tuple[Any, ...], out: Tensor) -> Tensor | None:
+        """A forward hook of `module`; None leaves its output as it is."""
+        change = self.asked
+        return None if change is None else change(module, *inputs, out)
+
+
+class Adapters(nn.Module):
+    """All that is attached to one model. It is `model.adapters` once there is something."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.switch = Switch()
+        self.configs: dict[str, Any] = {}  # by name of the adapter, as is all that follows
+        self.learns: dict[str, bool] = {}  # whether its parameters are trained while it is active
+        self.parts = nn.ModuleDict()  # what a method keeps for the model as a whole
+        self.slots = nn.ModuleDict()  # ModuleSlots, by path with "/" for "."
+        self.mixture: tuple[str | None, ...] | None = None
+
+    def before(self, model: Transformer, args: tuple[Any, ...], given: dict[str, Any]) -> Any:
+        """A forward pre-hook: the rows' adapters, and what the active one's part adds."""
+        if args:
+            given = given | {"tokens": args[0]}
+        # Set anew every time: a pass that failed has left its rows behind.
+        self.switch.rows = None if self.mixture is None else self.rows_of(given)
+        part = self.part
+        return ((), given if part is None else part.before(model, given))  # type: ignore[operator]
+
+    def after(self, model: Transformer, args: Any, given: dict[str, Any], out: Tensor) -> Any:
+        self.switch.rows = None
+        part = self.part
+        return None if part is None else part.after(out)  # type: ignore[operator]
+
+    @property
+    def part(self) -> nn.Module | None:
+        name = self.switch.active
+        return self.parts[name] if name is not None and name in self.parts else None
+
+    def rows_of(self, given: dict[str, Any]) -> tuple[str | None, ...]:
+        """The adapter of every row at hand: decoding drops rows that are done."""
+        assert self.mixture is not None
+        cache = given.get("cache")
+        names = self.mixture
+        if cache is not None and len(cache.rows) and int(cache.rows.max()) < len(names):
+            names = tuple(names[i] for i in cache.rows.tolist())
+        tensor = given["tokens"] if given.get("tokens") is not None else given["embeds"]
+        if len(names) != tensor.shape[0]:
+            raise ConfigError(
+                f"rows: found a batch of {tensor.shape[0]}, allowed {len(names)}, a name for each"
+            )
+        return names
+
+
+def adapters_of(model: nn.Module) -> Adapters | None:
+    found = getattr(model, "adapters", None)
+    return found if isinstance(found, Adapters) else None
+
+
+def made(model: Transformer) -> Adapters:
+    """The model's adapters; the object and its hooks are made by the first call."""
+    found = adapters_of(model)
+    if found is None:
+        found = Adapters()
+        model.adapters = found
+        model.register_forward_pre_hook(found.before, with_kwargs=True)
+        model.register_forward_hook(found.after, with_kwargs=True, always_call=False)
+    return found
+
+
+# ---- places by name ------------------------------------------------------------------------------
+
+
+def groups(model: Transformer) -> Iterator[tuple[str, Projections]]:
+    """Every projection group with its path, in the order of the model."""
+    for path, module in model.named_modules():
+        if isinstance(module, Projections):
+            yield path, module
+
+
+def linears(model: Transformer) -> Iterator[tuple[str, nn.Linear]]:
+    """Every linear of every group: (`blocks.0.attn.qkv.q`, linear)."""
+    for path, group in groups(model):
+        for name in group.members:
+            linear = group.get_submodule(name)
+            assert isinstance(linear, nn.Linear)
+            yield f"{path}.{name}", linear
+
+
+def members(model: Transformer, targets: Sequence[str]) -> Iterator[tuple[str, nn.Linear]]:
+    """The linears that `targets` names, in the order of the model.
+
+    A target is a word of GROUPS, a member's name, or a whole path; what the model does not have is
+    refused.
+    """
+    every = dict(linears(model))
+    by_name = {path.rpartition(".")[2] for path in every}
+    wanted: set[str] = set()
+    for target in targets:
+        if target in WHOLE:
+            continue
+        names = GROUPS.get(target, (target,))
+        if target in GROUPS:  # a model without a gate has no such linear, and is not asked for it
+            names = tuple(name for name in names if name in by_name)
+        for name in names:
+            if name not in by_name and name not in every:
+                choices = [*GROUPS, *sorted(by_name), *WHOLE]
+                near = difflib.get_close_matches(name, [*choices, *every], 1)
+                hint = f"; nearest: {near[0]}" if near else ""
+                raise ConfigError(f'targets: found "{name}", allowed {", ".join(choices)}{hint}')
+            wanted.add(name)
+    for path, linear in every.items():
+        if path in wanted or path.rpartition(".")[2] in wanted:
+            yield path, linear
+
+
+# ---- hanging and finding -------------------------------------------------------------------------
+
+
+def hang(model: Transformer, path: str, name: str, change: nn.Module) -> None:
+    """Let `change` decide, for the adapter `name`, what the module at `path` computes."""
+    adapters = made(model)
+    module = model.get_submodule(path)
+    parent, _, leaf = path.rpartition(".")
+    group = model.get_submodule(parent)
+    slot: nn.Module | None
+    if isinstance(group, Projections):
+        if leaf not in group.changes:
+            group.changes[leaf] = LinearSlot(adapters.switch)
+        slot = group.changes[leaf]
+    elif isinstance(module, Attention | MLP):
+        if module.change is None:
+            module.change = SublayerSlot(adapters.switch)
+        slot = module.change
+    else:
+        key = path.replace(".", "/")
+        if key not in adapters.slots:
+            adapters.slots[key] = ModuleSlot(adapters.switch)
+            module.register_forward_hook(adapters.slots[key])
+        slot = adapters.slots[key]
+    assert isinstance(slot, Slot)
+    if name in slot:
+        raise ConfigError(f"attach: {path} has a change of {name} already")
+    slot[name] = change.train(module.training)
+
+
+def slots(model: Transformer) -> Iterator[tuple[str, nn.Module, Slot]]:
+    """Every place with something on it: (path, the module there, its slot)."""
+    adapters = adapters_of(model)
+    if adapters is None:
+        return
+    for path, group in groups(model):
+        for leaf, slot in group.changes.items():
+            if isinstance(slot, Slot):
+                yield f"{path}.{leaf}", group.get_submodule(leaf), slot
+    for path, module in model.named_modules():
+        if isinstance(module, Attention | MLP) and isinstance(module.change, Slot):
+            yield path, module, module.change
+    for key, slot in adapters.slots.items():
+        path = key.replace("/", ".")
+        assert isinstance(slot, Slot)
+        yield path, model.get_submodule(path), slot
+
+
+def changes(
+    model: Transformer, name: str | None = None
+) -> Iterator[tuple[str, nn.Module, nn.Module]]:
+    """What hangs of one adapter, by default the active one: (path, the module, the change)."""
+    adapters = adapters_of(model)
+    chosen = name if name is not None or adapters is None else adapters.switch.active
+    for path, module, slot in slots(model):
+        if chosen is not None and chosen in slot:
+            yield path, module, slot[chosen]

@@ -1,0 +1,177 @@
+"""P-tuning: virtual tokens that a small network makes out of learned vectors.
+
+    E (n, D) learned · mlp   P = W₃ relu(W₂ relu(W₁ E))
+                       lstm  P = W₂ relu(W₁ h), h = bi-LSTM(E)
+
+Liu et al. 2021, arXiv:2103.10385, section 3.2; the two networks are those of PEFT, with their
+biases. The network helps while training, because it ties the virtual tokens to each other; what is
+saved for use is P alone, and the network beside it, so that training may go on.
+
+Touches: the input.
+Trainable: n D + mlp D h + h + h² + h + h D + D
+           n D + lstm's (below) + 4 h² + 2 h + 2 h D + D
+It cannot be merged: its tokens are input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from minift.errors import ConfigError
+from minift.model.transformer import Transformer
+from minift.peft.format import Problems, Whole, whole
+from minift.peft.lora import precise
+from minift.peft.places import made
+from minift.peft.prompt import SIZES, sizes, to_file
+from minift.peft.virtual import Virtual, room
+
+ENCODERS = ("mlp", "lstm")
+RATE = 1e-3
+
+
+@dataclass(frozen=True)
+class PTuning:
+    """How many virtual tokens, and the network that makes them."""
+
+    ptuning_tokens: int = field(default=20, metadata={"help": "virtual tokens before every text"})
+    encoder: str = field(default="mlp", metadata={"help": "mlp or lstm: what makes the tokens"})
+    encoder_hidden: int = field(default=128, metadata={"help": "its width"})
+    encoder_layers: int = field(default=2, metadata={"help": "layers of the lstm"})
+
+    def __post_init__(self) -> None:
+        for name in ("ptuning_tokens", "encoder_hidden", "encoder_layers"):
+            value = getattr(self, name)
+            if type(value) is not int or value < 1:
+                raise ConfigError(f"{name}: found {value}, allowed a whole number from 1")
+        if self.encoder not in ENCODERS:
+            raise ConfigError(f"encoder: found {self.encoder}, allowed {', '.join(ENCODERS)}")
+
+    def __str__(self) -> str:
+        return f"P-tuning with {self.ptuning_tokens} tokens"
+
+
+class Part(Virtual):
+    """The network and what it reads; or, once `finish`ed, what it made."""
+
+    def __init__(self, config: PTuning, dim: int, generator: torch.Generator):
+        super().__init__()
+        h = config.encoder_hidden
+        self.prompt: nn.Parameter | None = None
+        self.start: nn.Parameter | None
+        self.start = nn.Parameter(torch.randn(config.ptuning_tokens, dim, generator=generator))
+        self.lstm: nn.LSTM | None = None
+        if config.encoder == "lstm":
+            self.lstm = nn.LSTM(dim, h, config.encoder_layers, bidirectional=True, batch_first=True)
+            self.layers = nn.Sequential(nn.Linear(2 * h, 2 * h), nn.ReLU(), nn.Linear(2 * h, dim))
+        else:
+            self.layers = nn.Sequential(
+                nn.Linear(dim, h), nn.ReLU(), nn.Linear(h, h), nn.ReLU(), nn.Linear(h, dim)
+            )
+        seeded(self, generator)
+
+    @property
+    def derived(self) -> bool:
+        """Whether the files hold something else than the parameters."""
+        return self.prompt is None
+
+    def vectors(self) -> Tensor:
+        if self.prompt is not None:
+            return self.prompt
+        assert self.start is not None
+        x = self.start[None]  # (1, P, D)
+        if self.lstm is not None:
+            x = self.lstm(x)[0]  # (1, P, 2 h)
+        return self.layers(x)[0]  # (P, D)
+
+    def finish(self, vectors: Tensor) -> None:
+        """Keep the virtual tokens, let the network go."""
+        self.prompt = nn.Parameter(vectors.clone())
+        self.start, self.lstm, self.layers = None, None, nn.Sequential()
+
+
+@torch.no_grad()
+def seeded(module: nn.Module, generator: torch.Generator) -> None:
+    """torch's own initialisation of linears and LSTMs, from our generator."""
+    for owner in module.modules():
+        if isinstance(owner, nn.LSTM | nn.Linear):
+            width = owner.hidden_size if isinstance(owner, nn.LSTM) else owner.in_features
+            for parameter in owner.parameters():
+                parameter.uniform_(-(width**-0.5), width**-0.5, generator=generator)
+
+
+def attach(model: Transformer, config: PTuning, name: str, seed: int) -> None:
+    generator, weight = torch.Generator().manual_seed(seed), model.embed.weight
+    room(model, config.ptuning_tokens, 1)
+    part = Part(config, model.config.dim, generator)
+    made(model).parts[name] = part.to(weight.device, precise(weight))
+
+
+def count(model: Transformer, config: PTuning) -> int:
+    """Trainable numbers, in closed form."""
+    D, h = model.config.dim, config.encoder_hidden
+    if config.encoder == "mlp":
+        network = D * h + h + h * h + h + h * D + D
+    else:  # four gates of two directions: their inputs, states and two biases
+        inputs = [D] + [2 * h] * (config.encoder_layers - 1)
+        network = sum(2 * 4 * h * (i + h + 2) for i in inputs)
+        network += 2 * h * 2 * h + 2 * h + 2 * h * D + D
+    return config.ptuning_tokens * D + network
+
+
+# ---- PEFT's files --------------------------------------------------------------------------------
+
+
+def read(data: Mapping[str, Any], problems: Problems) -> PTuning:
+    kind = str(data.get("encoder_reparameterization_type", "MLP")).lower()
+    if kind not in ENCODERS:
+        problems.append(f"encoder_reparameterization_type is {kind}, not MLP or LSTM")
+        kind = "mlp"
+    hidden = data.get("encoder_hidden_size")
+    return PTuning(
+        whole(data, "num_virtual_tokens", problems),
+        kind,
+        whole(data, "encoder_hidden_size", problems) if hidden is not None else 128,
+        whole(data, "encoder_num_layers", problems, 2),
+    )
+
+
+def write(config: PTuning, model: Transformer) -> dict[str, Any]:
+    return sizes(model, config.ptuning_tokens) | {
+        "encoder_reparameterization_type": config.encoder.upper(),
+        "encoder_hidden_size": config.encoder_hidden,
+        "encoder_num_layers": config.encoder_layers,
+        "encoder_dropout": 0.0,
+    }
+
+
+def shapes(model: Transformer, config: PTuning) -> dict[str, tuple[int, ...]]:
+    return {"prompt_embeddings": (config.ptuning_tokens, model.config.dim)}
+
+
+def fill(part: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """The file has what the network made, not the network: training goes on from there."""
+    assert isinstance(part, Part)
+    assert part.start is not None
+    part.finish(tensors["prompt_embeddings"].to(part.start))
+
+
+FILE = Whole(
+    "P_TUNING",
+    read,
+    write,
+    to_file,
+    shapes,
+    fill,
+    lambda config: replace(config, encoder="mlp", encoder_hidden=1),
+    options=(
+        *SIZES,
+        *("encoder_reparameterization_type", "encoder_hidden_size", "encoder_num_layers"),
+    ),
+    off={"num_transformer_submodules": (1,)},
+    neutral=("encoder_dropout",),
+)

@@ -1,0 +1,258 @@
+"""Classification: one label a text, from a head on the model instead of a word after a prompt.
+
+    loss = - log softmax(scores)_label        scores (C,): what a model `with_labels` returns
+
+A row is {"text", "label"}, the label a name or its number; or any columns, through the template,
+target and labels of `open_records`. An encoder reads the text as it was trained, [CLS] text [SEP],
+and a long text loses its end; a decoder reads the text alone (after BOS, where it has one), scores
+its last token, and a long text loses its beginning.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from minift.data.batches import micro_batches
+from minift.data.read import Records, open_records
+from minift.data.split import Rows
+from minift.errors import ConfigError, EncodeError
+from minift.model.transformer import Transformer
+from minift.runtime import tuned
+from minift.tokenizers.interface import Tokenizer
+from minift.tokenizers.wordpiece import WordPiece
+from minift.train.evaluate import Accuracy
+from minift.train.objectives import WINDOW, Rowset
+
+TEXT, LABEL = "{text}", "label"  # the template and the target of a file with these two columns
+LONGEST = 256  # tokens of a text
+AT_ONCE = 4096  # tokens of a batch that is only scored
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Texts side by side, padded on the right."""
+
+    tokens: Tensor  # (B, T)
+    mask: Tensor  # (B, T) True where a token is real
+    labels: Tensor  # (B,)
+
+    @property
+    def count(self) -> int:
+        return len(self.labels)
+
+    @property
+    def real(self) -> int:
+        return int(self.mask.sum())
+
+
+class Classification:
+    """Learn the label of a text.
+
+    `train` and `held_out` are paths, or what `open_records` returned for a template, a target and
+    `labels`, or sequences of {"text", "label"}. `labels` may be left out where the records have
+    them.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        train: str | os.PathLike[str] | Rowset,
+        held_out: str | os.PathLike[str] | Rowset | None = None,
+        *,
+        labels: Sequence[str] | None = None,
+        max_length: int = LONGEST,
+    ):
+        if max_length < 3:
+            raise ConfigError(f"max_length: found {max_length}, allowed 3 or more")
+        self.tokenizer, self.max_length = tokenizer, max_length
+        self.labels = labels_of(train, labels)
+        self.train = texts_of(train, self.labels)
+        self.held_out = texts_of(held_out, self.labels) if held_out is not None else ()
+        if not len(self.train):
+            raise ConfigError("train: found no rows, allowed one or more")
+        self.truncated: set[tuple[bool, int]] = set()
+        self.window: dict[int, tuple[list[int], int]] = {}  # rows whose ids are at hand
+
+    @property
+    def rows(self) -> int:
+        return len(self.train)
+
+    def lengths(self, indices: Sequence[int]) -> list[int]:
+        self.window = {i: self.encode(i) for i in indices}
+        return [len(ids) for ids, _ in self.window.values()]
+
+    def encode(self, i: int, held_out: bool = False) -> tuple[list[int], int]:
+        """(ids, index of the label) of one row."""
+        rows = self.held_out if held_out else self.train
+        text, label = text_and_label(rows, i, self.labels)
+        try:
+            ids, cut = wrapped(self.tokenizer, text, self.max_length)
+        except EncodeError as error:
+            if isinstance(rows, Records | Rows):
+                raise rows.error(i, None, str(error), "text that the vocabulary spells") from None
+            raise ConfigError(f"row {i + 1}: {error}") from None
+        if cut:
+            self.truncated.add((held_out, i))
+        return ids, label
+
+    def batches(self, indices: Sequence[int], max_tokens: int) -> list[Batch]:
+        """These rows of the training data, in pieces of at most `max_tokens` with padding."""
+        rows = [self.window[i] if i in self.window else self.encode(i) for i in indices]
+        return [batch for _, batch in pieces(rows, max_tokens)]
+
+    def held_out_batches(self, max_tokens: int) -> Iterator[Batch]:
+        for start in range(0, len(self.held_out), WINDOW):
+            some = range(start, min(start + WINDOW, len(self.held_out)))
+            rows = [self.encode(i, True) for i in some]
+            yield from (batch for _, batch in pieces(rows, max_tokens))
+
+    def loss_sum(self, model: Transformer, batch: Batch) -> Tensor:
+        """Summed cross-entropy of the labels, in nats."""
+        scores = model(batch.tokens, mask=batch.mask)  # (B, C)
+        if scores.shape != (batch.count, len(self.labels)):
+            raise ConfigError(f"classification: {model.source} has no head for {len(self.labels)} "
+                              "labels; minift.with_labels gives it one")  # fmt: skip
+        return F.cross_entropy(scores.float(), batch.labels, reduction="sum")
+
+    def example(self) -> tuple[list[int], list[int]]:
+        """The first text, of which no token is learned: what is learned is `labels[i]`."""
+        ids, _ = self.encode(0)
+        return ids, [0] * len(ids)
+
+    def summary(self) -> dict[str, object]:
+        """What the data is, for run.json."""
+        facts: dict[str, object] = {"objective": "classification", "max_length": self.max_length}
+        facts["labels"] = list(self.labels)
+        for name, rows in (("train", self.train), ("held_out", self.held_out)):
+            facts[f"{name}_rows"] = len(rows)
+            if isinstance(rows, Records | Rows):
+                facts[f"{name}_file"], facts[f"{name}_sha256"] = str(rows.path), rows.sha256
+        if isinstance(self.train, Records | Rows):  # so that others can be read the same way
+            facts["template"], facts["target"] = self.train.template, self.train.target
+        return facts
+
+
+def class_accuracy(
+    model: Transformer,
+    tokenizer: Tokenizer,
+    data: str | os.PathLike[str] | Rowset,
+    *,
+    max_length: int = LONGEST,
+    threads: int | None = None,
+    progress: Callable[[int], object] = lambda rows: None,
+) -> tuple[Accuracy, Tensor]:
+    """How often the highest score is that of the right label, and log p of every label (N, C)."""
+    labels = model.config.labels
+    if model.config.head != "label":
+        raise ConfigError(
+            f"class_accuracy: {model.source} has no labels; with_labels gives it some"
+        )
+    there = data.labels if isinstance(data, Records | Rows) else None
+    if there is not None and there != labels:
+        raise ConfigError(f"labels: found {', '.join(there)}, allowed the model's own, "
+                          f"{', '.join(labels)}")  # fmt: skip
+    objective = Classification(tokenizer, data, labels=labels, max_length=max_length)
+    with tuned(threads):
+        logp = logprobs(model, objective, progress)
+    gold = torch.tensor([text_and_label(objective.train, i, labels)[1] for i in range(len(logp))])
+    return Accuracy(int((logp.argmax(1) == gold).sum()), len(gold)), logp
+
+
+@torch.no_grad()
+def logprobs(
+    model: Transformer, objective: Classification, progress: Callable[[int], object]
+) -> Tensor:
+    """log p(label | text) of the objective's rows: float32 (N, C)."""
+    out = torch.empty(objective.rows, len(objective.labels))
+    was = model.training
+    model.eval()
+    try:
+        for start in range(0, objective.rows, WINDOW):
+            some = range(start, min(start + WINDOW, objective.rows))
+            for places, batch in pieces([objective.encode(i) for i in some], AT_ONCE):
+                scores = model(batch.tokens, mask=batch.mask).float()  # (B, C)
+                out[[start + k for k in places]] = scores.log_softmax(-1)
+                progress(batch.count)
+    finally:
+        model.train(was)
+    return out
+
+
+# ---- rows ----------------------------------------------------------------------------------------
+
+
+def labels_of(data: object, labels: Sequence[str] | None) -> tuple[str, ...]:
+    """The names: those given, or those of the records."""
+    there = data.labels if isinstance(data, Records | Rows) else None
+    if labels is not None and there is not None and tuple(labels) != there:
+        raise ConfigError(f"labels: found {', '.join(labels)}, and the data has {', '.join(there)}")
+    found = tuple(labels or there or ())
+    if len(found) < 2:
+        raise ConfigError("labels: found fewer than two, allowed two or more names")
+    return found
+
+
+def texts_of(data: str | os.PathLike[str] | Rowset, labels: Sequence[str]) -> Rowset:
+    if isinstance(data, str | os.PathLike):
+        return open_records(data, template=TEXT, target=LABEL, labels=labels)
+    return data
+
+
+def text_and_label(rows: Rowset, i: int, labels: Sequence[str]) -> tuple[str, int]:
+    row = rows[i]
+    if isinstance(rows, Records | Rows):
+        found = rows.label_index(i)
+        if found is None:
+            raise ConfigError(f"{rows.path}: opened without labels; give template, target, labels")
+        return str(row["prompt"]), found
+    return str(text_in(row, i)), index_of(row, i, labels)
+
+
+def text_in(row: Mapping[str, object], i: int) -> str:
+    text = row.get("text")
+    if not isinstance(text, str) or not text.strip():
+        raise ConfigError(f'row {i + 1}: field "text": found {text!r}, allowed text')
+    return text
+
+
+def index_of(row: Mapping[str, object], i: int, labels: Sequence[str]) -> int:
+    label = row.get("label")
+    if isinstance(label, str) and label in labels:
+        return list(labels).index(label)
+    if type(label) is int and 0 <= label < len(labels):
+        return label
+    allowed = f"{', '.join(labels)} or 0 to {len(labels) - 1}"
+    raise ConfigError(f'row {i + 1}: field "label": found {label!r}, allowed {allowed}')
+
+
+def wrapped(tokenizer: Tokenizer, text: str, most: int) -> tuple[list[int], bool]:
+    """The ids that a model reads for a text, and whether some of it was cut off."""
+    ids = tokenizer.encode(text)
+    if isinstance(tokenizer, WordPiece):
+        return tokenizer.wrap(ids[: most - 2])[0], len(ids) > most - 2
+    head = [tokenizer.bos] if tokenizer.add_bos and tokenizer.bos is not None else []
+    room = most - len(head)
+    return head + ids[-room:], len(ids) > room
+
+
+def pieces(rows: Sequence[tuple[list[int], int]], max_tokens: int) -> list[tuple[list[int], Batch]]:
+    """Rows of like length together: (their places among `rows`, the batch)."""
+    lengths = [len(ids) for ids, _ in rows]
+    cut = micro_batches(range(len(rows)), lengths, max(1, len(rows)), max_tokens)
+    return [(part.tolist(), collate([rows[i] for i in part])) for part in cut]
+
+
+def collate(rows: Sequence[tuple[list[int], int]]) -> Batch:
+    longest = max(len(ids) for ids, _ in rows)
+    tokens = torch.zeros(len(rows), longest, dtype=torch.long)
+    mask = torch.zeros(len(rows), longest, dtype=torch.bool)
+    for i, (ids, _) in enumerate(rows):
+        tokens[i, : len(ids)] = torch.tensor(ids)
+        mask[i, : len(ids)] = True
+    return Batch(tokens, mask, torch.tensor([label for _, label in rows]))

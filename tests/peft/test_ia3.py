@@ -1,0 +1,61 @@
+"""(IA)³ by hand; what all methods keep is in test_contract.py, PEFT's numbers in the goldens."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from minift.checkpoints.open import load_model
+from minift.errors import ConfigError
+from minift.peft.files import save_adapter
+from minift.peft.ia3 import IA3, count
+from minift.peft.methods import attach
+from minift.peft.places import changes
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+TOKENS = torch.arange(14).view(2, 7)
+
+
+def model(name="llama_biased"):
+    return load_model(GOLDEN / name, dtype=torch.float64)
+
+
+def test_scaling_a_linear_is_scaling_its_rows_and_bias_or_its_columns():
+    adapted, plain = attach(model(), IA3(("v",), ("down",))), model()
+    with torch.no_grad():
+        for path, _, change in changes(adapted):
+            change.l.copy_(torch.linspace(0.5, 2, change.l.numel()))
+            linear = plain.get_submodule(path)
+            if change.side == "out":
+                linear.weight.mul_(change.l[:, None])
+                linear.bias.mul_(change.l)
+            else:
+                linear.weight.mul_(change.l)
+    torch.testing.assert_close(adapted(TOKENS), plain(TOKENS), rtol=0, atol=1e-12)
+
+
+def test_the_count_by_hand():
+    # k and v 12 rows each, down 40 columns; three layers
+    assert count(model("llama_gqa"), IA3()) == 3 * (12 + 12 + 40)
+
+
+def test_both_sides_of_one_linear_are_refused():
+    with pytest.raises(ConfigError, match="among outputs too"):
+        attach(model(), IA3(("down",), ("mlp",)))
+    with pytest.raises(ConfigError, match="outputs, inputs: found none"):
+        IA3((), ())
+
+
+@pytest.mark.parametrize("config", [IA3((), ("q",)), IA3(("v",), ("q",)), IA3((), ("q", "k", "v"))])
+def test_inputs_of_a_fused_matrix_are_saved_as_one_or_not_at_all(config, tmp_path):
+    """GPT-2 has one matrix for q, k and v, and PEFT one vector for its input."""
+    adapted = attach(model("families/gpt2"), config)
+    if config.inputs == ("q", "k", "v"):
+        save_adapter(adapted, tmp_path / "equal")
+    with torch.no_grad():
+        next(change for _, _, change in changes(adapted)).l.add_(1)
+    with pytest.raises(ConfigError, match=r"inputs of a part of transformer\.h\.0\.attn\.c_attn"):
+        save_adapter(adapted, tmp_path / "other")
+    assert not (tmp_path / "other").exists()

@@ -1,0 +1,56 @@
+"""Virtual tokens before a text: masks, token types, embeddings given, what does not go together."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from minift.checkpoints.open import load_model
+from minift.errors import ConfigError
+from minift.generation.decode import decode
+from minift.peft.methods import attach
+from minift.peft.prompt import Prompt
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+TOKENS = torch.arange(14).view(2, 7)
+IDS = (9, 4, 7)
+
+
+def adapted(name="llama_gqa"):
+    return attach(load_model(GOLDEN / name, dtype=torch.float64), Prompt(3, "text", IDS)).eval()
+
+
+def test_embeddings_may_be_given_in_place_of_tokens():
+    model = adapted()
+    assert torch.equal(model(embeds=model.embed_tokens(TOKENS)), model(TOKENS))
+
+
+def test_an_encoder_reads_them_before_the_first_token_and_as_the_first_type():
+    """Its label head reads the first position, which is virtual then, as PEFT's does."""
+    model = adapted("families/bert_labels")
+    plain = load_model(GOLDEN / "families/bert_labels", dtype=torch.float64).eval()
+    types = torch.ones_like(TOKENS)
+    types[:, :3] = 0
+    longer = torch.cat((torch.tensor([IDS, IDS]), TOKENS), dim=1)
+    longer_types = torch.cat((torch.zeros(2, 3, dtype=torch.long), types), dim=1)
+    got = model(TOKENS, token_types=types)
+    expected = plain(longer, token_types=longer_types)
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-12)
+
+
+def test_decoding_goes_on_after_them():
+    model, plain = adapted(), load_model(GOLDEN / "llama_gqa", dtype=torch.float64).eval()
+    prompts = [[5, 9, 2], [1], [30, 2]]
+    found = decode(model, prompts, max_new_tokens=6)
+    assert found == decode(plain, [[*IDS, *ids] for ids in prompts], max_new_tokens=6)
+
+
+def test_what_does_not_go_together_is_refused():
+    model = adapted()
+    for key in ("segments", "positions"):
+        with pytest.raises(ConfigError, match=f"{key} and virtual tokens"):
+            model(TOKENS, **{key: torch.zeros_like(TOKENS)})
+    with pytest.raises(ConfigError, match="3 virtual tokens and 126 tokens exceed"):
+        model(torch.zeros(1, 126, dtype=torch.long))
