@@ -129,6 +129,7 @@ def merge(parsed: Parsed, screen: Screen) -> int:
     from minift.checkpoints.open import load
     from minift.checkpoints.save import save
     from minift.cli.models import base_dtype, base_kind
+    from minift.peft.export import PROBES
     from minift.peft.files import load_adapter, stored
     from minift.peft.merge import merge as fold
     from minift.peft.merge import merge_error
@@ -148,8 +149,14 @@ def merge(parsed: Parsed, screen: Screen) -> int:
         model = with_labels(model, adapter.labels)
     load_adapter(model, adapter.folder)
     merged = fold(model)
-    probe = torch.tensor([tokenizer.encode("Review: the plot is thin, but the acting carries it.")])
-    error = merge_error(model, merged, probe)
+    probe = torch.tensor([[i for text in PROBES for i in tokenizer.encode(text)]])
+    error = merge_error(model, merged, probe[:, : model.config.context])
+    most, forced = parsed.flag("max_kl"), parsed.flag("force")
+    if not error.kl <= most and not forced:
+        raise ConfigError(
+            f"merge: the merged model is {error.kl:.1e} nats from the adapted one (mean KL), allowed "
+            f"{most:g}; --dtype float32 rounds less, --force writes it all the same"
+        )
     save(merged, tokenizer, out, overwrite=parsed.flag("overwrite"))
     made_dense = "" if base is None else f"dense, from the {base} base · "
     text = (

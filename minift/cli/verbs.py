@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from minift.cli.options import Flag
 from minift.tokenizers.chat import TEMPLATES
 
-MODEL = Flag("model", str, None, "a downloaded name, a folder or a .gguf file", common=True)
+MODEL = Flag("model", str, None, "a downloaded name, org/name, a folder or a file", common=True)
 DTYPE = Flag("dtype", str, "auto", "of the base: float32, bf16, or auto: the faster one here")
 CHAT_TEMPLATE = Flag(
     "chat_template", str, None, f"in place of the model's own: {', '.join(TEMPLATES)}"
@@ -187,7 +187,15 @@ VERBS = {
         "files",
         "fold an adapter into its model: a plain Hugging Face folder",
         "minift merge runs/a --out merged",
-        (MODEL, OUT, DTYPE, BASE, OVERWRITE),
+        (
+            MODEL,
+            OUT,
+            Flag("dtype", str, "float32", "to merge in and to write: float32, bf16"),
+            Flag("max_kl", float, 1e-3, "refuse a mean KL from the adapted model above this"),
+            Flag("force", bool, False, "write it whatever the KL"),
+            BASE,
+            OVERWRITE,
+        ),
         positional="adapter",
     ),
     "explain": Verb(

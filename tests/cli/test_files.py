@@ -272,3 +272,13 @@ def test_a_place_to_write_that_no_disk_has(cli, tiny_model, run_folder, data, tm
         code, _, err = cli(*words, "--quiet")
         assert code == 2
         assert "File name too long" in err.splitlines()[-1]
+
+
+def test_a_merge_that_loses_too_much_is_refused_unless_forced(cli, run_folder, tmp_path):
+    words = ("merge", run_folder, "--dtype", "bf16", "--max-kl", "0", "--out", tmp_path / "m")
+    code, _, err = cli(*words)
+    assert code == 2
+    assert "nats from the adapted one (mean KL), allowed 0; --dtype float32 rounds less" in err
+    assert not (tmp_path / "m").exists()
+    assert cli(*words, "--force")[0] == 0
+    assert (tmp_path / "m" / "model.safetensors").exists()
