@@ -154,8 +154,8 @@ def merge(parsed: Parsed, screen: Screen) -> int:
     most, forced = parsed.flag("max_kl"), parsed.flag("force")
     if not error.kl <= most and not forced:
         raise ConfigError(
-            f"merge: the merged model is {error.kl:.1e} nats from the adapted one (mean KL), allowed "
-            f"{most:g}; --dtype float32 rounds less, --force writes it all the same"
+            f"merge: the merged model is {error.kl:.1e} nats from the adapted one (mean KL), "
+            f"allowed {most:g}; --dtype float32 rounds less, --force writes it all the same"
         )
     save(merged, tokenizer, out, overwrite=parsed.flag("overwrite"))
     made_dense = "" if base is None else f"dense, from the {base} base · "
