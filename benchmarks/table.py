@@ -115,7 +115,7 @@ def measured() -> str:
             f"{quick['steps']} of {quick['batch']} at {quick['lr']:g} (`reference_quickstart`)",
             f"{share(quick['minift_before'])} to {share(quick['minift_after'])}",
             f"PEFT {share(quick['peft_after'])}; {share(quick['agreement_after'])} of the rows "
-            f"alike, as many as minift on one thread and on two: {share(control)}",
+            f"alike (minift on one thread and minift on two: {share(control)})",
         ],
         [
             "tokenizing 34 MB of reviews, one thread (`tokenizing`)",

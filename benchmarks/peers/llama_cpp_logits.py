@@ -5,6 +5,10 @@
 IDS.json holds {"prompts": [[ids], ...], "texts": [text, ...]}. Keys and values are cached in
 float32 (llama.cpp's own choice is float16), without flash attention, on the CPU.
 
+With --whole every step evaluates the whole sequence again, in one batch of at least 32 tokens: from
+that size on a llama.cpp built with BLAS multiplies decoded weights with the activations as they are.
+In smaller batches, and without BLAS in all, it first rounds the activations as the weights are.
+
 In the npz, for prompt i:
     continuation.i (new,)   greedy: the largest logit, the first of equals; ends at no token
     logits.i (T + new - 1, V) float32   at every position of the prompt and of the continuation
@@ -20,6 +24,7 @@ import llama_cpp
 import numpy
 
 F32 = 0  # ggml.h, enum ggml_type
+LEAST = 32  # tokens of a batch that BLAS takes (ggml-blas.cpp)
 
 
 def main():
@@ -31,14 +36,16 @@ def main():
     parser.add_argument("out", type=Path)
     parser.add_argument("--lora", type=Path)
     parser.add_argument("--new-tokens", type=int, default=40)
+    parser.add_argument("--whole", action="store_true")
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     job = json.loads(args.ids.read_text())
-    longest = max(map(len, job["prompts"])) + args.new_tokens
+    longest = max(LEAST, max(map(len, job["prompts"])) + args.new_tokens)
     model = llama_cpp.Llama(
         str(args.model),
         n_ctx=longest,
         n_batch=longest,
+        n_ubatch=longest,
         n_threads=args.threads,
         n_threads_batch=args.threads,
         n_gpu_layers=0,
@@ -54,15 +61,15 @@ def main():
     system = llama_cpp.llama_print_system_info().decode()
     out = {"versions": numpy.array(json.dumps(versions | {"system": system}))}
     for i, prompt in enumerate(job["prompts"]):
-        model.reset()
-        model.eval(prompt)
         new = []
-        while True:
-            new.append(int(model.scores[model.n_tokens - 1].argmax()))
-            if len(new) == args.new_tokens:
-                break
-            model.eval(new[-1:])
-        out[f"logits.{i}"] = model.scores[: model.n_tokens].astype(numpy.float32)
+        while len(new) < args.new_tokens:
+            ids = prompt + new
+            if args.whole or not new:
+                model.reset()
+            fresh = ids[model.n_tokens :]
+            model.eval(fresh + ids[-1:] * (LEAST - len(ids) if args.whole else 0))
+            new.append(int(model.scores[len(ids) - 1].argmax()))
+        out[f"logits.{i}"] = model.scores[: len(ids)].astype(numpy.float32)
         out[f"continuation.{i}"] = numpy.array(new)
     for i, text in enumerate(job.get("texts", [])):
         out[f"ids.{i}"] = numpy.array(model.tokenize(text.encode(), add_bos=False, special=False))
