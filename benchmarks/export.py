@@ -13,8 +13,8 @@ limits, and the script fails where one is not kept:
 
 Where llama.cpp multiplies with Q8_0 weights token by token it rounds the activations to Q8_0 too,
 which moves the logits of this small model more than the rounding of its weights does. So the limits
-for Q8_0 are held against a llama.cpp built with BLAS, in batches that BLAS takes; what it gives token
-by token is written as `Q8_0 token by token`, without a limit.
+for Q8_0 are held against a llama.cpp built with BLAS, in batches that BLAS takes; what it gives
+token by token is written as `Q8_0 token by token`, without a limit.
 
     CMAKE_ARGS="-DGGML_BLAS=ON -DGGML_BLAS_VENDOR=OpenBLAS" pip install -r peers/llama_cpp.txt
 """

@@ -6,7 +6,7 @@ IDS.json holds {"prompts": [[ids], ...], "texts": [text, ...]}. Keys and values 
 float32 (llama.cpp's own choice is float16), without flash attention, on the CPU.
 
 With --whole every step evaluates the whole sequence again, in one batch of at least 32 tokens: from
-that size on a llama.cpp built with BLAS multiplies decoded weights with the activations as they are.
+that size on a llama.cpp built with BLAS multiplies decoded weights with activations as they are.
 In smaller batches, and without BLAS in all, it first rounds the activations as the weights are.
 
 In the npz, for prompt i:
