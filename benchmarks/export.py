@@ -53,15 +53,22 @@ def peer(python: str, *words: object) -> None:
         sys.exit(f"{PEER.name} failed:\n{done.stderr[-2000:]}")
 
 
+def greedy(model: Transformer, prompts: list[list[int]]) -> list[list[int]]:
+    return decode(model.eval(), prompts, max_new_tokens=NEW_TOKENS)
+
+
 @torch.no_grad()
-def compare(model: Transformer, prompts: list[list[int]], theirs: Any) -> dict[str, Any]:
+def compare(
+    model: Transformer, prompts: list[list[int]], theirs: Any, whole: bool = False
+) -> dict[str, Any]:
     """Logits where llama.cpp went, and where minift's own greedy text leaves that way."""
-    ours = decode(model.eval(), prompts, max_new_tokens=NEW_TOKENS)
+    ours = greedy(model, prompts)
     largest, total, positions, identical, left = 0.0, 0.0, 0, 0, []
     before_close = True
     for i, prompt in enumerate(prompts):
         way = theirs[f"continuation.{i}"].tolist()
-        logits = model(torch.tensor([prompt + way[:-1]]))[0]  # (T + new - 1, V)
+        went = ours[i] if whole else way
+        logits = model(torch.tensor([prompt + went[:-1]]))[0]  # (T + new - 1, V)
         found = torch.from_numpy(theirs[f"logits.{i}"])
         largest = max(largest, float((logits - found).abs().max()))
         logp, logq = logits.double().log_softmax(-1), found.double().log_softmax(-1)
@@ -111,10 +118,12 @@ def main() -> None:
                 peer(options.peer_python, *words)
                 with np.load(out) as theirs:
                     result["Q8_0 token by token"] = compare(loaded, prompts, theirs)
+                ways = {"prompts": prompts, "texts": texts, "ways": greedy(loaded, prompts)}
+                job.write_text(json.dumps(ways))
                 words.append("--whole")
             peer(options.peer_python, *words)
             with np.load(out) as theirs:
-                found = compare(loaded, prompts, theirs)
+                found = compare(loaded, prompts, theirs, whole="--whole" in words)
                 same = sum(theirs[f"ids.{i}"].tolist() == tokenizer.encode(text)
                            for i, text in enumerate(texts))  # fmt: skip
                 result["peer"] = json.loads(str(theirs["versions"]))

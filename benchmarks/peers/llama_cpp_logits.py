@@ -5,9 +5,11 @@
 IDS.json holds {"prompts": [[ids], ...], "texts": [text, ...]}. Keys and values are cached in
 float32 (llama.cpp's own choice is float16), without flash attention, on the CPU.
 
-With --whole every step evaluates the whole sequence again, in one batch of at least 32 tokens: from
-that size on a llama.cpp built with BLAS multiplies decoded weights with activations as they are.
-In smaller batches, and without BLAS in all, it first rounds the activations as the weights are.
+With --whole IDS.json also has "ways", a continuation for each prompt, and each prompt is evaluated
+with its way in one batch of at least 32 tokens: from that size on a llama.cpp built with BLAS
+multiplies decoded weights with activations as they are. In smaller batches, and without BLAS in all,
+it first rounds the activations as the weights are. continuation.i then has the largest logit of each
+step of the way: llama.cpp's own greedy text as far as the two are the same.
 
 In the npz, for prompt i:
     continuation.i (new,)   greedy: the largest logit, the first of equals; ends at no token
@@ -61,13 +63,15 @@ def main():
     system = llama_cpp.llama_print_system_info().decode()
     out = {"versions": numpy.array(json.dumps(versions | {"system": system}))}
     for i, prompt in enumerate(job["prompts"]):
+        model.reset()
         new = []
+        if args.whole:
+            ids = prompt + job["ways"][i][:-1]
+            model.eval(ids + ids[-1:] * (LEAST - len(ids)))
+            new = model.scores[len(prompt) - 1 : len(ids)].argmax(axis=1).tolist()
         while len(new) < args.new_tokens:
             ids = prompt + new
-            if args.whole or not new:
-                model.reset()
-            fresh = ids[model.n_tokens :]
-            model.eval(fresh + ids[-1:] * (LEAST - len(ids) if args.whole else 0))
+            model.eval(ids[model.n_tokens :])
             new.append(int(model.scores[len(ids) - 1].argmax()))
         out[f"logits.{i}"] = model.scores[: len(ids)].astype(numpy.float32)
         out[f"continuation.{i}"] = numpy.array(new)
