@@ -7,9 +7,9 @@ float32 (llama.cpp's own choice is float16), without flash attention, on the CPU
 
 With --whole IDS.json also has "ways", a continuation for each prompt, and each prompt is evaluated
 with its way in one batch of at least 32 tokens: from that size on a llama.cpp built with BLAS
-multiplies decoded weights with activations as they are. In smaller batches, and without BLAS in all,
-it first rounds the activations as the weights are. continuation.i then has the largest logit of each
-step of the way: llama.cpp's own greedy text as far as the two are the same.
+multiplies decoded weights with activations as they are. In smaller batches, and without BLAS in
+all, it first rounds the activations as the weights are. continuation.i then has the largest logit
+of each step of the way: llama.cpp's own greedy text as far as the two are the same.
 
 In the npz, for prompt i:
     continuation.i (new,)   greedy: the largest logit, the first of equals; ends at no token
