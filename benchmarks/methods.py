@@ -31,7 +31,7 @@ RATES: dict[str, dict[str, float]] = {
         "prefix": 1e-2, "prompt": 3e-2, "ptuning": 1e-3,
     },
     "minilm-l6-v2": {
-        "head": 2e-3, "lora": 2e-3, "dora": 2e-3, "ia3": 1e-2, "bitfit": 2e-3, "bottleneck": 1e-3,
+        "head": 2e-3, "lora": 5e-4, "dora": 5e-4, "ia3": 1e-2, "bitfit": 2e-3, "bottleneck": 1e-3,
         "prefix": 1e-2, "prompt": 3e-2, "ptuning": 1e-3,
     },
 }  # fmt: skip
