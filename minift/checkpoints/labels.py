@@ -22,6 +22,7 @@ from minift.checkpoints.save import is_changed
 from minift.errors import ConfigError
 from minift.model.config import ModelConfig
 from minift.model.transformer import Transformer
+from minift.model.unfilled import unfilled
 
 SPREAD = 0.02  # of a new head's weights, as BERT's own were drawn; Devlin et al. 2019's code
 
@@ -38,8 +39,7 @@ def with_labels(model: Transformer, labels: Sequence[str], *, seed: int = 0) -> 
     if is_changed(model):
         raise ConfigError("with_labels: the model has an adapter attached; it comes after the head")
     config = labelled(model.config, names)
-    with torch.device("meta"):
-        new = Transformer(config, model.source)
+    new = unfilled(config, model.source)
     body = {n: p for n, p in model.named_parameters() if not n.startswith("head.")}
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in list(new.named_parameters()):

@@ -8,11 +8,10 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from minift.checkpoints import download, frozen_base, gguf, hub_cache, shards, strict_json
 from minift.checkpoints.families import (
@@ -28,6 +27,7 @@ from minift.kernels.quantized.linear import OWN, base_of
 from minift.kernels.quantized.reference import BLOCKS
 from minift.model.config import ModelConfig
 from minift.model.transformer import Transformer
+from minift.model.unfilled import unfilled
 from minift.runtime import trim_memory
 from minift.tokenizers.interface import Tokenizer
 
@@ -261,25 +261,6 @@ def assemble(
         allowed = ", ".join(OWN)
         raise ConfigError(f"base: no linear of {path} is stored in blocks, allowed {allowed}")
     return model
-
-
-class _NoNumbers(TorchFunctionMode):
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        if func is nn.init.normal_:
-            return kwargs["tensor"]
-        return func(*args, **(kwargs or {}))
-
-
-def unfilled(config: ModelConfig) -> Transformer:
-    """A transformer whose parameters have shapes and no memory.
-
-    TRAP: to draw an embedding's random numbers on the meta device, torch imports 800 modules of
-    its compiler, which takes over a second and 90 MB. Nobody would see the numbers.
-    """
-    with torch.device("meta"), _NoNumbers():
-        return Transformer(config)
 
 
 def check_tensors(

@@ -15,6 +15,7 @@ from minift.checkpoints.mapping import HOW, pairs
 from minift.errors import ConfigError
 from minift.kernels.quantized.linear import dense_tensors
 from minift.model.transformer import Transformer
+from minift.model.unfilled import unfilled
 from minift.storage import write_folder
 from minift.tokenizers.interface import Tokenizer
 
@@ -73,9 +74,7 @@ def folder_files(
 
 def is_changed(model: Transformer) -> bool:
     """Whether the model has parameters that its configuration knows nothing of."""
-    with torch.device("meta"):
-        plain = Transformer(model.config)
-    own = {name for name, _ in plain.named_parameters()}
+    own = {name for name, _ in unfilled(model.config).named_parameters()}
     return any(name not in own for name, _ in model.named_parameters())
 
 

@@ -11,14 +11,12 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
-import torch
-
 from minift.checkpoints.open import headers
 from minift.cli.method import known, refuse_others
 from minift.cli.options import Parsed
 from minift.cli.screen import Screen
 from minift.errors import ConfigError
-from minift.model.transformer import Transformer
+from minift.model.unfilled import unfilled
 from minift.peft.methods import METHODS, count
 
 COLUMNS = "{:<11} {:<20} {:>11}  {:<6}  {:>6}  {:<14} {}"
@@ -57,8 +55,7 @@ def trainable_counts(parsed: Parsed, configs: Mapping[str, Any]) -> dict[str, di
     if name is None:
         return {}
     config = headers(name).config
-    with torch.device("meta"):
-        model = Transformer(config)
+    model = unfilled(config)
     total = sum(p.numel() for p in model.parameters())
     counted = {word: count(model, config) for word, config in configs.items()}
     return {word: {"trainable": n, "parameters": total} for word, n in counted.items()}

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from minift.errors import ConfigError
 from minift.kernels.quantized.linear import ENCODED, QuantizedLinear, base_of, quantized
 from minift.model.transformer import Transformer
+from minift.model.unfilled import unfilled
 from minift.peft import lora
 from minift.peft.adapters import DEFAULT, active, config_of, known, use
 from minift.peft.methods import attach
@@ -80,8 +81,7 @@ def with_tensors(
         config = replace(config, **{BIASES[group]: True})  # type: ignore[arg-type]
     if config.tied and {"embed.weight", *shared} & set(new):
         config = replace(config, tied=False)
-    with torch.device("meta"):
-        plain = Transformer(config, model.source)
+    plain = unfilled(config, model.source)
     for name, parameter in list(plain.named_parameters()):
         path, _, leaf = name.rpartition(".")
         twin = source.get("embed.weight" if name in shared else name)

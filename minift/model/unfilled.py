@@ -1,0 +1,31 @@
+"""A transformer without numbers: for its parameters' names and shapes, or to be filled."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from minift.model.config import ModelConfig
+from minift.model.transformer import Transformer
+
+
+class _NoNumbers(TorchFunctionMode):
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if func is nn.init.normal_:
+            return kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
+
+
+def unfilled(config: ModelConfig, source: str = "") -> Transformer:
+    """A transformer whose parameters have shapes and no memory.
+
+    TRAP: to draw an embedding's random numbers on the meta device, torch imports 800 modules of
+    its compiler, which takes over a second and 90 MB. Nobody would see the numbers.
+    """
+    with torch.device("meta"), _NoNumbers():
+        return Transformer(config, source)
