@@ -33,9 +33,9 @@ from minift.checkpoints.save import as_json
 from minift.errors import ConfigError, FormatError, one_line
 from minift.model.transformer import Transformer
 from minift.peft import head
-from minift.peft.adapters import config_of, known, names, use
+from minift.peft.adapters import config_of, known, use
 from minift.peft.bottleneck import SUBLAYERS, Bottleneck
-from minift.peft.format import CONFIG, Problems, number, one
+from minift.peft.format import CONFIG, Problems, misfits, number, one
 from minift.peft.methods import attach
 from minift.peft.places import changes
 
@@ -276,8 +276,6 @@ def slots(
 def load(model: Transformer, found: Stored, *, name: str, trainable: bool) -> Transformer:
     """Attach it: every tensor used, every slot filled, or a FormatError and nothing attached."""
     config, file = found.config(), found.opened()
-    if name in names(model):
-        raise ConfigError(f'load_adapter: the model has an adapter "{name}" already')
     prefix = prefix_in(FAMILIES[model.config.family], file.tensors)
     wanted = slots(model, config, found.data["name"], prefix)
     shapes = {key: shape for key, (_, _, shape) in wanted.items()}
@@ -315,14 +313,12 @@ def fitting(
     file: safetensors.SafetensorsFile | torch_zip.TorchFile, wanted: Mapping[str, tuple[int, ...]]
 ) -> dict[str, Tensor]:
     """The file's tensors: exactly those, in their shapes, finite numbers all."""
-    problems = [f"missing {key}" for key in wanted if key not in file.tensors]
-    problems += [f"unexpected {key}" for key in file.tensors if key not in wanted]
-    for key, shape in wanted.items():
-        entry = file.tensors.get(key)
-        if entry is not None and tuple(entry.shape) != shape:
-            problems.append(f"{key} is {tuple(entry.shape)}, not {shape}")
-        elif entry is not None and not entry.dtype.is_floating_point:
-            problems.append(f"{key} is {entry.dtype}, not floating point")
+    problems = misfits(wanted, {key: tuple(entry.shape) for key, entry in file.tensors.items()})
+    problems += [
+        f"{key} is {entry.dtype}, not floating point"
+        for key, entry in file.tensors.items()
+        if tuple(entry.shape) == wanted.get(key) and not entry.dtype.is_floating_point
+    ]
     if problems:
         count, allowed = f"{len(problems)} that do not fit", "the adapter's tensors for this model"
         raise FormatError(file.path, "tensors", count, allowed, "shape-mismatch", problems)

@@ -40,7 +40,7 @@ from minift.peft.adapters import (
     use,
 )
 from minift.peft.bottleneck import Bottleneck
-from minift.peft.format import CONFIG, NEUTRAL, Format, Whole
+from minift.peft.format import CONFIG, NEUTRAL, Format, Whole, misfits
 from minift.peft.methods import METHODS, attach, method_of
 from minift.peft.places import changes
 from minift.peft.spelling import OLDER, Spelling
@@ -49,10 +49,8 @@ from minift.storage import write_folder
 PREFIX = "base_model.model."
 TENSORS = "adapter_model.safetensors"
 STATE = "minift_state.safetensors"
-FORMATS: dict[str, tuple[type, Format | Whole]] = {
-    module.FILE.peft_type: (kind, module.FILE)
-    for kind, module in METHODS.values()
-    if hasattr(module, "FILE")
+FORMATS: dict[str, Format | Whole] = {
+    module.FILE.peft_type: module.FILE for _, module in METHODS.values() if hasattr(module, "FILE")
 }
 LABELS = "labels"  # of a classifier: a key of the tensors' metadata, which PEFT passes over
 TASKS = {"lm": "CAUSAL_LM", "label": "SEQ_CLS", "none": "FEATURE_EXTRACTION"}
@@ -78,29 +76,23 @@ def save_adapter(
 
 
 def adapter_files(model: Transformer, name: str) -> dict[str, Any]:
-    adapters, config = known(model, name, "save_adapter"), config_of(model, name)
+    known(model, name, "save_adapter")
+    config = config_of(model, name)
     if isinstance(config, Bottleneck):
         return adapterhub.adapter_files(model, name)
     file = method_of(config).FILE
-    found = own_changes(model, name)
-    tensors: dict[str, Tensor] = {}
     options: dict[str, Any]
     if isinstance(file, Whole):
-        part = adapters.parts[name]
-        options, tensors = file.write(config, model), file.to_file(model, part)
+        options, prefix = file.write(config, model), "base_model."
     else:
-        spelled = Spelling(model)
+        found, spelled = own_changes(model, name), Spelling(model)
         for path in found:
             if path not in spelled.by_ours:
                 family = model.config.family
                 raise ConfigError(f"save_adapter: {family} has no name for {path}")
-        options = file.write(config, spelled, found)
-        for theirs in spelled.of(found):
-            parts = [found.get(path) for path in theirs.ours]
-            for leaf, tensor in file.to_file(theirs, parts).items():
-                tensors[f"{PREFIX}{theirs.path}.{leaf}"] = tensor
-    own = head.to_file(model, name, PREFIX if not isinstance(file, Whole) else "base_model.")
-    tensors = {key: t.detach().cpu().contiguous() for key, t in (tensors | own).items()}
+        options, prefix = file.write(config, spelled, found), PREFIX
+    own = head.to_file(model, name, prefix)
+    tensors = {key: t.cpu().contiguous() for key, t in (exported(model, name) | own).items()}
     data = {
         "peft_type": file.peft_type,
         "task_type": TASKS.get(model.config.head),
@@ -120,6 +112,21 @@ def adapter_files(model: Transformer, name: str) -> dict[str, Any]:
         metadata = {"method": type(config).__name__, "config": json.dumps(asdict(config))}  # type: ignore[call-overload]
         files[STATE] = safetensors.encode(dict(sorted(state.items())), metadata)
     return files
+
+
+def exported(model: Transformer, name: str) -> dict[str, Tensor]:
+    """The method's own tensors, as its files have them."""
+    file = method_of(config_of(model, name)).FILE
+    out: dict[str, Tensor] = {}
+    if isinstance(file, Whole):
+        out = file.to_file(model, known(model, name, "save_adapter").parts[name])
+    else:
+        found, spelled = own_changes(model, name), Spelling(model)
+        for theirs in spelled.of(found):
+            parts = [found.get(path) for path in theirs.ours]
+            for leaf, tensor in file.to_file(theirs, parts).items():
+                out[f"{PREFIX}{theirs.path}.{leaf}"] = tensor
+    return {key: tensor.detach() for key, tensor in out.items()}
 
 
 def own_changes(model: Transformer, name: str) -> dict[str, nn.Module]:
@@ -238,7 +245,7 @@ def stored(path: str | os.PathLike[str]) -> Stored | adapterhub.Stored:
     base = data.get("base_model_name_or_path")
     if type(base) is not str and base is not None:
         raise FormatError(folder / CONFIG, "base_model_name_or_path", base, "a text", "bad-type")
-    return Stored(folder, data, FORMATS[kind][1], base or "")
+    return Stored(folder, data, FORMATS[kind], base or "")
 
 
 def load_adapter(
@@ -260,8 +267,8 @@ def load_adapter(
     check_labels(model, found)
     file, place = found.file, found.folder / TENSORS
     spelled = None if isinstance(file, Whole) else Spelling(model)
-    config = exported = found.config(spelled)
-    opened = safetensors.read(place)
+    config = said = found.config(spelled)
+    opened = found.opened()
     tensors = {newer(key, opened.tensors): opened.load(key) for key in opened.tensors}
     prefix = "base_model." if isinstance(file, Whole) else PREFIX
     problems: list[str] = []
@@ -284,7 +291,7 @@ def load_adapter(
             allowed = "an adapter of this model"
             at = found.folder / CONFIG
             raise FormatError(at, file.peft_type, error, allowed, "shape-mismatch") from None
-        put(model, name, file, spelled, exported, tensors, own, place, trainable, going_on)
+        put(model, name, file, spelled, said, tensors, own, place, trainable, going_on)
         if going_on is not None:
             put_state(model, name, going_on, {k: t for k, t in tensors.items() if k not in own})
         adapters = known(model, name, "load_adapter")
@@ -363,13 +370,7 @@ def put(
                 for leaf, shape in file.shapes(theirs, config).items()
             }
     rest = {key: tensor for key, tensor in tensors.items() if key not in own}
-    problems = [f"missing {key}" for key in wanted if key not in rest]
-    problems += [f"unexpected {key}" for key in rest if key not in wanted]
-    problems += [
-        f"{key} is {tuple(rest[key].shape)}, not {shape}"
-        for key, shape in wanted.items()
-        if key in rest and tuple(rest[key].shape) != shape
-    ]
+    problems = misfits(wanted, {key: tuple(tensor.shape) for key, tensor in rest.items()})
     problems += head.fill(model, name, own, tensors)
     if problems:
         count = f"{len(problems)} that do not fit"
@@ -440,17 +441,11 @@ def put_state(
     model: Transformer,
     name: str,
     state: safetensors.SafetensorsFile,
-    exported: Mapping[str, Tensor],
+    tensors: Mapping[str, Tensor],
 ) -> None:
     """Fill the training state, which must lead to the tensors that were exported with it."""
-    there = training_state(model, name)
-    problems = [f"missing {key}" for key in there if key not in state.tensors]
-    problems += [f"unexpected {key}" for key in state.tensors if key not in there]
-    problems += [
-        f"{key} is {tuple(entry.shape)}, not {tuple(there[key].shape)}"
-        for key, entry in state.tensors.items()
-        if key in there and entry.shape != tuple(there[key].shape)
-    ]
+    wanted = {key: tuple(tensor.shape) for key, tensor in training_state(model, name).items()}
+    problems = misfits(wanted, {key: entry.shape for key, entry in state.tensors.items()})
     if problems:
         count = f"{len(problems)} that do not fit"
         raise FormatError(state.path, "tensors", count, "the method's own", "shape-mismatch",
@@ -463,8 +458,8 @@ def put_state(
         own = {leaf: f"{path}.{leaf}" for leaf in module.state_dict()}
         if all(key in state.tensors for key in own.values()):
             module.load_state_dict({leaf: state.load(key) for leaf, key in own.items()})
-    again = safetensors_of(model, name)
-    for key, tensor in exported.items():
+    again = {key: tensor.cpu() for key, tensor in exported(model, name).items()}
+    for key, tensor in tensors.items():
         limit = AGREE * max(float(tensor.abs().max()), 1e-6)
         near = (
             key in again
@@ -474,19 +469,3 @@ def put_state(
         if not near:
             found, allowed = f"a state that leads elsewhere than {key}", f"that of {TENSORS}"
             raise FormatError(state.path, "tensors", found, allowed, "shape-mismatch")
-
-
-def safetensors_of(model: Transformer, name: str) -> dict[str, Tensor]:
-    """The tensors that would be exported now."""
-    config = config_of(model, name)
-    file = method_of(config).FILE
-    if isinstance(file, Whole):
-        part = known(model, name, "save_adapter").parts[name]
-        return {k: t.detach().cpu() for k, t in file.to_file(model, part).items()}
-    spelled, out = Spelling(model), {}
-    found = own_changes(model, name)
-    for theirs in spelled.of(found):
-        parts = [found.get(path) for path in theirs.ours]
-        for leaf, tensor in file.to_file(theirs, parts).items():
-            out[f"{PREFIX}{theirs.path}.{leaf}"] = tensor.detach().cpu()
-    return out

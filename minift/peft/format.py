@@ -64,6 +64,20 @@ class Whole:
     neutral: tuple[str, ...] = ()
 
 
+def misfits(
+    wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]
+) -> Problems:
+    """Tensors that are missing, that are too many, and those of another shape."""
+    problems = [f"missing {key}" for key in wanted if key not in found]
+    problems += [f"unexpected {key}" for key in found if key not in wanted]
+    problems += [
+        f"{key} is {found[key]}, not {shape}"
+        for key, shape in wanted.items()
+        if key in found and found[key] != shape
+    ]
+    return problems
+
+
 def one(data: Mapping[str, Any], key: str, kind: type, problems: Problems) -> Any:
     """An option that may be missing or null."""
     value = data.get(key)
