@@ -14,7 +14,6 @@ Natural text repeats its words, so a word is merged once and then looked up (wor
 from __future__ import annotations
 
 import heapq
-import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -24,6 +23,7 @@ from typing import Any, NoReturn
 from minift.errors import EncodeError, FormatError
 from minift.tokenizers import chat, tokenizer_json, vocabulary
 from minift.tokenizers.split import PATTERNS
+from minift.tokenizers.tokens import Finder, TokenBytes
 from minift.tokenizers.vocabulary import ROLES, Vocabulary, checked_ids
 from minift.tokenizers.words import Words
 from minift.tokenizers.wrapping import after
@@ -59,26 +59,24 @@ class ByteBPE:
         ids = checked_ids(vocab.tokens, vocab.places["tokens"], path)
         _check_roles(vocab, path)
         self.special = {t.text: i for i, t in sorted(vocab.added.items()) if t.special}
-        self._bytes = [_bytes(text) for text in vocab.tokens]
+        each = [_bytes(text) for text in vocab.tokens]
         for i, token in vocab.added.items():
-            self._bytes[i] = token.text.encode()
-        self._shown = list(self._bytes)  # what decode shows: nothing for special tokens
-        for i in self.special.values():
-            self._shown[i] = b""
+            each[i] = token.text.encode()
+        self._bytes = TokenBytes(each, self.special.values())
 
         ordinary = {text: i for text, i in ids.items() if i not in vocab.added}
         self._byte_ids = [ordinary.get(character, -1) for character in ALPHABET]
         self._ranks, self._merged = _ranked(vocab, ordinary, path)
         self._whole = {}  # bytes -> id, of vocabularies where a word that is a token stays whole
         if vocab.ignore_merges:
-            self._whole = {self._bytes[i]: i for i in ordinary.values()}
+            self._whole = {each[i]: i for i in ordinary.values()}
         self._pattern = PATTERNS[vocab.pattern]
         self._words = Words(self._merge)
         # Ordinary added tokens (a run of spaces, say) are found in texts: some as the file has
         # them, and then, in the normalized text, those that the file calls normalized.
         found = {i: t for i, t in vocab.added.items() if not t.special}
-        self._raw = _Finder({t.text: i for i, t in found.items() if "normalized" not in t.flags})
-        self._normalized = _Finder(
+        self._raw = Finder({t.text: i for i, t in found.items() if "normalized" not in t.flags})
+        self._normalized = Finder(
             {self._normal(t.text): i for i, t in found.items() if "normalized" in t.flags}
         )
         self._wrapping = vocab.wrapping or after(vocab.bos if vocab.add_bos else None)
@@ -184,36 +182,17 @@ class ByteBPE:
 
     def decode_bytes(self, ids: Iterable[int], *, skip_special: bool = True) -> bytes:
         """The bytes of `ids`, which may end within a character."""
-        table = self._shown if skip_special else self._bytes
-        return b"".join([table[self._checked(i)] for i in ids])
+        return self._bytes.joined(ids, skip_special=skip_special)
 
     def token_bytes(self, i: int) -> bytes:
         """The bytes of one token; those of a special one are its name."""
-        return self._bytes[self._checked(i)]
-
-    def _checked(self, i: int) -> int:
-        if not 0 <= i < self.vocab_size:
-            raise EncodeError(f"found token id {i}, allowed 0 to {self.vocab_size - 1:,}")
-        return i
+        return self._bytes[i]
 
     def chat(
         self, messages: Sequence[Mapping[str, str]], reply: bool = False
     ) -> tuple[list[int], list[int]]:
         """Ids and mask of a conversation; mask 1 = a token to be learned (chat.py)."""
         return chat.render(self, messages, reply=reply)
-
-
-class _Finder:
-    """Tokens that are found in texts, the leftmost first and of those the longest."""
-
-    def __init__(self, ids: dict[str, int]):
-        self.ids = ids
-        names = "|".join(map(re.escape, sorted(ids, key=len, reverse=True)))
-        self._pattern = re.compile(f"({names})") if ids else None
-
-    def cut(self, text: str) -> list[str]:
-        """The text in parts, of which every second one is such a token."""
-        return [text] if self._pattern is None else self._pattern.split(text)
 
 
 def _bytes(token: str) -> bytes:

@@ -23,27 +23,14 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 from minift.errors import ConfigError, EncodeError, one_line
+from minift.tokenizers.interface import Tokenizer
 
 ROLES = ("system", "user", "assistant")
 
 
 Part = tuple[str, int, int]  # what, mask bit, number of the message
-
-
-class Tokenizer(Protocol):
-    """What this file needs of a tokenizer."""
-
-    special: dict[str, int]
-    bos: int | None
-    eos: int
-    add_bos: bool
-    template: str | None  # the Jinja text that came with the model
-    chat_template: str | None  # the name of a row, when the user chose one
-
-    def encode(self, text: str, after: int | None = None) -> list[int]: ...
 
 
 class Special(str):

@@ -24,7 +24,6 @@ does not look for; a token of another type that the configuration calls special 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -42,6 +41,7 @@ from minift.tokenizers.piece_model import (
     PieceModel,
 )
 from minift.tokenizers.piece_settings import Settings
+from minift.tokenizers.tokens import Finder, TokenBytes
 from minift.tokenizers.vocabulary import FLAGS, Added
 from minift.tokenizers.wrapping import after as opened_by
 
@@ -70,22 +70,18 @@ class SentencePiece:
         self.vocab_size = len(model.pieces) + len(settings.added)
         hidden = [i for i, kind in enumerate(types) if kind in (UNKNOWN, CONTROL)]
         hidden += [i for i, token in settings.added.items() if token.special]
-        self._bytes = [_piece_bytes(*row) for row in zip(model.pieces, types, strict=True)]
-        self._bytes += [settings.added[i].text.encode() for i in sorted(settings.added)]
-        self.special = {self._bytes[i].decode(): i for i in sorted(hidden)}
+        each = [_piece_bytes(*row) for row in zip(model.pieces, types, strict=True)]
+        each += [settings.added[i].text.encode() for i in sorted(settings.added)]
+        self._bytes = TokenBytes(each, hidden)
+        self.special = {each[i].decode(): i for i in sorted(hidden)}
         self._special_ids = frozenset(hidden)
-        self._shown = list(self._bytes)  # what decode shows: nothing for special tokens
-        for i in hidden:
-            self._shown[i] = b""
         if self.add_bos and self.bos is None:
             allowed = "an id, since texts shall start with it"
             raise FormatError(path, "bos_token", "nothing", allowed, "missing-field")
 
         self._wrapping = settings.wrapping or opened_by(self.bos if self.add_bos else None)
         # Ordinary added tokens are found in texts, the longest first.
-        self._found = {t.text: i for i, t in settings.added.items() if not t.special}
-        names = sorted(self._found, key=len, reverse=True)
-        self._find = re.compile(f"({'|'.join(map(re.escape, names))})") if names else None
+        self._added = Finder({t.text: i for i, t in settings.added.items() if not t.special})
         self._processors: dict[bool, Any] = {}
         self._processor(prefix)
 
@@ -161,10 +157,9 @@ class SentencePiece:
             found = f"found U+{code:04X}, half of a surrogate pair, allowed text"
             raise EncodeError(found) from None
         ids: list[int] = []
-        parts = self._find.split(text) if self._find else [text]
-        for n, part in enumerate(parts):
+        for n, part in enumerate(self._added.cut(text)):
             if n % 2:  # an added token, which counts as a special one for the space after it
-                ids.append(self._found[part])
+                ids.append(self._added.ids[part])
                 continue
             last = ids[-1] if ids else after
             joined = last is not None and not (
@@ -191,17 +186,11 @@ class SentencePiece:
 
     def decode_bytes(self, ids: Iterable[int], *, skip_special: bool = True) -> bytes:
         """What `ids` add to a text, which may end within a character; a first space is kept."""
-        table = self._shown if skip_special else self._bytes
-        return b"".join([table[self._checked(i)] for i in ids])
+        return self._bytes.joined(ids, skip_special=skip_special)
 
     def token_bytes(self, i: int) -> bytes:
         """The bytes of one token; those of a special one are its name."""
-        return self._bytes[self._checked(i)]
-
-    def _checked(self, i: int) -> int:
-        if not 0 <= i < self.vocab_size:
-            raise EncodeError(f"found token id {i}, allowed 0 to {self.vocab_size - 1:,}")
-        return i
+        return self._bytes[i]
 
     def chat(
         self, messages: Sequence[Mapping[str, str]], reply: bool = False
