@@ -13,15 +13,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from certificate import REPOSITORY, write
+from peer import answers
 
 from minift.checkpoints.download import cached
 from minift.checkpoints.open import load_model
@@ -31,7 +30,6 @@ from minift.peft.bottleneck import DESIGNS, Bottleneck
 from minift.peft.files import load_adapter, save_adapter
 from minift.peft.methods import attach
 
-PEER = Path(__file__).with_name("peers") / "adapters_hub.py"
 GOLDEN = REPOSITORY / "tests" / "golden"
 BASES = (
     *("bert", "bert_body", "bert_labels", "roberta", "roberta_body", "roberta_labels"),
@@ -94,12 +92,7 @@ def main() -> None:
                     "tokens": (tokens * mask).tolist(), "mask": mask.tolist(),
                 })  # fmt: skip
                 models[name] = model
-        (work / "job.json").write_text(json.dumps(jobs))
-        command = [options.peer_python, str(PEER), str(work / "job.json"), str(work / "out.npz")]
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode:
-            sys.exit(done.stderr[-3000:])
-        theirs = np.load(work / "out.npz")
+        theirs = answers(options.peer_python, "adapters_hub.py", work, jobs)
         for job in jobs:
             name, model = job["name"], models[job["name"]]
             mine, other = outputs(model, job), torch.from_numpy(theirs[f"{name}.out"])

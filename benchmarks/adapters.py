@@ -13,15 +13,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from certificate import REPOSITORY, write
+from peer import answers
 
 import minift
 from minift.checkpoints.open import load_model
@@ -29,7 +28,6 @@ from minift.model.transformer import Transformer
 from minift.peft.adapters import disabled, trainable
 from minift.peft.methods import attach
 
-PEER = Path(__file__).with_name("peers") / "peft_adapters.py"
 GOLDEN = REPOSITORY / "tests" / "golden" / "families"
 LIMIT = 1e-5
 METHODS: dict[str, object] = {
@@ -103,12 +101,7 @@ def main() -> None:
                 rows[key] = {"effect": float(effect)}
                 jobs.append({"name": key, "base": str(folder), "adapter": str(work / key),
                              "tokens": tokens.tolist(), "mask": mask.tolist()})  # fmt: skip
-        (work / "job.json").write_text(json.dumps(jobs))
-        command = [options.peer_python, str(PEER), str(work / "job.json"), str(work / "out.npz")]
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode:
-            sys.exit(done.stderr[-3000:])
-        theirs = np.load(work / "out.npz")
+        theirs = answers(options.peer_python, "peft_adapters.py", work, jobs)
         for job in jobs:
             key, mask = job["name"], torch.tensor(job["mask"]).bool()
             mine, other = outs[key], torch.from_numpy(theirs[key])

@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -33,6 +32,7 @@ import numpy as np
 import torch
 from certificate import write
 from parity import MODEL, QUESTIONS, TEXTS
+from peer import ask
 
 import minift
 from minift.checkpoints.download import cached
@@ -40,17 +40,9 @@ from minift.generation.decode import decode
 from minift.model.transformer import Transformer
 from minift.runtime import tuned
 
-PEER = Path(__file__).with_name("peers") / "llama_cpp_logits.py"
-NEW_TOKENS = 40
+PEER, NEW_TOKENS = "llama_cpp_logits.py", 40
 CLOSE, KL = 0.1, 1e-3
 KINDS = ("F32", "F16", "Q8_0")
-
-
-def peer(python: str, *words: object) -> None:
-    command = [python, str(PEER), *map(str, words)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        sys.exit(f"{PEER.name} failed:\n{done.stderr[-2000:]}")
 
 
 def greedy(model: Transformer, prompts: list[list[int]]) -> list[list[int]]:
@@ -115,13 +107,13 @@ def main() -> None:
             words = [path, job, out, "--new-tokens", NEW_TOKENS]
             loaded, _ = minift.load(path)
             if kind == "Q8_0":
-                peer(options.peer_python, *words)
+                ask(options.peer_python, PEER, *words)
                 with np.load(out) as theirs:
                     result["Q8_0 token by token"] = compare(loaded, prompts, theirs)
                 ways = {"prompts": prompts, "texts": texts, "ways": greedy(loaded, prompts)}
                 job.write_text(json.dumps(ways))
                 words.append("--whole")
-            peer(options.peer_python, *words)
+            ask(options.peer_python, PEER, *words)
             with np.load(out) as theirs:
                 found = compare(loaded, prompts, theirs, whole="--whole" in words)
                 same = sum(theirs[f"ids.{i}"].tolist() == tokenizer.encode(text)
@@ -147,7 +139,7 @@ def main() -> None:
         adapter = work / "lora.gguf"
         done = minift.export(model, tokenizer, adapter, to="gguf-lora")
         words = (work / "F32.gguf", job, out, "--new-tokens", NEW_TOKENS, "--lora", adapter)
-        peer(options.peer_python, *words)
+        ask(options.peer_python, PEER, *words)
         with np.load(out) as theirs:
             found = compare(model, prompts, theirs)
         result["lora"] = found | {"bytes": done.bytes, "moves_logits_by": moved}

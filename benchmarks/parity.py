@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -25,6 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 from certificate import write
+from peer import ask
 
 import minift
 from minift.checkpoints.download import cached
@@ -33,7 +33,6 @@ from minift.model.transformer import Transformer
 from minift.runtime import tuned
 
 MODEL = "smollm2-135m-instruct"
-PEERS = Path(__file__).with_name("peers")
 NEW_TOKENS = 40
 TEXTS = (
     "The capital of France is",
@@ -61,13 +60,6 @@ QUESTIONS = (
 )
 
 
-def peer(python: str, script: str, *words: object) -> None:
-    command = [python, str(PEERS / script), *map(str, words)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        sys.exit(f"{script} failed:\n{done.stderr[-2000:]}")
-
-
 @torch.no_grad()
 def logits(model: Transformer, prompts: list[list[int]]) -> list[np.ndarray]:
     return [model(torch.tensor([ids]))[0].numpy() for ids in prompts]
@@ -93,7 +85,7 @@ def main() -> None:
         work = Path(name)
         ids, out = work / "ids.json", work / "out.npz"
         ids.write_text(json.dumps({"prompts": prompts}))
-        peer(options.peer_python, "hf_logits.py", path, ids, out, "--new-tokens", NEW_TOKENS,
+        ask(options.peer_python, "hf_logits.py", path, ids, out, "--new-tokens", NEW_TOKENS,
              "--eos", tokenizer.eos)  # fmt: skip
         theirs = np.load(out)
         base = logits(model, prompts)
@@ -121,13 +113,13 @@ def main() -> None:
             "lrs": [1e-3, 1e-3],
         }
         (work / "job.json").write_text(json.dumps(job))
-        peer(options.peer_python, "hf_sft.py", work / "job.json", work / "result.json",
+        ask(options.peer_python, "hf_sft.py", work / "job.json", work / "result.json",
              "--save", work / "peft")  # fmt: skip
         differences: dict[str, dict[str, float]] = {"minift": {}, "peft": {}}
         moved = {}
         for dtype in ("float32", "float64"):
             for writer, found in differences.items():
-                peer(options.peer_python, "hf_logits.py", path, ids, out, "--new-tokens", 0,
+                ask(options.peer_python, "hf_logits.py", path, ids, out, "--new-tokens", 0,
                      "--dtype", dtype, "--adapter", work / writer)  # fmt: skip
                 adapted, _ = minift.load(MODEL, dtype=dtype)
                 minift.load_adapter(adapted.eval(), work / writer)
