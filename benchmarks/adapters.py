@@ -35,6 +35,7 @@ METHODS: dict[str, object] = {
     "rslora": minift.LoRA(rank=4, alpha=5, rslora=True, targets=("q", "up")),
     "embed": minift.LoRA(rank=2, targets=("v", "embed")),
     "head": minift.LoRA(rank=2, targets=("q", "head")),
+    "tokens": minift.LoRA(rank=2, targets=("v",), tokens=(5, 9)),
     "dora": minift.LoRA(rank=2, dora=True),
     "pissa": minift.LoRA(rank=2, lora_init="pissa"),
     "ia3": minift.IA3(),
@@ -59,6 +60,8 @@ def fits(config: object, method: str, model: Transformer) -> bool:
     """Whether the method has a place on the model, in minift and in PEFT."""
     if method == "head" and model.config.head != "lm":
         return False
+    if method == "tokens" and model.config.head == "mlm":
+        return False  # PEFT leaves out the bias of such a head where it is tied to the table
     if isinstance(config, minift.LoRA | minift.IA3):
         return True
     # PEFT's prompt learning is for language models, classifiers and bodies, and its prefix needs a

@@ -130,9 +130,13 @@ def exported(model: Transformer, name: str) -> dict[str, Tensor]:
 
 
 def own_changes(model: Transformer, name: str) -> dict[str, nn.Module]:
-    """What the method itself made, by path: a label head is saved by other names (head.py)."""
-    found = {path: change for path, _, change in changes(model, name)}
-    return {p: change for p, change in found.items() if not isinstance(change, head.OwnHead)}
+    """What the method itself made, by path, each once: a label head is saved by other names
+    (head.py), the rows of a tied head as the table's."""
+    return {
+        path: change
+        for path, _, change in changes(model, name)
+        if not isinstance(change, head.OwnHead) and not getattr(change, "tied", False)
+    }
 
 
 def training_state(model: Transformer, name: str) -> dict[str, Tensor]:

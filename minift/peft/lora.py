@@ -18,10 +18,11 @@ Gaussian, which is `lora_init="gaussian"`).
 
 With `embed` and `head` among the targets the token table and the output matrix change too: the row
 of a token by s B A[:, token], where A starts at zero and B Gaussian, as in the authors' code.
+`tokens` instead trains the rows of a few tokens whole (token_rows.py).
 
 Touches: linears; the embedding and the head where named.
-Trainable: R (in + out) a matrix, and out more with dora. Merging: W + s B A, its rows rescaled to m
-with dora.
+Trainable: R (in + out) a matrix, out more with dora, dim for each of `tokens`. Merging: W + s B A,
+its rows rescaled to m with dora.
 """
 
 from __future__ import annotations
@@ -39,9 +40,11 @@ from minift.errors import ConfigError
 from minift.kernels.lora.reference import lora_linear, low_rank
 from minift.kernels.quantized.linear import QuantizedLinear
 from minift.model.transformer import Transformer
+from minift.peft import token_rows
 from minift.peft.format import Format, Problems, number, one, whole
 from minift.peft.places import WHOLE, changes, hang, members
 from minift.peft.spelling import Spelling, Theirs
+from minift.peft.token_rows import TableRows
 
 INITS = ("uniform", "gaussian", "pissa")
 RATE = 5e-4
@@ -68,6 +71,12 @@ class LoRA:
     alphas: tuple[tuple[str, float], ...] = field(
         default=(), metadata={"help": "other alphas, by name or path of a target"}
     )
+    tokens: tuple[int, ...] = field(
+        default=(), metadata={"help": "ids of tokens whose own rows of the table are trained too"}
+    )
+    token_rows: tuple[str, ...] = field(
+        default=WHOLE, metadata={"help": "the tables with those rows: embed, head or both"}
+    )
 
     def __post_init__(self) -> None:
         for name, rank in (("rank", self.rank), *self.ranks):
@@ -90,10 +99,12 @@ class LoRA:
             raise ConfigError("dora: found with lora_init pissa, allowed one of the two")
         if self.dora and set(WHOLE) & set(self.targets):
             raise ConfigError("dora: found with embed or head among the targets, allowed linears")
+        token_rows.check(self.tokens, self.token_rows, self.targets)
 
     def __str__(self) -> str:
         kind = "DoRA" if self.dora else "LoRA"
-        return f"{kind} r={self.rank} alpha={self.alpha:g} on {','.join(self.targets)}"
+        rows = f" and {len(self.tokens)} token rows" if self.tokens else ""
+        return f"{kind} r={self.rank} alpha={self.alpha:g} on {','.join(self.targets)}{rows}"
 
     def rank_at(self, path: str) -> int:
         return _at(self.ranks, path, self.rank)
@@ -276,10 +287,11 @@ def attach(model: Transformer, config: LoRA, name: str, seed: int) -> None:
             kind = HeadChange if path == "head" else Change
             change = kind(module, config, path, generator)
         hang(model, path, name, change)
+    token_rows.attach(model, config.tokens, config.token_rows, name, config.lora_init == "pissa")
 
 
 def changes_of(model: Transformer, name: str) -> dict[str, Change | EmbedChange]:
-    """An adapter's changes by path, a label head of its own left out."""
+    """An adapter's thin products by path."""
     found = {path: change for path, _, change in changes(model, name)}
     return {path: c for path, c in found.items() if isinstance(c, Change | EmbedChange)}
 
@@ -287,7 +299,9 @@ def changes_of(model: Transformer, name: str) -> dict[str, Change | EmbedChange]
 def count(model: Transformer, config: LoRA) -> int:
     """Trainable numbers, in closed form."""
     lengths = sum(outputs for _, _, _, outputs in places(model, config)) if config.dora else 0
-    return lengths + sum(config.rank_at(p) * (i + o) for p, _, i, o in places(model, config))
+    whole_rows = token_rows.count(model, config.tokens, config.token_rows)
+    thin = sum(config.rank_at(path) * (i + o) for path, _, i, o in places(model, config))
+    return thin + lengths + whole_rows
 
 
 # ---- PEFT's files --------------------------------------------------------------------------------
@@ -301,6 +315,7 @@ def read(data: Mapping[str, Any], spelled: Spelling | None, problems: Problems) 
     ranks = one(data, "rank_pattern", dict, problems) or {}
     alphas = one(data, "alpha_pattern", dict, problems) or {}
     targets = spelled.targets(data, problems) if spelled is not None else ("all",)
+    tokens, where = token_rows.read(data, spelled, problems)
     return LoRA(
         rank=whole(data, "r", problems),
         alpha=number(data, "lora_alpha", problems),
@@ -310,16 +325,19 @@ def read(data: Mapping[str, Any], spelled: Spelling | None, problems: Problems) 
         targets=targets,
         ranks=spelled.pattern(ranks, int, "rank_pattern", problems) if spelled else (),
         alphas=spelled.pattern(alphas, float, "alpha_pattern", problems) if spelled else (),
+        tokens=tokens,
+        token_rows=where,
     )
 
 
 def write(config: LoRA, spelled: Spelling, found: Mapping[str, nn.Module]) -> dict[str, Any]:
     """adapter_config.json's part of it, as the changes are: pissa is a LoRA of twice the rank."""
+    thin = {path: change for path, change in found.items() if not isinstance(change, TableRows)}
     sizes = {}
-    for theirs in spelled.of(found):
-        parts = [found.get(path) for path in theirs.ours]
+    for theirs in spelled.of(thin):
+        parts = [thin.get(path) for path in theirs.ours]
         rank = len(parts[0].A) if isinstance(parts[0], EmbedChange) else len(stacked(parts)[0])
-        scale = config.scale_at(next(path for path in theirs.ours if path in found))
+        scale = config.scale_at(next(path for path in theirs.ours if path in thin))
         sizes[theirs.path] = (rank, scale * (math.sqrt(rank) if config.rslora else rank))
     usual = max(set(sizes.values()), key=lambda size: (list(sizes.values()).count(size), size))
     return {
@@ -330,11 +348,11 @@ def write(config: LoRA, spelled: Spelling, found: Mapping[str, nn.Module]) -> di
         "lora_dropout": config.dropout,
         "use_rslora": config.rslora,
         "use_dora": config.dora,
-        "target_modules": spelled.modules(found),
+        "target_modules": spelled.modules(thin),
         "bias": "none",
-        "fan_in_fan_out": any(theirs.turned for theirs in spelled.of(found)),
+        "fan_in_fan_out": any(theirs.turned for theirs in spelled.of(thin)),
         "init_lora_weights": True,
-    }
+    } | token_rows.write(spelled, found)
 
 
 def whole_if(alpha: float) -> float | int:
@@ -345,6 +363,8 @@ def whole_if(alpha: float) -> float | int:
 
 def to_file(theirs: Theirs, parts: Sequence[nn.Module | None]) -> dict[str, Tensor]:
     """The tensors of one of their linears."""
+    if isinstance(parts[0], TableRows):
+        return {token_rows.LEAF: parts[0].rows}
     if isinstance(parts[0], EmbedChange):
         return {"lora_embedding_A": parts[0].A, "lora_embedding_B": parts[0].B}
     A, columns = stacked(parts)
@@ -382,6 +402,8 @@ def stacked(parts: Sequence[nn.Module | None]) -> tuple[Tensor, list[int]]:
 def shapes(theirs: Theirs, config: LoRA) -> dict[str, tuple[int, ...]]:
     """What the file must hold for one of their linears."""
     rank, outputs = config.rank_at(theirs.ours[0]), sum(theirs.outputs)
+    if config.tokens and theirs.ours[0] in WHOLE:
+        return {token_rows.LEAF: (len(config.tokens), theirs.inputs)}
     if theirs.ours[0] == "embed":
         return {"lora_embedding_A": (rank, outputs), "lora_embedding_B": (theirs.inputs, rank)}
     wanted: dict[str, tuple[int, ...]]
@@ -392,6 +414,9 @@ def shapes(theirs: Theirs, config: LoRA) -> dict[str, tuple[int, ...]]:
 @torch.no_grad()
 def fill(theirs: Theirs, parts: Sequence[nn.Module], tensors: Mapping[str, Tensor]) -> None:
     """Put one of their linears' tensors into our changes."""
+    if isinstance(parts[0], TableRows):
+        parts[0].rows.copy_(tensors[token_rows.LEAF])
+        return
     if isinstance(parts[0], EmbedChange):
         parts[0].A.copy_(tensors["lora_embedding_A"])
         parts[0].B.copy_(tensors["lora_embedding_B"])
@@ -407,9 +432,10 @@ def fill(theirs: Theirs, parts: Sequence[nn.Module], tensors: Mapping[str, Tenso
 
 
 def idle(tensors: Mapping[str, Tensor]) -> bool:
-    """Whether these tensors change nothing."""
+    """Whether these tensors change nothing; of whole rows only the base could tell."""
     thin = [t for name, t in tensors.items() if name.endswith(("lora_B.weight", "embedding_A"))]
-    return not any(bool(t.any()) for t in thin) and not any("magnitude" in n for n in tensors)
+    whole_rows = any(name.endswith(("magnitude_vector", token_rows.LEAF)) for name in tensors)
+    return not whole_rows and not any(bool(t.any()) for t in thin)
 
 
 FILE = Format(
@@ -423,7 +449,7 @@ FILE = Format(
     options=(
         *("r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora", "rank_pattern"),
         *("alpha_pattern", "target_modules", "init_lora_weights", "layers_to_transform"),
-        "exclude_modules",
+        *("exclude_modules", token_rows.OPTION),
     ),
     off={
         "bias": ("none",),
@@ -433,7 +459,6 @@ FILE = Format(
         "lora_bias": (False,),
         "layer_replication": (None,),
         "target_parameters": (None, []),
-        "trainable_token_indices": (None, []),
         "alora_invocation_tokens": (None,),
     },
     neutral=(

@@ -79,7 +79,7 @@ def with_tensors(
         if group not in BIASES or not key.endswith(".bias"):
             raise ConfigError(f"merge: {config.family} has no {key}")
         config = replace(config, **{BIASES[group]: True})  # type: ignore[arg-type]
-    if config.tied and {"embed.weight", *shared} & set(new):
+    if config.tied and {"embed.weight", *shared} & set(new) and not alike(new, shared):
         config = replace(config, tied=False)
     plain = unfilled(config, model.source)
     for name, parameter in list(plain.named_parameters()):
@@ -111,6 +111,12 @@ def with_tensors(
     if config.tied:
         plain.tie()
     return plain.train(model.training)
+
+
+def alike(new: Mapping[str, Tensor], shared: set[str]) -> bool:
+    """Whether the table and the head that is tied to it became the same matrix."""
+    head = next((new[key] for key in shared if key in new), None)
+    return head is not None and "embed.weight" in new and torch.equal(head, new["embed.weight"])
 
 
 @dataclass(frozen=True)
@@ -146,7 +152,10 @@ def combine(
     for other in weights:
         known(model, other, "combine")
         config = config_of(model, other)
-        if not isinstance(config, lora.LoRA) or config.dora or config.lora_init == "pissa":
+        other_than_thin = isinstance(config, lora.LoRA) and (
+            config.dora or config.tokens or config.lora_init == "pissa"
+        )
+        if not isinstance(config, lora.LoRA) or other_than_thin:
             kind = type(config).__name__
             raise ConfigError(f'combine: found "{other}", a {config or kind}, allowed plain LoRA')
         parts[other] = lora.changes_of(model, other)

@@ -72,6 +72,19 @@ DORA = {
     "qwen2": {"target_modules": ["v_proj", "o_proj"], "rank_pattern": {"o_proj": 1}},
     "bert_labels": {"target_modules": ["key", "output.dense"]},
 }
+TOKENS = {  # whole rows of the token table; the dictionary where the head is a matrix of its own
+    "llama": {
+        "target_modules": ["v_proj"],
+        "trainable_token_indices": {"embed_tokens": [16, 36], "lm_head": [16, 36]},
+    },
+    "gpt2": {"target_modules": ["c_attn"], "fan_in_fan_out": True, "trainable_token_indices": [11]},
+    "qwen2": {
+        "target_modules": ["q_proj"],
+        "trainable_token_indices": {"embed_tokens": [3, 17, 8], "lm_head": [3, 17, 8]},
+    },
+    # Not "bert": PEFT leaves out the bias of a head that is tied to the table.
+    "bert_labels": {"target_modules": ["query"], "trainable_token_indices": [6, 23]},
+}
 SOFT = ("llama", "gpt2", "qwen2", "bert_body", "bert_labels")
 
 
@@ -82,6 +95,8 @@ def settings():
         found["lora", base] = peft.LoraConfig(r=3, lora_alpha=6, **extra)
     for base, extra in WHOLE.items():
         found["lora_whole", base] = peft.LoraConfig(r=2, lora_alpha=3, **extra)
+    for base, extra in TOKENS.items():
+        found["lora_tokens", base] = peft.LoraConfig(r=2, lora_alpha=3, **extra)
     for base, extra in DORA.items():
         found["dora", base] = peft.LoraConfig(r=2, lora_alpha=5, use_dora=True, **extra)
     for base in BASES:

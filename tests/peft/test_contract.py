@@ -42,6 +42,7 @@ FOLDERS = {
 METHODS: dict[str, Callable[[Transformer], object]] = {
     "lora": lambda model: LoRA(rank=3, alpha=5, ranks=(("down", 2),), alphas=(("k", 1.0),)),
     "lora_whole": lambda model: LoRA(rank=2, rslora=True, targets=("v", "embed", *matrix(model))),
+    "lora_tokens": lambda model: LoRA(rank=2, targets=("q", "v"), tokens=(3, 15, 8)),
     "dora": lambda model: LoRA(rank=2, dora=True, ranks=(("up", 3),)),
     "pissa": lambda model: LoRA(rank=2, lora_init="pissa", targets=("attention", "down")),
     "ia3": lambda model: IA3(),
@@ -53,7 +54,7 @@ METHODS: dict[str, Callable[[Transformer], object]] = {
     "ptuning_lstm": lambda model: PTuning(3, "lstm", encoder_hidden=4, encoder_layers=1),
 }
 EXACT = ("lora", "lora_whole", "ia3", "bitfit")  # at their start, the base bit for bit
-NEAR = ("dora", "pissa")  # the same up to rounding
+NEAR = ("dora", "pissa", "lora_tokens")  # the same up to rounding
 SUMS = ("lora", "pissa")  # added to linears of the blocks
 WITH_STATE = ("pissa", "prefix_mlp", "ptuning", "ptuning_lstm")  # see files.py
 SOFT = ("prefix", "prefix_mlp", "prompt", "ptuning", "ptuning_lstm")

@@ -181,7 +181,7 @@ BAD_OPTIONS = [
     ("target_modules", ["q"], "unknown-field"), ("layers_to_transform", [0], "shape-mismatch"),
     ("bias", "lora_only", "unknown-field"),
     ("lora_bias", True, "unknown-field"),
-    ("trainable_token_indices", [1], "unknown-field"),
+    ("trainable_token_indices", [1], "shape-mismatch"),
     ("target_parameters", ["x"], "unknown-field"), ("exclude_modules", "lm_head", "unknown-field"),
     ("layer_replication", [[0, 1]], "unknown-field"), ("peft_type", None, "out-of-range"),
     ("peft_type", ["LORA"], "out-of-range"), ("auto_run", "rm -rf /", "unknown-field"),

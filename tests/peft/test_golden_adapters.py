@@ -20,6 +20,7 @@ from minift.peft.format import Whole
 from minift.peft.merge import merge
 from minift.peft.methods import attach, method_of
 from minift.peft.spelling import Spelling
+from minift.peft.token_rows import LEAF, TableRows
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 FOLDERS = {folder.name: folder for folder in sorted((GOLDEN / "peft").iterdir())}
@@ -141,7 +142,9 @@ def gradients(model):
     for theirs in Spelling(model).of(own_changes(model, "default")):
         parts = [own_changes(model, "default")[path] for path in theirs.ours]
         at = f"{PREFIX}{theirs.path}."
-        if isinstance(parts[0], lora.EmbedChange):
+        if isinstance(parts[0], TableRows):
+            found[at + LEAF] = parts[0].rows.grad
+        elif isinstance(parts[0], lora.EmbedChange):
             found[at + "lora_embedding_A"] = parts[0].A.grad
             found[at + "lora_embedding_B"] = parts[0].B.grad
         elif isinstance(parts[0], lora.Change):
