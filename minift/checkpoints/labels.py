@@ -20,6 +20,7 @@ from minift.checkpoints.families import FAMILIES
 from minift.checkpoints.mapping import pairs
 from minift.checkpoints.save import is_changed
 from minift.errors import ConfigError
+from minift.kernels.quantized.linear import quantized
 from minift.model.config import ModelConfig
 from minift.model.transformer import Transformer
 from minift.model.unfilled import unfilled
@@ -40,6 +41,9 @@ def with_labels(model: Transformer, labels: Sequence[str], *, seed: int = 0) -> 
         raise ConfigError("with_labels: the model has an adapter attached; it comes after the head")
     config = labelled(model.config, names)
     new = unfilled(config, model.source)
+    for path, linear in quantized(model):
+        group, _, member = path.rpartition(".")
+        setattr(new.get_submodule(group), member, linear.twin(linear.bias))
     body = {n: p for n, p in model.named_parameters() if not n.startswith("head.")}
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in list(new.named_parameters()):

@@ -10,7 +10,14 @@ from minift.checkpoints import strict_json
 from minift.checkpoints.labels import with_labels
 from minift.checkpoints.open import load
 from minift.cli.method import chosen
-from minift.cli.models import base_dtype, headline, labels_of, open_model
+from minift.cli.models import (
+    base_dtype,
+    base_kind,
+    base_line,
+    headline,
+    labels_of,
+    open_model,
+)
 from minift.cli.options import Parsed
 from minift.cli.screen import Screen
 from minift.cli.train import sides, train_shown
@@ -18,7 +25,7 @@ from minift.data.read import Records, open_records, unescape_template
 from minift.data.split import Rows
 from minift.errors import ConfigError, one_line
 from minift.model.transformer import Transformer
-from minift.peft.files import adapter_folder, load_adapter
+from minift.peft.files import adapter_folder, load_adapter, stored
 from minift.peft.methods import attach
 from minift.tokenizers.interface import Tokenizer
 from minift.train.classification import LABEL, LONGEST, TEXT, Classification, class_accuracy
@@ -35,11 +42,15 @@ def classify(parsed: Parsed, screen: Screen) -> int:
         raise ConfigError(f"{adapter} is no classifier: minift sft goes on from it")
     labels = labels or parsed.need("labels")
     check_out(out, parsed.flag("overwrite"))
+    base = base_kind(parsed.flag("base"), stored(adapter) if adapter is not None else None)
     train, held = sides(parsed, partial(read, parsed, labels, before_run), config.seed)
-    model, tokenizer = load(name, dtype=base_dtype(parsed.flag("dtype"), config.threads))
+    dtype = base_dtype(parsed.flag("dtype"), config.threads)
+    model, tokenizer = load(name, dtype=dtype, base=base)
     most = longest(parsed, before_run, model)
     model = with_labels(model, labels, seed=config.seed)
     screen.say(headline())
+    if base is not None:
+        screen.say(base_line(model))
     objective = Classification(tokenizer, train, held, max_length=most)
     if method is None:
         load_adapter(model, adapter, trainable=True)

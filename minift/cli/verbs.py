@@ -118,6 +118,7 @@ VERBS = {
             Flag("max_length", int, 256, "longest text in tokens; the rest is cut off", least=3),
             Flag("adapter", str, None, "go on from this classifier"),
             DTYPE,
+            BASE,
             OVERWRITE,
         ),
         configs=("minift.train.loop:TrainConfig", METHODS),

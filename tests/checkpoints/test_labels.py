@@ -11,6 +11,7 @@ from minift.checkpoints.families import FAMILIES
 from minift.checkpoints.labels import labelled, with_labels
 from minift.checkpoints.open import load_model
 from minift.errors import ConfigError
+from minift.kernels.quantized.linear import quantized
 from minift.peft.lora import LoRA
 from minift.peft.methods import attach
 
@@ -47,6 +48,19 @@ def test_an_encoder_scores_its_first_token_through_the_pooler():
         expected = model.head.out(torch.tanh(base.pooler(hidden[:, 0])))
     torch.testing.assert_close(scores(model), expected)
     assert bool((model.head.out.bias == 0).all())
+
+
+@pytest.mark.parametrize("base", ["int8", "nf4"])
+@pytest.mark.parametrize("name", ["qwen2", "bert_body"])
+def test_a_quantised_body_keeps_what_it_stores(name, base):
+    stored = load_model(GOLDEN / name, base=base)
+    dense = load_model(GOLDEN / name)
+    with torch.no_grad():
+        for path, linear in quantized(stored):
+            dense.get_parameter(f"{path}.weight").copy_(linear.weight)
+    model = with_labels(stored, NAMES)
+    assert [path for path, _ in quantized(model)] == [path for path, _ in quantized(stored)]
+    torch.testing.assert_close(scores(model), scores(with_labels(dense, NAMES)))
 
 
 def test_the_body_is_shared_and_the_head_is_drawn_in_float32():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 
 import pytest
@@ -42,6 +43,20 @@ def refused(result, *parts):
     assert (code, err.count("\n")) == (2, 1), err
     for part in parts:
         assert part in err
+
+
+def test_a_base_in_few_bits_is_trained_and_evaluated_as_such(cli, tiny_encoder, reviews, tmp_path):
+    out = tmp_path / "out"
+    code, text, _ = cli("classify", "--model", tiny_encoder, "--data", reviews, "--labels", LABELS,
+                        "--out", out, "--steps", 3, "--base", "nf4", "--held-out", reviews,
+                        "--limit", 12)  # fmt: skip
+    assert code == 0
+    assert "base         nf4 · linears: " in text
+    assert json.loads((out / "run.json").read_text())["base"] == "nf4"
+    after = re.search(r"after +accuracy (\S+ %)", text).group(1)
+    code, text, _ = cli("eval", "--adapter", out, "--data", reviews, "--limit", 12)
+    assert code == 0
+    assert f"accuracy     {after}" in text
 
 
 def test_a_run_says_what_it_does(cli, tiny_encoder, reviews, tmp_path):
