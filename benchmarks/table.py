@@ -84,6 +84,7 @@ def measured() -> str:
     texts = min(sum(row["texts"] for row in found["sources"].values()) for found in tokens.values())
     q8 = export["Q8_0"]
     gguf = memory["loading"]["gguf to float32"]
+    fuzzed = result("fuzz")["readers"]
     rows = [
         [
             "cached GGUF to first logits, torch's import taken off (`load`)",
@@ -133,6 +134,11 @@ def measured() -> str:
             f"{export['lora']['greedy_identical']}, Q8_0 {q8['greedy_identical']} of "
             f"{export['prompts']}",
             f"mean KL in Q8_0 {q8['mean_kl']:.0e} nats; F16 leaves at margins under 0.1 only",
+        ],
+        [
+            f"mutated files for each of {len(fuzzed)} readers (`fuzz`)",
+            f"{min(row['files'] for row in fuzzed):,}: refused in one line, or read",
+            "",
         ],
         [
             "memory to load it as float32, above one copy of the weights (`memory`)",

@@ -1,4 +1,4 @@
-"""Mutated files by the hundred thousand: python tests/fuzz_formats.py --count 100000 [--seed 1]
+"""Mutated files by the hundred thousand: python tests/fuzz_formats.py --count 100000
 
 Every reader gets `count` files that were valid once; anything but a FormatError that leaves it is a
 bug, and so are a second for one file and memory that grows. Each reader has a process of its own,
@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE.parent), str(HERE)]
@@ -92,8 +93,8 @@ def fuzz(make: Callable[[random.Random], bytes], read: Read, count: int, seed: i
     return codes
 
 
-def line_of(task: tuple[str, int, int]) -> str:
-    """Fuzz one reader; -> what happened, in a line."""
+def result_of(task: tuple[str, int, int]) -> dict[str, Any]:
+    """Fuzz one reader; -> what happened."""
     name, count, seed = task
     make, read = tests_of(name).mutated, READERS[name]
     fuzz(make, read, min(count, 1000), 0)  # what is allocated once is allocated now
@@ -103,21 +104,38 @@ def line_of(task: tuple[str, int, int]) -> str:
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
     if grown > MEGABYTES:
         raise AssertionError(f"{name}: memory grew by {grown:.0f} MiB")
-    shown = ", ".join(f"{code} {n:,}" for code, n in codes.most_common())
-    short = name.partition("test_")[2]
-    return f"{short}: {count:,} files, {rate:,.0f}/s, {grown:.0f} MiB more: {shown}"
+    return {
+        "reader": name.partition("test_")[2],
+        "files": count,
+        "files_a_second": round(rate),
+        "grown_mib": round(grown),
+        "codes": dict(codes.most_common()),
+    }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--count", type=int, default=50_000, help="files for each reader")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--out", type=Path, help="the folder of a result file, fuzz.json")
     options = parser.parse_args()
     tasks = [(name, options.count, options.seed) for name in READERS]
     fresh = multiprocessing.get_context("spawn")
     with fresh.Pool(PROCESSES, maxtasksperchild=1) as pool:
-        for line in pool.imap_unordered(line_of, tasks):
-            print(line, flush=True)
+        found = []
+        for result in pool.imap_unordered(result_of, tasks):
+            shown = ", ".join(f"{code} {n:,}" for code, n in result["codes"].items())
+            print(
+                f"{result['reader']}: {result['files']:,} files, {result['files_a_second']:,}/s, "
+                f"{result['grown_mib']} MiB more: {shown}",
+                flush=True,
+            )
+            found.append(result)
+    if options.out is not None:
+        sys.path.insert(0, str(HERE.parent / "benchmarks"))
+        from certificate import write
+
+        print(write("fuzz", {"seed": options.seed, "readers": found}, options.out))
 
 
 if __name__ == "__main__":

@@ -41,7 +41,10 @@ def quickstart(parsed: Parsed, screen: Screen) -> int:
         raise ConfigError(f"--source: found {source}, allowed {', '.join(SOURCES)}")
     steps = parsed.flag("steps")
     config = replace(
-        RECIPE, steps=RECIPE.steps if steps is None else steps, threads=parsed.flag("threads")
+        RECIPE,
+        steps=RECIPE.steps if steps is None else steps,
+        threads=parsed.flag("threads"),
+        kernels=parsed.flag("kernels"),
     )
     check_out(out, parsed.flag("overwrite"))
     screen.say(headline())

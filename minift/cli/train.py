@@ -25,6 +25,8 @@ from minift.train.classification import Classification
 from minift.train.loop import Progress, Run, TrainConfig, check_out, fit
 from minift.train.objectives import SFT, Objective
 
+WORD = {"auto": "fused", "reference": "readable"}  # of the kernels, where they apply
+
 
 def sft(parsed: Parsed, screen: Screen) -> int:
     name, _, out = parsed.need("model"), parsed.need("data"), parsed.need("out")
@@ -103,14 +105,15 @@ def show_example(screen: Screen, objective: Objective, tokenizer: Tokenizer) -> 
     screen.say(f"             {line}   {screen.learned('trained')}")
 
 
-def describe(model: Transformer, steps: int, tokens_a_step: float) -> str:
-    """Method, trainable share and dtype, and the minutes that training should take."""
+def describe(model: Transformer, steps: int, tokens_a_step: float, kernels: str) -> str:
+    """Method, trainable share, dtype and kernels, and the minutes that training should take."""
     counts = sum(p.numel() for p in trainable(model).values())
     total = numbers(model)
     dtype = base_of(model) or str(model.embed.weight.dtype).removeprefix("torch.")
+    time = duration(estimate(model, steps * tokens_a_step))
     return (
         f"{config_of(model)} · {counts:,} trainable, {100 * counts / total:.1f} %, "
-        f"float32 on {dtype} · about {duration(estimate(model, steps * tokens_a_step))}"
+        f"float32 on {dtype} · {WORD[kernels]} kernels · about {time}"
     )
 
 
@@ -138,7 +141,7 @@ def train_shown(
     sample = objective.lengths(range(0, objective.rows, max(1, objective.rows // 200)))
     tokens = config.batch * sum(sample) / len(sample)
     plan = estimate(model, steps * tokens)
-    screen.say(f"{label:<12} {describe(model, steps, tokens)}")
+    screen.say(f"{label:<12} {describe(model, steps, tokens, config.kernels)}")
     bar: Bar = screen.bar(steps, "steps")
 
     def watch(progress: Progress) -> None:

@@ -8,22 +8,12 @@ A label head with one output is a scalar head: a reward, or a regression.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from minift.kernels.activations import ACTIVATIONS
 from minift.model.config import ModelConfig
 from minift.model.norm import LayerNorm
-
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "silu": F.silu,
-    "gelu": F.gelu,
-    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
-    "relu": F.relu,
-    "tanh": torch.tanh,
-}
 
 
 class MaskedLMHead(nn.Module):

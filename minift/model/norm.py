@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from minift.kernels.norm.dispatch import rms_norm
 from minift.model.config import ModelConfig
 
 
@@ -18,11 +19,7 @@ class RMSNorm(nn.Module):
         self.eps, self.offset = eps, offset
 
     def forward(self, x: Tensor) -> Tensor:
-        wide = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
-        wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
-        if self.offset:  # 1 + weight would lose the weight's last bits in bf16
-            return (wide * (self.offset + self.weight.to(wide.dtype))).to(x.dtype)
-        return wide.to(x.dtype) * self.weight
+        return rms_norm(x, self.weight, self.eps, self.offset)
 
 
 class LayerNorm(nn.Module):

@@ -75,12 +75,3 @@ def rotary_table(
     """cos and sin times `gain`, each (B, 1, T, E/2), for positions (B, T)."""
     angle = positions[:, None, :, None].double() * freq.to(positions.device)
     return (angle.cos() * gain).to(dtype), (angle.sin() * gain).to(dtype)
-
-
-def rotate(x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
-    """Turn the first channels of x (B, H, T, E) by the table's angles."""
-    cos, sin = table
-    turned = 2 * cos.shape[-1]
-    first, second = x[..., :turned].chunk(2, dim=-1)  # (B, H, T, E/2) each
-    halves = [first * cos - second * sin, second * cos + first * sin]
-    return torch.cat(halves if turned == x.shape[-1] else [*halves, x[..., turned:]], dim=-1)

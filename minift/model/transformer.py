@@ -5,7 +5,8 @@ Sizes, here and in every file:
     E head width · F mlp width · V vocab · R rank · P prompt length
 
 A fine-tuning method changes it from outside, through these seams and no others:
-  - a `Projections` group: `group.changes[name]` replaces what one of its Linears computes;
+  - a `Projections` group: `group.changes[name]` replaces what one of its Linears computes; where
+    it can, `group.together` (and an MLP's) computes all of them at once, or says None;
   - a sublayer (`Attention`, `MLP`): `sublayer.change` replaces what it adds to the residual stream
     (asked instead of `branch`);
   - `embeds` in place of `tokens`; `past`, keys and values that every position attends to;
@@ -16,7 +17,7 @@ Parameter names never change, whatever is attached.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -25,11 +26,14 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from minift.errors import ConfigError
+from minift.kernels.activations import ACTIVATIONS
 from minift.kernels.attention.dispatch import attend
+from minift.kernels.cross_entropy.dispatch import linear_cross_entropy
+from minift.kernels.rope.dispatch import rotate
 from minift.model.config import ModelConfig
-from minift.model.heads import ACTIVATIONS, LabelHead, MaskedLMHead
+from minift.model.heads import LabelHead, MaskedLMHead
 from minift.model.norm import make_norm
-from minift.model.rope import frequencies, rotary_table, rotate
+from minift.model.rope import frequencies, rotary_table
 
 Past = Sequence[tuple[Tensor, Tensor]]  # per layer: keys and values, each (1 or B, K, P, E)
 
@@ -77,9 +81,11 @@ class Projections(nn.Module):
         for name, width in outputs.items():
             self.add_module(name, nn.Linear(inputs, width, bias=bias))
         self.changes = nn.ModuleDict()  # member name -> module called as change(linear, x)
+        self.together: Callable[[Projections, Tensor], tuple[Tensor, ...] | None] | None = None
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        return tuple(self.project(name, x) for name in self.members)
+        found = None if self.together is None else self.together(self, x)
+        return tuple(self.project(name, x) for name in self.members) if found is None else found
 
     def project(self, name: str, x: Tensor) -> Tensor:
         linear = self.get_submodule(name)
@@ -114,7 +120,7 @@ class Attention(nn.Module):
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)  # over the channels of each head
         if view.rotary is not None:
-            q, k = rotate(q, view.rotary), rotate(k, view.rotary)  # (B, H, T, E), (B, K, T, E)
+            q, k = rotate(q, *view.rotary), rotate(k, *view.rotary)  # (B, H, T, E), (B, K, T, E)
         if shared.cache is not None:
             k, v = shared.cache.write(self.layer, k, v)  # (B, K, S, E)
         if shared.past is not None:
@@ -138,11 +144,15 @@ class MLP(nn.Module):
         self.act = ACTIVATIONS[config.act]
         self.post = config.norm_at == "post"
         self.change: nn.Module | None = None
+        self.together: Callable[[MLP, Tensor], Tensor | None] | None = None
 
     def forward(self, x: Tensor, shared: Shared) -> Tensor:
         return residual(self, x, shared)
 
     def inner(self, x: Tensor, shared: Shared) -> Tensor:
+        found = None if self.together is None else self.together(self, x)
+        if found is not None:
+            return found
         first, *gated = self.hidden(x)  # (B, T, F) each: gate and up, or up alone
         h = self.act(first)
         return self.out(h * gated[0] if gated else h)[0]  # (B, T, D)
@@ -263,6 +273,10 @@ class Transformer(nn.Module):
         scores = self.head(hidden)
         cap = self.config.logit_cap
         return scores if cap is None else torch.tanh(scores / cap) * cap
+
+    def nll(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """Sum of the negative log-probabilities of targets (N,), in nats: hidden (N, D)."""
+        return linear_cross_entropy(hidden, self.head, self.logits, targets, self.config.logit_cap)
 
     def embed_tokens(self, tokens: Tensor) -> Tensor:
         """(B, T) -> (B, T, D), scaled where the family scales."""

@@ -40,7 +40,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from minift.errors import ConfigError
-from minift.model.heads import ACTIVATIONS
+from minift.kernels.activations import ACTIVATIONS
 from minift.model.transformer import MLP, Attention, Shared, Transformer, branch
 from minift.peft.lora import precise
 from minift.peft.places import hang

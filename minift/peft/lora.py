@@ -37,7 +37,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from minift.errors import ConfigError
-from minift.kernels.lora.reference import lora_linear, low_rank
+from minift.kernels.lora.reference import Adapted, lora_linear, low_rank
 from minift.kernels.quantized.linear import QuantizedLinear
 from minift.model.transformer import Transformer
 from minift.peft import token_rows
@@ -171,6 +171,13 @@ class Change(nn.Module):
             # Given the decoded weight, autograd would keep it for the backward pass.
             return linear(x) + low_rank(x, A, B, self.scale, drop)
         return lora_linear(x, linear.weight, linear.bias, A, B, self.scale, drop)
+
+    def adapted(self, linear: nn.Linear) -> Adapted | None:
+        """The linear and what is added to it, for kernels that take several together."""
+        if self.m is not None:
+            return None
+        A, B = self.factors()
+        return Adapted(linear, A, B, self.scale, self.config.dropout if self.training else 0.0)
 
     def dora(self, linear: nn.Linear, x: Tensor, drop: float) -> Tensor:
         """W x, b and m ‖W + s B A‖⁻¹ (...): the dropped inputs make the change, and only it."""

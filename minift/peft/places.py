@@ -22,6 +22,9 @@ import torch
 from torch import Tensor, nn
 
 from minift.errors import ConfigError
+from minift.kernels.lora.dispatch import adapted_linears
+from minift.kernels.lora.reference import Adapted
+from minift.kernels.mlp.dispatch import mlp
 from minift.model.transformer import MLP, Attention, Projections, Shared, Transformer, branch
 
 GROUPS = {
@@ -59,6 +62,15 @@ class LinearSlot(Slot):
             return self.mixed(linear, x, self.switch.rows)
         change = self.asked
         return linear(x) if change is None else change(linear, x)
+
+    def adapted(self, linear: nn.Linear) -> Adapted | None:
+        """The linear with the thin product that is asked to be added; None for anything else."""
+        change = self.asked
+        if self.switch.rows is not None:
+            return None
+        if change is None:
+            return Adapted(linear)
+        return change.adapted(linear) if hasattr(change, "adapted") else None  # type: ignore[operator]
 
     def mixed(self, linear: nn.Linear, x: Tensor, rows: Sequence[str | None]) -> Tensor:
         """Each row (of B) through its own adapter: one product for the base, thin ones on top."""
@@ -139,9 +151,44 @@ def made(model: Transformer) -> Adapters:
     if found is None:
         found = Adapters()
         model.adapters = found
+        for module in model.modules():
+            if isinstance(module, Projections):
+                module.together = group_at_once
+            elif isinstance(module, MLP):
+                module.together = mlp_at_once
         model.register_forward_pre_hook(found.before, with_kwargs=True)
         model.register_forward_hook(found.after, with_kwargs=True, always_call=False)
     return found
+
+
+def sums(group: Projections) -> list[Adapted] | None:
+    """Each Linear with the thin product that is added to it; None if one change is no such sum."""
+    found = []
+    for name in group.members:
+        linear = group.get_submodule(name)
+        assert isinstance(linear, nn.Linear)
+        one: Adapted | None = Adapted(linear)
+        if name in group.changes:
+            slot = group.changes[name]
+            one = slot.adapted(linear) if isinstance(slot, LinearSlot) else None
+        if one is None:
+            return None
+        found.append(one)
+    return found
+
+
+def group_at_once(group: Projections, x: Tensor) -> tuple[Tensor, ...] | None:
+    """All of a group's outputs by one kernel, where all of its changes are thin sums."""
+    found = sums(group)
+    return None if found is None else adapted_linears(x, found)
+
+
+def mlp_at_once(block: MLP, x: Tensor) -> Tensor | None:
+    """An MLP's output by one kernel, under the same condition."""
+    hidden, out = sums(block.hidden), sums(block.out)
+    if hidden is None or out is None:
+        return None
+    return mlp(x, hidden, out[0], block.act)
 
 
 # ---- places by name ------------------------------------------------------------------------------

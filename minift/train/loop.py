@@ -25,6 +25,7 @@ from minift import __version__
 from minift.checkpoints.save import as_json
 from minift.data.batches import length_buckets
 from minift.errors import ConfigError
+from minift.kernels.choice import KERNELS, using
 from minift.kernels.quantized.linear import base_of, numbers
 from minift.model.transformer import Transformer
 from minift.peft import methods
@@ -63,6 +64,9 @@ class TrainConfig:
     checkpointing: bool = field(
         default=False, metadata={"help": "recompute activations: less memory, slower"}
     )
+    kernels: str = field(
+        default="auto", metadata={"help": "auto: fused where they apply; reference: readable ones"}
+    )
     seed: int = field(default=0, metadata={"help": "of the order of the data and of dropout"})
     threads: int | None = field(default=None, metadata={"help": "default: one a core"})
 
@@ -86,6 +90,7 @@ class TrainConfig:
         rule("eps", 0 < self.eps < math.inf, "a number above 0")
         rule("clip", 0 <= self.clip < math.inf, "0 or more")
         rule("eval_every", self.eval_every >= 0, "0 or more")
+        rule("kernels", self.kernels in KERNELS, ", ".join(KERNELS))
         rule("threads", self.threads is None or self.threads >= 1, "a whole number from 1")
         if self.steps is not None and self.epochs is not None:
             problems.append("give steps or epochs, not both")
@@ -190,7 +195,8 @@ def fit(
     step_module.train()
     begin = time.perf_counter()
     try:
-        with tuned(config.threads) as machine, interruptible() as interrupted:
+        choice = using(config.kernels)
+        with choice, tuned(config.threads) as machine, interruptible() as interrupted:
             for step, indices in zip(range(steps), order(objective, config), strict=False):
                 lr = learning_rate(config.schedule, rate, round(config.warmup * steps), steps, step)
                 for group in optimizer.param_groups:

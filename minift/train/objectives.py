@@ -18,7 +18,6 @@ from minift.data.batches import micro_batches
 from minift.data.read import Records, open_records
 from minift.data.split import Rows
 from minift.errors import ConfigError, EncodeError
-from minift.kernels.cross_entropy.reference import linear_cross_entropy
 from minift.model.transformer import Transformer
 from minift.tokenizers.interface import Tokenizer
 
@@ -141,7 +140,7 @@ class SFT:
         # Padded on the right, a causal model needs no mask: no real position looks that far.
         hidden = model(batch.tokens, hidden_only=True)  # (B, T, D)
         targets = batch.targets[batch.learned]  # (N,)
-        return linear_cross_entropy(hidden[batch.learned], model.logits, targets)
+        return model.nll(hidden[batch.learned], targets)
 
     def example(self) -> tuple[list[int], list[int]]:
         return self.encode(0)

@@ -1,8 +1,9 @@
-"""Which attention runs: whole score matrices where they are small, torch's fused kernel elsewhere.
+"""Which attention runs.
 
-On a CPU torch's kernel multiplies tiny blocks, and its backward pass takes up to eight times as
-long as two batched products over the whole square (rows of 32 tokens; even at 256). Beyond that the
-square itself costs more, in time and in memory.
+On a CPU, causal rows without a mask go through blocks of queries (fused.py), which keep no
+scores; other rows go through whole score matrices (reference.py) where those are small: torch's own
+kernel multiplies tiny blocks, and its backward pass takes up to eight times as long as two batched
+products over the whole square (rows of 32 tokens; even at 256). Everything else is torch's.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
+from minift.kernels import choice
+from minift.kernels.attention import fused
 from minift.kernels.attention.reference import attention
 
 SQUARE = 256 * 256  # scores a head and row
@@ -24,10 +27,14 @@ def attend(
     scale: float | None = None,
     cap: float | None = None,
 ) -> Tensor:
-    """`reference.attention`, by the faster of two ways; torch's kernel knows no cap."""
-    small = q.device.type == "cpu" and q.shape[2] * k.shape[2] <= SQUARE
-    if small or cap is not None:
+    """`reference.attention`, by the fastest way; torch's kernel knows no cap."""
+    if not choice.fused() or cap is not None:
         return attention(q, k, v, visible, causal, scale, cap)
+    if q.device.type == "cpu":
+        if causal and visible is None:
+            return fused.attention(q, k, v, scale)
+        if q.shape[2] * k.shape[2] <= SQUARE:
+            return attention(q, k, v, visible, causal, scale, cap)
     return F.scaled_dot_product_attention(
         q, k, v, attn_mask=visible, is_causal=causal, scale=scale, enable_gqa=True
     )

@@ -15,8 +15,43 @@ computed in theirs and rounded once to the base's.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """A Linear, and the low-rank change that is added to it, if any."""
+
+    linear: nn.Linear  # of a quantised one, `weight` is decoded anew each time
+    A: Tensor | None = None  # (R, in)
+    B: Tensor | None = None  # (out, R)
+    scale: float = 1.0
+    drop: float = 0.0
+
+    @property
+    def frozen(self) -> bool:
+        """Whether nothing of the Linear itself is being trained, or watched by a hook."""
+        if self.linear._forward_hooks or self.linear._forward_pre_hooks:
+            return False
+        trained = any(parameter.requires_grad for parameter in self.linear.parameters())
+        return not (trained and torch.is_grad_enabled())
+
+
+def adapted_linears(x: Tensor, members: Sequence[Adapted]) -> tuple[Tensor, ...]:
+    """Linears that read one input: x (..., in) -> every (..., out)."""
+    return tuple(adapted_linear(x, member) for member in members)
+
+
+def adapted_linear(x: Tensor, member: Adapted) -> Tensor:
+    y: Tensor = member.linear(x)
+    if member.A is None or member.B is None:
+        return y
+    return y + low_rank(x, member.A, member.B, member.scale, member.drop)
 
 
 def lora_linear(

@@ -6,11 +6,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from minift.kernels.attention import dispatch
+from minift.kernels.attention import dispatch, fused
+from minift.kernels.choice import using
+
+one = fused.attention
 
 
-@pytest.mark.parametrize(("T", "called"), [(256, 0), (257, 1)])
-def test_the_border(T, called, monkeypatch):
+@pytest.mark.parametrize(("side", "called"), [(256, 0), (257, 1)])
+def test_the_border_of_masked_rows(side, called, monkeypatch):
     calls = []
     fused = F.scaled_dot_product_attention
 
@@ -19,11 +22,29 @@ def test_the_border(T, called, monkeypatch):
         return fused(*parts, **options)
 
     monkeypatch.setattr(F, "scaled_dot_product_attention", counted)
-    generator = torch.Generator().manual_seed(0)
-    q, k, v = (torch.randn(1, n, T, 8, generator=generator).double() for n in (4, 2, 2))
-    y = dispatch.attend(q, k, v, None, True)
+    q, k, v = heads(side)
+    visible = torch.ones(1, 1, side, side, dtype=torch.bool).tril()
+    y = dispatch.attend(q, k, v, visible, False)
     assert len(calls) == called
     exact = fused(q, k, v, is_causal=True, enable_gqa=True)
+    torch.testing.assert_close(y, exact, atol=1e-12, rtol=1e-10)
+
+
+def heads(T):
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(1, n, T, 8, generator=generator).double() for n in (4, 2, 2)]
+
+
+@pytest.mark.parametrize("kernels", ["auto", "reference"])
+def test_causal_rows_are_ours_at_any_length(kernels, monkeypatch):
+    q, k, v = heads(300)
+    exact = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+    monkeypatch.delattr(F, "scaled_dot_product_attention")
+    blocks = []
+    monkeypatch.setattr(fused, "attention", lambda *a: blocks.append(1) or one(*a))
+    with using(kernels):
+        y = dispatch.attend(q, k, v, None, True)
+    assert len(blocks) == (kernels == "auto")
     torch.testing.assert_close(y, exact, atol=1e-12, rtol=1e-10)
 
 

@@ -1,0 +1,34 @@
+"""Which form a projection group takes: the fused one wherever its weights are frozen.
+
+The low-rank products of the fused form are in the base's dtype, so where a group is trained in a
+precision of its own (an adapter in float64 on a float32 base) the readable form runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from minift.kernels import choice
+from minift.kernels.lora import fused, reference
+from minift.kernels.lora.reference import Adapted
+
+
+def fits(x: Tensor, members: Sequence[Adapted]) -> bool:
+    """Whether the fused form computes these: frozen weights, floats, one rate of dropout."""
+    if not choice.fused() or not x.dtype.is_floating_point:
+        return False
+    changed = [member for member in members if member.A is not None]
+    wide = torch.promote_types(x.dtype, torch.float32)
+    return len({member.drop for member in changed}) < 2 and all(
+        m.frozen and (m.A is None or m.A.dtype == wide) for m in members
+    )
+
+
+def adapted_linears(x: Tensor, members: Sequence[Adapted]) -> tuple[Tensor, ...]:
+    """x (..., in) -> every (..., out)."""
+    if fits(x, members):
+        return fused.adapted_linears(x, members)
+    return reference.adapted_linears(x, members)

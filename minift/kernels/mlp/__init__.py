@@ -1,0 +1,1 @@
+"""A gated or plain MLP block."""

@@ -1,0 +1,44 @@
+"""Turning heads without temporaries: one result, two passes over each half.
+
+The backward pass turns the other way, by -a: a rotation's transpose. Nothing of x is kept.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+def turn(x: Tensor, cos: Tensor, sin: Tensor, way: int) -> Tensor:
+    half = cos.shape[-1]
+    y = torch.empty_like(x)  # in the layout of x, heads beside each other
+    first, second = x[..., :half], x[..., half : 2 * half]
+    torch.mul(first, cos, out=y[..., :half]).addcmul_(second, sin, value=-way)
+    torch.mul(second, cos, out=y[..., half : 2 * half]).addcmul_(first, sin, value=way)
+    if 2 * half < x.shape[-1]:
+        y[..., 2 * half :] = x[..., 2 * half :]
+    return y
+
+
+class Rotate(torch.autograd.Function):
+    """x (B, H, T, E), cos and sin (B, 1, T, E/2) -> (B, H, T, E)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        return turn(x, cos, sin, 1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        cos, sin = ctx.saved_tensors
+        return turn(g, cos, sin, -1), None, None
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn the first channels of x (B, H, T, E) by angles (B, 1, T, E/2); the rest stay."""
+    y: Tensor = Rotate.apply(x, cos, sin)
+    return y

@@ -1,0 +1,39 @@
+"""A frozen matrix as it came is the fused form's; whatever else a head may be is not."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from minift.kernels.choice import using
+from minift.kernels.cross_entropy.dispatch import linear_cross_entropy
+
+
+def frozen():
+    return nn.Linear(3, 5, bias=False).requires_grad_(False)
+
+
+def hooked():
+    head = frozen()
+    head.register_forward_hook(lambda module, inputs, out: out + 1)
+    return head
+
+
+class Other(nn.Linear):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("head", "expected"),
+    [(frozen(), True), (nn.Linear(3, 5, bias=False), False), (hooked(), False),
+     (Other(3, 5), False)],
+)  # fmt: skip
+def test_who_runs(head, expected):
+    hidden, targets = torch.randn(4, 3, requires_grad=True), torch.tensor([1, 0, 4, 2])
+    loss = linear_cross_entropy(hidden, head, head, targets, None)
+    assert ("LinearCrossEntropy" in str(loss.grad_fn)) == expected
+    with using("reference"):
+        twin = linear_cross_entropy(hidden, head, head, targets, None)
+    assert "LinearCrossEntropy" not in str(twin.grad_fn)
+    torch.testing.assert_close(loss, twin)

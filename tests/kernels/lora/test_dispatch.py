@@ -1,0 +1,50 @@
+"""The fused form runs where it computes the same, and nowhere else."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from minift.kernels.choice import using
+from minift.kernels.lora.dispatch import adapted_linears, fits
+from minift.kernels.lora.reference import Adapted
+
+
+def member(drop=0.0, dtype=torch.float32, trained=False):
+    linear = nn.Linear(4, 3).requires_grad_(trained)
+    A, B = (torch.randn(*s, dtype=dtype, requires_grad=True) for s in ((2, 4), (3, 2)))
+    return Adapted(linear, A, B, 1.0, drop)
+
+
+def watched():
+    found = member()
+    found.linear.register_forward_hook(lambda *parts: None)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("members", "expected"),
+    [
+        ([member(), member()], True),
+        ([member(), Adapted(nn.Linear(4, 3).requires_grad_(False))], True),
+        ([member(0.1), member(0.1)], True),
+        ([member(0.1), member(0.2)], False),
+        ([member(dtype=torch.float64)], False),
+        ([member(trained=True)], False),
+        ([watched()], False),
+    ],
+)
+def test_what_fits(members, expected):
+    x = torch.randn(2, 4)
+    assert fits(x, members) == expected
+    if len({m.A.dtype for m in members if m.A is not None}) == 1:
+        node = str(adapted_linears(x.requires_grad_(), members)[0].grad_fn.next_functions)
+        assert ("Group" in node) == expected
+    with using("reference"):
+        assert not fits(x, members)
+
+
+def test_without_gradients_a_trainable_linear_is_as_good_as_a_frozen_one():
+    with torch.no_grad():
+        assert fits(torch.randn(2, 4), [member(trained=True)])
