@@ -154,7 +154,65 @@ def measured() -> str:
     return table(["question", "minift", "peer"], rows)
 
 
-TABLES: dict[str, Callable[[], str]] = {"families": families, "measured": measured}
+NAMES = {
+    "head": "the head alone (features)",
+    "lora": "LoRA, rank 8",
+    "lora on nf4": "LoRA on a base in NF4",
+    "dora": "DoRA",
+    "ia3": "IA3",
+    "bitfit": "BitFit",
+    "bottleneck": "bottleneck adapters",
+    "prefix": "prefix tuning",
+    "prompt": "prompt tuning",
+    "ptuning": "P-tuning",
+}
+
+
+def methods() -> str:
+    """Every method on a decoder and on an encoder: what it reaches and what it costs."""
+    lines = []
+    for base, rows in result("methods")["bases"].items():
+        before = next(iter(rows.values()))["before"]
+        lines.append([f"**{base}**, untouched", "", "", share(before), "", ""])
+        for method, row in sorted(rows.items(), key=lambda item: -item[1]["after"]):
+            low, high = (100 * x for x in row["interval"])
+            lines.append([
+                NAMES[method], f"{row['trainable']:,}", f"{row['steps']} at {row['lr']:g}",
+                f"{share(row['after'])} ({low:.1f} to {high:.1f})", f"{row['seconds']:.0f} s",
+                f"{row['peak_bytes'] / 1e9:.1f} GB",
+            ])  # fmt: skip
+    return table(["method", "trained", "steps", "accuracy", "training", "peak memory"], lines)
+
+
+CASES = {
+    "float32": "float32",
+    "bf16": "bf16 base",
+    "half": "float32, half of the tokens learned",
+}
+
+
+def steps() -> str:
+    """A LoRA step beside the peer's, as it comes and with the same process switches."""
+    lines = []
+    for case, row in result("sft_step")["cases"].items():
+        sides, times = row["sides"], row["times_minift"]
+        ratios = [
+            f"{times[s]['median']:.2f} ({times[s]['least']:.2f} to {times[s]['most']:.2f})"
+            for s in ("shipped", "tuned", "readable")
+        ]
+        memory = f"{sides['minift']['peak_mb'] / 1000:.1f} / {sides['tuned']['peak_mb'] / 1000:.1f}"
+        lines.append([CASES[case], f"{sides['minift']['step_seconds']:.2f} s", *ratios, memory])
+    head = ["base", "minift", "PEFT as shipped", "PEFT tuned", "readable kernels",
+            "peak GB, minift / PEFT"]  # fmt: skip
+    return table(head, lines)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "families": families,
+    "measured": measured,
+    "steps": steps,
+    "methods": methods,
+}
 
 
 def written(text: str) -> str:

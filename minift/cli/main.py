@@ -16,6 +16,7 @@ from minift.cli.options import Flag, Parsed, of, parse, verb_help
 from minift.cli.screen import Screen
 from minift.cli.verbs import VERBS, Verb
 from minift.errors import ConfigError, DataError, FormatError, StorageError
+from minift.kernels.choice import using
 
 COMMON = (
     Flag("quiet", bool, False, "print results only"),
@@ -74,7 +75,8 @@ def run(words: list[str]) -> int:
     parsed: Parsed = parse(rest, verb.positional, flags)
     screen = Screen(quiet=parsed.flag("quiet") or parsed.flag("json"), as_json=parsed.flag("json"))
     module = importlib.import_module(f"minift.cli.{verb.module}")
-    return int(getattr(module, words[0])(parsed, screen) or 0)
+    with using(parsed.values.get("kernels", "auto")):
+        return int(getattr(module, words[0])(parsed, screen) or 0)
 
 
 def overview() -> str:

@@ -24,7 +24,7 @@ def fused() -> bool:
 
 @contextmanager
 def using(kernels: str) -> Iterator[None]:
-    """For the time of the block, in the whole process."""
+    """For the time of the block, in the whole process: autograd's threads ask, too."""
     global _chosen
     if kernels not in KERNELS:
         raise ConfigError(f"kernels: found {kernels}, allowed {', '.join(KERNELS)}")

@@ -409,7 +409,8 @@ def state_config(model: Transformer, config: Any, state: safetensors.Safetensors
     kinds = get_type_hints(kind)
     values = {key: tupled(value) for key, value in data.items()} if type(data) is dict else {}
     if (
-        values.keys() != kinds.keys()
+        not values  # an older state may lack a newer field, which then has its default
+        or not values.keys() <= kinds.keys()
         or not all(fits(value, kinds[key]) for key, value in values.items())
         or state.metadata.get("method") != kind.__name__
     ):

@@ -173,8 +173,13 @@ class Change(nn.Module):
         return lora_linear(x, linear.weight, linear.bias, A, B, self.scale, drop)
 
     def adapted(self, linear: nn.Linear) -> Adapted | None:
-        """The linear and what is added to it, for kernels that take several together."""
-        if self.m is not None:
+        """The linear and what is added to it, for kernels that take several together.
+
+        Pissa's change is a small difference of two large products: on a base in half precision it
+        is left to `forward`, which has both in float32.
+        """
+        half = precise(linear.weight) != linear.weight.dtype if self.A0 is not None else False
+        if self.m is not None or half:
             return None
         A, B = self.factors()
         return Adapted(linear, A, B, self.scale, self.config.dropout if self.training else 0.0)
@@ -409,7 +414,7 @@ def stacked(parts: Sequence[nn.Module | None]) -> tuple[Tensor, list[int]]:
 def shapes(theirs: Theirs, config: LoRA) -> dict[str, tuple[int, ...]]:
     """What the file must hold for one of their linears."""
     rank, outputs = config.rank_at(theirs.ours[0]), sum(theirs.outputs)
-    if config.tokens and theirs.ours[0] in WHOLE:
+    if config.tokens and token_rows.table_of(theirs.ours[0]) in WHOLE:
         return {token_rows.LEAF: (len(config.tokens), theirs.inputs)}
     if theirs.ours[0] == "embed":
         return {"lora_embedding_A": (rank, outputs), "lora_embedding_B": (theirs.inputs, rank)}

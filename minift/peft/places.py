@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from minift.errors import ConfigError
 from minift.kernels.lora.dispatch import adapted_linears
-from minift.kernels.lora.reference import Adapted
+from minift.kernels.lora.reference import Adapted, watched
 from minift.kernels.mlp.dispatch import mlp
 from minift.model.transformer import MLP, Attention, Projections, Shared, Transformer, branch
 
@@ -185,6 +185,8 @@ def group_at_once(group: Projections, x: Tensor) -> tuple[Tensor, ...] | None:
 
 def mlp_at_once(block: MLP, x: Tensor) -> Tensor | None:
     """An MLP's output by one kernel, under the same condition."""
+    if watched(block.hidden) or watched(block.out):
+        return None
     hidden, out = sums(block.hidden), sums(block.out)
     if hidden is None or out is None:
         return None

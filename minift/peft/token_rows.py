@@ -101,6 +101,8 @@ def places(
             yield "head", model.head
         elif isinstance(model.head, MaskedLMHead):
             yield "head.decoder", model.head.decoder
+        elif "embed" not in where:
+            raise ConfigError("token_rows: found head, allowed embed: this model scores no words")
 
 
 def count(model: Transformer, tokens: tuple[int, ...], where: tuple[str, ...]) -> int:
@@ -122,6 +124,11 @@ def attach(
             hang(model, path, name, HeadRows(module, tokens, derived, twin))
 
 
+def table_of(path: str) -> str:
+    """The word of `where` for a path: a masked-LM head keeps its matrix one level down."""
+    return path.removesuffix(".decoder")
+
+
 # ---- PEFT's files --------------------------------------------------------------------------------
 
 
@@ -138,9 +145,9 @@ def read(
     else:
         for module, ids in given.items():
             found = [t.ours[0] for t in spelled.matching(module)] if spelled is not None else []
-            if spelled is not None and (len(found) != 1 or found[0] not in WHOLE):
+            if spelled is not None and (len(found) != 1 or table_of(found[0]) not in WHOLE):
                 problems.append(f"{OPTION} names {one_line(module)}, which is no table of tokens")
-            each[found[0] if found else module] = ids
+            each[table_of(found[0]) if found else module] = ids
     lists = list(each.values())
     if any(not isinstance(ids, list) or any(type(t) is not int for t in ids) for ids in lists):
         problems.append(f"{OPTION} is {one_line(given)}, not lists of ids")

@@ -14,7 +14,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -195,7 +195,8 @@ def fit(
     step_module.train()
     begin = time.perf_counter()
     try:
-        choice = using(config.kernels)
+        # "auto" leaves the choice to whoever called.
+        choice = nullcontext() if config.kernels == "auto" else using(config.kernels)
         with choice, tuned(config.threads) as machine, interruptible() as interrupted:
             for step, indices in zip(range(steps), order(objective, config), strict=False):
                 lr = learning_rate(config.schedule, rate, round(config.warmup * steps), steps, step)

@@ -15,7 +15,7 @@ import torch
 from minift.checkpoints import safetensors
 from minift.checkpoints.open import load_model
 from minift.errors import ConfigError, FormatError
-from minift.peft.adapters import active, disabled, names, trainable
+from minift.peft.adapters import active, config_of, disabled, names, trainable
 from minift.peft.files import CONFIG, STATE, TENSORS, load_adapter, save_adapter
 from minift.peft.lora import LoRA
 from minift.peft.merge import merge, merge_error
@@ -490,3 +490,15 @@ def hostile():
         "a pickle as tensor file": (instead(TENSORS, b"\x80\x02}q\0." + bytes(9)), "too-large"),
     }  # fmt: skip
     return {name: (partial(attempt, **how), code) for name, (how, code) in cases.items()}
+
+
+def test_a_state_from_before_a_field_was_there_has_its_default(tmp_path):
+    def older(metadata):
+        config = json.loads(metadata["config"])
+        del config["tokens"], config["token_rows"]
+        metadata["config"] = json.dumps(config)
+
+    folder = edited_state(tmp_path, "pissa", metadata=older)
+    model = load_adapter(load_model(GOLDEN / "llama_gqa"), folder, trainable=True)
+    assert config_of(model).tokens == ()
+    assert trainable(model)

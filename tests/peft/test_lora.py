@@ -130,3 +130,27 @@ def test_what_the_model_cannot_take_is_refused_and_leaves_it_alone(config, text)
 def test_attaching_twice_is_refused():
     with pytest.raises(ConfigError, match="already"):
         attach(attach(model(), LoRA()), LoRA())
+
+
+def test_pissa_on_bf16_is_no_difference_of_rounded_products():
+    """The change is small, the two products that it is the difference of are not."""
+    wide = attach(model(), LoRA(rank=8, lora_init="pissa"))
+    with torch.no_grad():
+        for _, _, change in changes(wide):
+            change.B += 1e-3 * torch.sin(torch.arange(change.B.numel()).view(change.B.shape))
+    narrow = copy.deepcopy(wide).bfloat16()
+    for (_, _, change), (_, _, twin) in zip(changes(narrow), changes(wide), strict=True):
+        for name, parameter in change.named_parameters():
+            parameter.data = twin.get_parameter(name).data.clone()
+        change.A0, change.B0 = twin.A0, twin.B0
+    x = torch.randn(64, 24, generator=torch.Generator().manual_seed(1)).bfloat16()
+    for form, base in ((narrow, disabled(narrow)), (wide, disabled(wide))):
+        group, given = form.blocks[0].mlp.hidden, x.to(form.embed.weight.dtype)
+        with torch.no_grad():
+            changed = group(given)[0].float()
+            with base:
+                changed -= group(given)[0].float()
+        if form is narrow:
+            found = changed
+    assert (found - changed).norm() < (2**-8) * group(x.float())[0].norm()
+    assert (changed.norm()) > 0

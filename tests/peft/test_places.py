@@ -10,7 +10,10 @@ from torch import nn
 
 from minift.checkpoints.open import load_model
 from minift.errors import ConfigError
-from minift.peft.adapters import disabled
+from minift.kernels.choice import using
+from minift.peft.adapters import disabled, use
+from minift.peft.lora import LoRA
+from minift.peft.methods import attach
 from minift.peft.places import adapters_of, changes, groups, hang, linears, made, members, slots
 
 BASE = Path(__file__).parents[1] / "golden" / "llama_gqa"
@@ -120,3 +123,42 @@ def test_disabled_nests_and_comes_back_after_an_error():
     with pytest.raises(IndexError), disabled(changed):
         changed(torch.tensor([[10**6]]))
     assert not torch.equal(changed(TOKENS), plain)
+
+
+def nodes(y):
+    """The names of the functions that made a tensor."""
+    found, todo = set(), [y.grad_fn]
+    while todo:
+        node = todo.pop()
+        if node is not None and node not in found:
+            found.add(node)
+            todo += [following for following, _ in node.next_functions]
+    return {type(node).__name__ for node in found}
+
+
+FUSED = {"GroupBackward", "MLPBackward", "CausalBackward", "RMSNormBackward", "RotateBackward",
+         "LinearCrossEntropyBackward"}  # fmt: skip
+
+
+def loss(changed):
+    hidden = changed(TOKENS, hidden_only=True)
+    return changed.nll(hidden.flatten(0, 1), TOKENS.flatten())
+
+
+def test_thin_sums_reach_the_kernels_and_other_changes_do_not():
+    changed = attach(model(), LoRA(rank=2))
+    assert nodes(loss(changed)) >= FUSED
+    with using("reference"):
+        assert not nodes(loss(changed)) & FUSED
+    attach(changed, LoRA(rank=2, dora=True), name="dora")
+    assert not nodes(loss(changed)) & {"GroupBackward", "MLPBackward"}
+    assert nodes(loss(use(changed, "default"))) >= FUSED
+
+
+def test_a_hook_on_a_group_is_still_called():
+    changed, seen = attach(model(), LoRA(rank=2)), []
+    changed.blocks[0].mlp.hidden.register_forward_hook(lambda *parts: seen.append(1))
+    changed.blocks[1].attn.qkv.q.register_forward_hook(lambda *parts: seen.append(2))
+    plain = loss(attach(model(), LoRA(rank=2)))
+    torch.testing.assert_close(loss(changed), plain)
+    assert seen == [1, 2]

@@ -16,7 +16,7 @@ from minift.peft.adapters import trainable
 from minift.peft.files import CONFIG, TENSORS, load_adapter, save_adapter
 from minift.peft.gguf_lora import write
 from minift.peft.lora import LoRA
-from minift.peft.merge import combine, merge
+from minift.peft.merge import combine, merge, with_tensors
 from minift.peft.methods import attach, count
 from minift.peft.token_rows import LEAF
 
@@ -82,6 +82,21 @@ def test_they_are_the_base_with_other_rows_in_its_tables(name, where, tmp_path):
     assert (given == list(NEW)) == (where != HEAD and tables == 1)
 
 
+def test_a_masked_head_of_its_own_has_rows_of_its_own(tmp_path):
+    def untied():
+        base = model(MASKED)
+        return with_tensors(base, {"head.decoder.weight": 2 * base.embed.weight.detach()})
+
+    adapted = attach(untied(), LoRA(rank=1, targets=("q",), tokens=NEW))
+    assert len(rows_of(adapted)) == 2
+    with torch.no_grad():
+        for parameter in trainable(adapted).values():
+            parameter.add_(0.1)
+    save_adapter(adapted, tmp_path / "a")
+    again = load_adapter(untied(), tmp_path / "a")
+    torch.testing.assert_close(again(TOKENS), adapted(TOKENS), rtol=0, atol=1e-12)
+
+
 def test_a_step_changes_these_rows_and_no_other():
     adapted = attach(model(TIED), LoRA(rank=1, targets=("q",), tokens=NEW))
     before = adapted.embed.weight.detach().clone()
@@ -132,6 +147,8 @@ def test_what_this_model_has_not_is_refused(tmp_path):
         attach(apart, LoRA(tokens=(100_000,)))
     with pytest.raises(ConfigError, match="token_rows: found head, allowed embed: this model's"):
         attach(tied, LoRA(tokens=NEW, token_rows=HEAD))
+    with pytest.raises(ConfigError, match="token_rows: found head, allowed embed: this model scor"):
+        attach(model("families/bert_body"), LoRA(tokens=NEW, token_rows=HEAD))
     attach(apart, LoRA(rank=1, targets=("q",), tokens=NEW))
     with pytest.raises(ConfigError, match="gguf-lora: holds linears of the blocks only, not embed"):
         write(apart, tmp_path / "x.gguf")

@@ -14,6 +14,7 @@ import torch
 
 from minift.checkpoints.open import load_model
 from minift.errors import ConfigError, StorageError
+from minift.kernels import choice
 from minift.peft.adapters import trainable
 from minift.peft.files import load_adapter
 from minift.peft.lora import LoRA
@@ -120,6 +121,26 @@ def test_one_batch_is_learned_by_heart():
     run = fit(model, Fixed(random_rows([9, 9])), config)
     assert run.losses[0] > 3
     assert run.losses[-1] < run.losses[0] / 10
+
+
+def test_the_kernels_are_those_that_were_asked_for():
+    seen = []
+
+    class Watched(Fixed):
+        def loss_sum(self, model, batch):
+            seen.append(choice.fused())
+            return super().loss_sum(model, batch)
+
+    def losses(**options):
+        config = TrainConfig(steps=2, batch=2, lr=0.01, threads=1, **options)
+        return fit(adapted(), Watched(random_rows([9, 9])), config).losses
+
+    ours, readable = losses(), losses(kernels="reference")
+    with choice.using("reference"):  # "auto" leaves it to the caller
+        within = losses()
+    assert seen == [True, True, False, False, False, False]
+    assert readable == within
+    assert ours == pytest.approx(readable, rel=1e-12)
 
 
 def test_two_runs_are_the_same_bit_for_bit():

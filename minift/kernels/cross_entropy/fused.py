@@ -68,7 +68,7 @@ class LinearCrossEntropy(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         (dh,) = ctx.saved_tensors
-        return None if dh is None else dh * g.to(dh.dtype), None, None, None
+        return None if dh is None else (dh * g).to(dh.dtype), None, None, None
 
 
 def linear_cross_entropy(

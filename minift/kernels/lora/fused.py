@@ -1,12 +1,13 @@
 """The linears that read one input, each with a low-rank change or none, as one operation.
 
-    y_j = x W_jᵀ + b_j + s_j (D(x) A_jᵀ) B_jᵀ              j = q, k, v, say
+    t_j = s_j D(x) A_jᵀ        y_j = x W_jᵀ + b_j + t_j B_jᵀ        j = q, k, v, say
 
 The A_j stand below each other, so that x is read once for all of them; each B_j adds to its y_j in
-place. Kept for the backward pass are x and the thin product t = D(x) Aᵀ (N, R), nothing else: what
-autograd keeps of the readable form (reference.py) is several times that. With g_j = dL/dy_j:
+place. Kept for the backward pass are x and t (N, R), nothing else, and of a group without a change
+nothing at all; the readable form (reference.py) keeps a float32 copy of x beside them on a bf16
+base, and with dropout one for every change. With g_j = dL/dy_j:
 
-    u_j = s_j g_j B_j      dB_j = s_j g_jᵀ t_j      dA = uᵀ D(x)      dx = Σ_j g_j W_j + D'(u A)
+    u_j = s_j g_j B_j      dB_j = g_jᵀ t_j      dA = uᵀ D(x)      dx = Σ_j g_j W_j + D'(u A)
 
 (Hu et al. 2021, arXiv:2106.09685, eq. 3, differentiated.) The W_j are frozen and have no gradient;
 one in few bits is decoded where it is used and kept by neither pass.
@@ -26,7 +27,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
@@ -35,19 +36,13 @@ from minift.kernels.lora.reference import Adapted
 
 @dataclass(frozen=True)
 class Plan:
-    """What is no tensor with a gradient."""
+    """A group without its A and B, which autograd keeps: so nothing here outlives a step."""
 
-    members: tuple[Adapted, ...]
+    linears: tuple[nn.Linear, ...]
+    ranks: tuple[int, ...]  # 0 for a linear without a change
+    scales: tuple[float, ...]
     drop: float
     seed: int
-
-    @property
-    def scales(self) -> list[float]:
-        return [member.scale / (1 - self.drop) for member in self.members]
-
-    @property
-    def ranks(self) -> list[int]:
-        return [0 if member.A is None else len(member.A) for member in self.members]
 
 
 def plan(members: Sequence[Adapted]) -> tuple[Plan, list[Tensor]]:
@@ -55,7 +50,9 @@ def plan(members: Sequence[Adapted]) -> tuple[Plan, list[Tensor]]:
     drop = max(member.drop for member in members)
     seed = int(torch.randint(2**62, ())) if drop else 0
     thin = [t for m in members if m.A is not None and m.B is not None for t in (m.A, m.B)]
-    return Plan(tuple(members), drop, seed), thin
+    ranks = tuple(0 if member.A is None else len(member.A) for member in members)
+    scales = tuple(member.scale / (1 - drop) for member in members)
+    return Plan(tuple(m.linear for m in members), ranks, scales, drop, seed), thin
 
 
 def kept(x: Tensor, drop: float, seed: int) -> Tensor:
@@ -64,23 +61,34 @@ def kept(x: Tensor, drop: float, seed: int) -> Tensor:
     return torch.empty_like(x).bernoulli_(1 - drop, generator=generator)
 
 
-def down(x: Tensor, plan: Plan, thin: Sequence[Tensor]) -> tuple[Tensor | None, Tensor | None]:
-    """(t, A): x (N, in) -> t (N, R), with all A_j (R, in) below each other."""
-    if not thin:
-        return None, None
-    A = torch.cat([A.to(x.dtype) for A in thin[::2]])
-    return F.linear(x * kept(x, plan.drop, plan.seed) if plan.drop else x, A), A
+def stacked(thin: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+    """All A_j below each other, (R, in)."""
+    return (thin[0] if len(thin) == 2 else torch.cat(list(thin[::2]))).to(dtype)
+
+
+def scaled(t: Tensor, plan: Plan) -> Tensor:
+    """The columns of each member times its scale, in place: (N, R)."""
+    found = {s for s, rank in zip(plan.scales, plan.ranks, strict=True) if rank}
+    if len(found) == 1:
+        return t.mul_(found.pop())
+    first = 0
+    for scale, rank in zip(plan.scales, plan.ranks, strict=True):
+        t[:, first : first + rank].mul_(scale)
+        first += rank
+    return t
 
 
 def forward(x: Tensor, plan: Plan, thin: Sequence[Tensor]) -> tuple[list[Tensor], Tensor | None]:
     """x (N, in) -> every y_j (N, out_j), and t."""
-    t, _ = down(x, plan, thin)
+    t = None
+    if thin:
+        dropped = x * kept(x, plan.drop, plan.seed) if plan.drop else x
+        t = scaled(F.linear(dropped, stacked(thin, x.dtype)), plan)
     ys, first, each = [], 0, iter(thin[1::2])
-    for member, rank, scale in zip(plan.members, plan.ranks, plan.scales, strict=True):
-        y = F.linear(x, member.linear.weight, member.linear.bias)
+    for linear, rank in zip(plan.linears, plan.ranks, strict=True):
+        y = F.linear(x, linear.weight, linear.bias)
         if t is not None and rank:
-            B = (next(each) * scale).to(x.dtype)  # (out, R)
-            y.addmm_(t[:, first : first + rank], B.T.contiguous())
+            y.addmm_(t[:, first : first + rank], next(each).to(x.dtype).T)
             first += rank
         ys.append(y)
     return ys, t
@@ -88,7 +96,7 @@ def forward(x: Tensor, plan: Plan, thin: Sequence[Tensor]) -> tuple[list[Tensor]
 
 def backward(
     gs: Sequence[Tensor],
-    x: Tensor,
+    x: Tensor | None,
     t: Tensor | None,
     plan: Plan,
     thin: Sequence[Tensor],
@@ -96,28 +104,28 @@ def backward(
     learns: bool,
     descends: bool,
 ) -> tuple[Tensor | None, list[Tensor | None]]:
-    """Every g_j (N, out_j) -> dx, and the gradients of every A and B in turn.
+    """Every g_j (N, out_j) -> dx, and the gradients of every A and B in turn. x: None without any.
 
     `learns`: A and B are trained. `descends`: something below needs dx.
     """
     grads: list[Tensor | None] = []
     us, first, each = [], 0, iter(thin[1::2])
-    for g, rank, scale in zip(gs, plan.ranks, plan.scales, strict=True):
+    for g, rank in zip(gs, plan.ranks, strict=True):
         if t is None or not rank:
             continue
         B = next(each)
-        us.append(g @ (B * scale).to(g.dtype))  # (N, R)
+        us.append(g @ B.to(g.dtype))  # (N, R)
         if learns:  # the thin side first: its rows are long
-            dB = (t[:, first : first + rank].T @ g).T * scale
+            dB = (t[:, first : first + rank].T @ g).T
             grads += [None, dB.to(B.dtype)]
         first += rank
-    dx, A = None, None
+    dx = None
     if descends:
-        for g, member in zip(gs, plan.members, strict=True):
-            weight = member.linear.weight
+        for g, linear in zip(gs, plan.linears, strict=True):
+            weight = linear.weight
             dx = g @ weight if dx is None else dx.addmm_(g, weight)
-    if us:
-        u = us[0] if len(us) == 1 else torch.cat(us, dim=1)
+    if us and x is not None:
+        u = scaled(us[0] if len(us) == 1 else torch.cat(us, dim=1), plan)
         mask = kept(x, plan.drop, plan.seed) if plan.drop else None
         if learns:
             dA = u.T @ (x if mask is None else x * mask)  # (R, in)
@@ -125,7 +133,7 @@ def backward(
             for k, part in enumerate(dA.split(ranks)):
                 grads[2 * k] = part.to(thin[2 * k].dtype)
         if dx is not None:
-            A = torch.cat([A.to(x.dtype) for A in thin[::2]])
+            A = stacked(thin, x.dtype)
             dx = dx.addmm_(u, A) if mask is None else dx.add_((u @ A).mul_(mask))
     return dx, grads or [None] * len(thin)
 
@@ -137,7 +145,7 @@ class Group(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, plan: Plan, *thin: Tensor) -> tuple[Tensor, ...]:
         ys, t = forward(x, plan, thin)
         ctx.plan = plan
-        ctx.save_for_backward(x, t, *thin)
+        ctx.save_for_backward(x if thin else None, t, *thin)
         return tuple(ys)
 
     @staticmethod

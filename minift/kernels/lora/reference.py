@@ -36,10 +36,20 @@ class Adapted:
     @property
     def frozen(self) -> bool:
         """Whether nothing of the Linear itself is being trained, or watched by a hook."""
-        if self.linear._forward_hooks or self.linear._forward_pre_hooks:
+        if watched(self.linear):
             return False
         trained = any(parameter.requires_grad for parameter in self.linear.parameters())
         return not (trained and torch.is_grad_enabled())
+
+
+def watched(module: nn.Module) -> bool:
+    """Whether hooks of torch's hang on it, which a kernel would pass by."""
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+    )
 
 
 def adapted_linears(x: Tensor, members: Sequence[Adapted]) -> tuple[Tensor, ...]:

@@ -39,7 +39,7 @@ class MLP(torch.autograd.Function):
             h.mul_(inner[1])
         (y,), t_out = fused.forward(h, out, thin[count:])
         ctx.plans, ctx.act, ctx.count = (hidden, out), act, count
-        ctx.save_for_backward(x, t, t_out, *inner, *thin)
+        ctx.save_for_backward(x if count else None, t, t_out, *inner, *thin)
         return y
 
     @staticmethod
@@ -47,7 +47,7 @@ class MLP(torch.autograd.Function):
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         (hidden, out), act, count = ctx.plans, ctx.act, ctx.count
         x, t, t_out, *rest = ctx.saved_tensors
-        width = len(hidden.members)
+        width = len(hidden.linears)
         inner, thin = rest[:width], rest[width:]
         learns = any(ctx.needs_input_grad[5:])
         f = act(inner[0])

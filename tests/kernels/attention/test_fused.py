@@ -47,7 +47,7 @@ def test_gradients_keep_the_layout_that_projections_want():
 
 
 def test_bf16_is_about_as_close_to_the_truth_as_its_twin():
-    """Two blocks of dk and dv are rounded and then added, which the twin does not do."""
+    """Two blocks of dv are rounded and then added, which the twin does not do."""
     half = heads(2, 6, 2, 150, 16, torch.bfloat16)
     exact = results(readable(None), [x.detach().double().requires_grad_() for x in half])
     ours, twins = (results(run, half) for run in (fused.attention, readable(None)))

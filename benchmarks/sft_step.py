@@ -1,0 +1,229 @@
+"""How long does a LoRA step take, and how much memory, beside transformers + PEFT?
+
+    python benchmarks/sft_step.py --peer-python PATH [--only float32] [--rounds 7] [--steps 6]
+
+SmolLM2-135M, rank 8 on all linears, 8 rows of 256 tokens, the same weights, initial adapter, rows
+in the same order, AdamW, clipping and two threads on every side:
+
+    shipped    transformers + PEFT as installed
+    tuned      the same with the two process switches that minift uses itself (products through
+               oneDNN, memory kept by the allocator) and the fused AdamW
+    minift     `minift.fit`
+    readable   `minift.fit` with the readable kernels
+
+    float32, bf16    dtype of the base; every token is learned
+    half             float32, the first half of every row is no target
+
+Each run is a process of its own, the sides in turn, in alternating order. A step is the median of a
+run's steps after the first two, which allocate; ratios are those of one round. The gate:
+in float32 losses differ from the tuned peer's by at most three times what its own do between one
+thread and two, or 1e-4.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+MODEL = "smollm2-135m-instruct"
+ROWS, LENGTH, VOCAB, WARM = 8, 256, 49_152, 2
+CASES = {"float32": ("float32", 0), "bf16": ("bfloat16", 0), "half": ("float32", LENGTH // 2)}
+SIDES = ("shipped", "tuned", "minift", "readable")
+PEER = Path(__file__).with_name("peers") / "hf_sft.py"
+
+
+class Fixed:
+    """Rows of random tokens, given as they are."""
+
+    def __init__(self, count: int, masked: int):
+        import torch
+
+        generator = torch.Generator().manual_seed(0)
+        tokens = torch.randint(VOCAB, (count, LENGTH), generator=generator)
+        mask = [0] * masked + [1] * (LENGTH - masked)
+        self.data = [(row.tolist(), mask) for row in tokens]
+
+    @property
+    def rows(self) -> int:
+        return len(self.data)
+
+    def lengths(self, indices: Sequence[int]) -> list[int]:
+        return [LENGTH for _ in indices]
+
+    def batches(self, indices: Sequence[int], max_tokens: int) -> Any:
+        from minift.train.objectives import pieces
+
+        return pieces([self.data[i] for i in indices], max_tokens)
+
+    def held_out_batches(self, max_tokens: int) -> Iterator[Any]:
+        return iter(())
+
+    def loss_sum(self, model: Any, batch: Any) -> Any:
+        from minift.train.objectives import SFT
+
+        return SFT.loss_sum(self, model, batch)  # type: ignore[arg-type]
+
+    def example(self) -> tuple[list[int], list[int]]:
+        return self.data[0]
+
+    def summary(self) -> dict[str, object]:
+        return {"objective": "random tokens"}
+
+
+def config_of(steps: int, kernels: str = "auto") -> Any:
+    from minift.train.loop import TrainConfig
+
+    return TrainConfig(steps=steps, batch=ROWS, lr=1e-4, schedule="constant", warmup=0.0,
+                       threads=2, kernels=kernels)  # fmt: skip
+
+
+def worker(case: str, side: str, steps: int, adapter: str) -> dict[str, Any]:
+    """minift's run; a line of JSON with the keys of the peer's."""
+    import time
+
+    import minift
+    from minift.runtime import peak_memory
+
+    dtype, masked = CASES[case]
+    model, _ = minift.load(MODEL, dtype=dtype)
+    minift.load_adapter(model, adapter, trainable=True)
+    status = Path("/proc/self/status").read_text()
+    loaded = int(status.partition("VmRSS:")[2].split()[0]) / 1024
+    seconds, last = [], [time.perf_counter()]
+
+    def watch(progress: Any) -> None:
+        now = time.perf_counter()
+        seconds.append(now - last[0])
+        last[0] = now
+
+    kernels = "reference" if side == "readable" else "auto"
+    objective = Fixed(ROWS * steps, masked)
+    run = minift.fit(model, objective, config_of(steps, kernels), watch=watch)
+    return {"losses": run.losses, "step_seconds": seconds, "rss_loaded_mb": loaded,
+            "peak_rss_mb": peak_memory() / 2**20}  # fmt: skip
+
+
+def job_of(case: str, steps: int, folder: Path) -> Path:
+    """The peer's job: the same rows in minift's order, and minift's initial adapter."""
+    import minift
+    from minift.checkpoints.download import cached
+    from minift.train.loop import order
+
+    dtype, masked = CASES[case]
+    model, _ = minift.load(MODEL)
+    minift.attach(model, minift.LoRA(rank=8))
+    minift.save_adapter(model, folder / "adapter")
+    objective = Fixed(ROWS * steps, masked)
+    config = config_of(steps)
+    taken = [rows for _, rows in zip(range(steps), order(objective, config), strict=False)]
+    job = {
+        "model": str(cached(MODEL)),
+        "adapter": str(folder / "adapter"),
+        "batches": [[objective.data[i][0] for i in rows] for rows in taken],
+        "masks": [[objective.data[i][1] for i in rows] for rows in taken],
+        "lrs": [config.lr] * steps,
+        "dtype": dtype,
+    }
+    path = folder / "job.json"
+    path.write_text(json.dumps(job))
+    return path
+
+
+def run(command: list[str]) -> dict[str, Any]:
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"{' '.join(command[:3])} failed:\n{done.stderr[-3000:]}")
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found | {"step": statistics.median(found["step_seconds"][WARM:])}
+
+
+def compared(rounds: list[dict[str, dict[str, Any]]], alone: list[float] | None) -> dict[str, Any]:
+    """Medians, the ratio of every pair, and the gate."""
+    out: dict[str, Any] = {"sides": {}, "times_minift": {}}
+    for side in rounds[0]:
+        rows = [row[side] for row in rounds]
+        out["sides"][side] = {
+            "step_seconds": round(statistics.median(row["step"] for row in rows), 3),
+            "peak_mb": round(statistics.median(row["peak_rss_mb"] for row in rows)),
+            "above_loaded_mb": round(
+                statistics.median(row["peak_rss_mb"] - row["rss_loaded_mb"] for row in rows)
+            ),
+        }
+        if side != "minift":
+            ratios = [row[side]["step"] / row["minift"]["step"] for row in rounds]
+            names = {"median": statistics.median(ratios), "least": min(ratios), "most": max(ratios)}
+            out["times_minift"][side] = {name: round(value, 2) for name, value in names.items()}
+    mine, theirs = rounds[0]["minift"]["losses"], rounds[0]["tuned"]["losses"]
+    out["largest_loss_difference"] = apart(mine, theirs)
+    if alone is not None:
+        out["peer_on_one_thread_differs_by"] = apart(alone, theirs)
+    return out
+
+
+def apart(one: Sequence[float], other: Sequence[float]) -> float:
+    return max(abs(a - b) for a, b in zip(one, other, strict=True))
+
+
+def main() -> None:
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    if sys.argv[1:2] == ["--worker"]:
+        print(json.dumps(worker(sys.argv[2], sys.argv[3], int(sys.argv[4]), sys.argv[5])))
+        return
+    from certificate import write
+
+    from minift.runtime import machine
+
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--peer-python", required=True, help="with transformers and PEFT")
+    parser.add_argument("--only", choices=CASES)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--steps", type=int, default=22)
+    parser.add_argument("--out", type=Path, help="the folder of the result file")
+    options = parser.parse_args()
+    found = machine(2)
+    result: dict[str, Any] = {
+        "settings": {"rounds": options.rounds, "steps": options.steps, "rows": ROWS,
+                     "tokens": LENGTH, "rank": 8},
+        "gflops": {"float32": round(found.rate), "bf16": round(found.bf16)},
+        "cases": {},
+    }  # fmt: skip
+    bad = []
+    with tempfile.TemporaryDirectory() as name:
+        for case in CASES if options.only is None else (options.only,):
+            folder = Path(name) / case
+            folder.mkdir()
+            job = str(job_of(case, options.steps, folder))
+            peer = [options.peer_python, str(PEER), job, str(folder / "out.json")]
+            mine = [sys.executable, __file__, "--worker", case]
+            rest = [str(options.steps), str(folder / "adapter")]
+            commands = {"shipped": peer, "tuned": [*peer, "--tuned"]}
+            commands |= {side: [*mine, side, *rest] for side in SIDES[2:]}
+            rounds = []
+            for n in range(options.rounds):
+                order = SIDES if n % 2 == 0 else SIDES[::-1]
+                rounds.append({side: run(commands[side]) for side in order})
+                steps = {side: round(row["step"], 2) for side, row in rounds[-1].items()}
+                print(case, steps, flush=True)
+            alone = None
+            if case == "float32":
+                alone = run([*commands["tuned"], "--threads", "1"])["losses"]
+            one = compared(rounds, alone)
+            gap = one["largest_loss_difference"]
+            if alone is not None and gap > max(1e-4, 3 * one["peer_on_one_thread_differs_by"]):
+                bad.append(f"{case}: losses differ by {gap:.1e}")
+            result["cases"][case] = one | {"rounds": rounds}
+            print(json.dumps(one), flush=True)
+            write("sft_step", result, options.out)
+    if bad:
+        sys.exit("; ".join(bad))
+
+
+if __name__ == "__main__":
+    main()
