@@ -77,7 +77,11 @@ def worker(base: str, method: str, lr: float, search: bool) -> None:
             parameter.requires_grad_(name.startswith("head."))
     else:
         kind = METHODS["lora" if method in ("dora", NF4) else method][0]
-        minift.attach(model, kind(dora=True) if method == "dora" else kind())
+        # A prefix of random numbers makes a decoder speak nonsense at first, and for long.
+        begun: dict[str, Any] = {"dora": True} if method == "dora" else {}
+        if method == "prefix" and not classifies:
+            begun = {"prefix_init": "vocab"}
+        minift.attach(model, kind(**begun))
     begin = time.perf_counter()
     run = minift.fit(model, objective, config)
     seconds = time.perf_counter() - begin
