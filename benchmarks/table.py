@@ -184,33 +184,9 @@ def methods() -> str:
     return table(["method", "trained", "steps", "accuracy", "training", "peak memory"], lines)
 
 
-CASES = {
-    "float32": "float32",
-    "bf16": "bf16 base",
-    "half": "float32, half of the tokens learned",
-}
-
-
-def steps() -> str:
-    """A LoRA step beside the peer's, as it comes and with the same process switches."""
-    lines = []
-    for case, row in result("sft_step")["cases"].items():
-        sides, times = row["sides"], row["times_minift"]
-        ratios = [
-            f"{times[s]['median']:.2f} ({times[s]['least']:.2f} to {times[s]['most']:.2f})"
-            for s in ("shipped", "tuned", "readable")
-        ]
-        memory = f"{sides['minift']['peak_mb'] / 1000:.1f} / {sides['tuned']['peak_mb'] / 1000:.1f}"
-        lines.append([CASES[case], f"{sides['minift']['step_seconds']:.2f} s", *ratios, memory])
-    head = ["base", "minift", "PEFT as shipped", "PEFT tuned", "readable kernels",
-            "peak GB, minift / PEFT"]  # fmt: skip
-    return table(head, lines)
-
-
 TABLES: dict[str, Callable[[], str]] = {
     "families": families,
     "measured": measured,
-    "steps": steps,
     "methods": methods,
 }
 
