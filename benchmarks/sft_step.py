@@ -92,7 +92,7 @@ def worker(case: str, side: str, steps: int, adapter: str) -> dict[str, Any]:
     from minift.runtime import peak_memory
 
     dtype, masked = CASES[case]
-    model, _ = minift.load(MODEL, dtype=dtype)
+    model, _ = minift.load(MODEL, dtype={"bfloat16": "bf16"}.get(dtype, dtype))
     minift.load_adapter(model, adapter, trainable=True)
     status = Path("/proc/self/status").read_text()
     loaded = int(status.partition("VmRSS:")[2].split()[0]) / 1024
