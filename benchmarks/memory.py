@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import subprocess
 import sys
 import tempfile
 import threading
@@ -95,6 +94,8 @@ def opening(folder: Path) -> dict[str, object]:
 
 
 def main() -> None:
+    from peer import told
+
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
     import torch
     from certificate import write
@@ -127,8 +128,7 @@ def main() -> None:
         }.items():
             for dtype in ("float32", "bf16"):
                 command = [sys.executable, __file__, "--worker", str(path), dtype]
-                done = subprocess.run(command, check=True, capture_output=True, text=True)
-                row = json.loads(done.stdout.splitlines()[-1])
+                row = told(command)
                 allowed = row["one_copy_bytes"] + row["largest_tensor_float32_bytes"] + SLACK
                 row["within"] = row["peak_bytes"] <= allowed
                 loads[f"{name} to {dtype}"] = row

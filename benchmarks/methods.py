@@ -19,11 +19,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
+
+from peer import told
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 LABELS = ("negative", "positive")
@@ -100,10 +101,7 @@ def worker(base: str, method: str, lr: float, search: bool) -> None:
 
 def run(base: str, method: str, lr: float, search: bool) -> dict[str, Any]:
     words = [sys.executable, __file__, "--worker", base, method, str(lr), str(int(search))]
-    done = subprocess.run(words, capture_output=True, text=True)
-    if done.returncode:
-        sys.exit(f"{base} {method}: {done.stderr[-2000:]}")
-    found = json.loads(done.stdout.splitlines()[-1])
+    found = told(words)
     low, high = found["interval"]
     print(
         f"{base:<22} {method:<11} lr {lr:<7g} {found['trainable']:>9,}  "
@@ -112,7 +110,7 @@ def run(base: str, method: str, lr: float, search: bool) -> dict[str, Any]:
         f"{found['peak_bytes'] / 1e9:.2f} GB",
         flush=True,
     )
-    return dict(found)
+    return found
 
 
 def z_of(row: dict[str, Any]) -> float:

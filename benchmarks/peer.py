@@ -1,4 +1,4 @@
-"""Asking the other side of a comparison: a program of benchmarks/peers, in its own environment."""
+"""Runs in processes of their own, and the other side of a comparison: benchmarks/peers."""
 
 from __future__ import annotations
 
@@ -14,12 +14,23 @@ import numpy as np
 PEERS = Path(__file__).with_name("peers")
 
 
-def ask(python: str, script: str, *words: object) -> None:
-    """Run it, and end with its last words if it fails."""
-    command = [python, str(PEERS / script), *map(str, words)]
+def output(command: Sequence[str]) -> str:
+    """What a program prints; end with its last words if it fails."""
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
-        sys.exit(f"{script} failed:\n{done.stderr[-3000:]}")
+        sys.exit(f"{' '.join(command[1:4])} failed:\n{done.stderr[-3000:]}")
+    return done.stdout
+
+
+def told(command: Sequence[str]) -> dict[str, Any]:
+    """The JSON of a program's last line."""
+    found: dict[str, Any] = json.loads(output(command).splitlines()[-1])
+    return found
+
+
+def ask(python: str, script: str, *words: object) -> None:
+    """Run a peer's program."""
+    output([python, str(PEERS / script), *map(str, words)])
 
 
 def answers(

@@ -21,7 +21,6 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import subprocess
 import sys
 import threading
 import time
@@ -162,6 +161,7 @@ def main() -> None:
         print(json.dumps(worker(options.worker, options)))
         return
     from certificate import write
+    from peer import told
 
     from minift.checkpoints.download import cached
 
@@ -176,8 +176,7 @@ def main() -> None:
             # The losses are the same in every round.
             command = [sys.executable, __file__, "--worker", name, *words]
             command += ["--evaluate"] if turn == 0 else []
-            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-            found[name].append(json.loads(done.stdout.splitlines()[-1]))
+            found[name].append(told(command))
             print(name, found[name][-1], flush=True)
     rows = {
         name: {key: statistics.median(r[key] for r in runs if key in r) for key in runs[0]}

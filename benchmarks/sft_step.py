@@ -25,12 +25,13 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+
+from peer import told
 
 MODEL = "smollm2-135m-instruct"
 ROWS, LENGTH, VOCAB, WARM = 8, 256, 49_152, 2
@@ -137,10 +138,7 @@ def job_of(case: str, steps: int, folder: Path) -> Path:
 
 
 def run(command: list[str]) -> dict[str, Any]:
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        sys.exit(f"{' '.join(command[:3])} failed:\n{done.stderr[-3000:]}")
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    found = told(command)
     return found | {"step": statistics.median(found["step_seconds"][WARM:])}
 
 

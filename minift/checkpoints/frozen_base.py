@@ -53,7 +53,6 @@ def store(
     model: Transformer, module: str, kind: str, tensor: Tensor, dtype: torch.dtype, path: str
 ) -> None:
     """Replace the linear `module` by one that holds `tensor`, values or the blocks themselves."""
-    group, _, member = module.rpartition(".")
     plain = model.get_submodule(module)
     assert isinstance(plain, nn.Linear)
     try:
@@ -62,8 +61,7 @@ def store(
         found = "a weight that is not finite"
         raise FormatError(path, module, found, "finite weights", "out-of-range") from None
     shape = (plain.out_features, plain.in_features)
-    layer = QuantizedLinear(kind, stored, shape, plain.bias, dtype)
-    setattr(model.get_submodule(group), member, layer)
+    model.set_submodule(module, QuantizedLinear(kind, stored, shape, plain.bias, dtype))
 
 
 def counts(model: Transformer) -> tuple[Counter[str], float]:

@@ -42,8 +42,7 @@ def with_labels(model: Transformer, labels: Sequence[str], *, seed: int = 0) -> 
     config = labelled(model.config, names)
     new = unfilled(config, model.source)
     for path, linear in quantized(model):
-        group, _, member = path.rpartition(".")
-        setattr(new.get_submodule(group), member, linear.twin(linear.bias))
+        new.set_submodule(path, linear.twin(linear.bias))
     body = {n: p for n, p in model.named_parameters() if not n.startswith("head.")}
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in list(new.named_parameters()):

@@ -37,7 +37,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from minift.errors import ConfigError
-from minift.kernels.lora.reference import Adapted, lora_linear, low_rank
+from minift.kernels.lora.reference import Adapted, adapted_linear, low_rank
 from minift.kernels.quantized.linear import QuantizedLinear
 from minift.model.transformer import Transformer
 from minift.peft import token_rows
@@ -163,26 +163,20 @@ class Change(nn.Module):
         return torch.cat((self.A, self.A0)), torch.cat((self.B, -self.B0), dim=1)
 
     def forward(self, linear: nn.Linear, x: Tensor) -> Tensor:
-        drop = self.config.dropout if self.training else 0.0
-        if self.m is not None:
-            return self.dora(linear, x, drop)
-        A, B = self.factors()
-        if isinstance(linear, QuantizedLinear):
-            # Given the decoded weight, autograd would keep it for the backward pass.
-            return linear(x) + low_rank(x, A, B, self.scale, drop)
-        return lora_linear(x, linear.weight, linear.bias, A, B, self.scale, drop)
+        member = self.adapted(linear)
+        return self.dora(linear, x, self.drop) if member is None else adapted_linear(x, member)
+
+    @property
+    def drop(self) -> float:
+        return self.config.dropout if self.training else 0.0
 
     def adapted(self, linear: nn.Linear) -> Adapted | None:
-        """The linear and what is added to it, for kernels that take several together.
-
-        Pissa's change is a small difference of two large products: on a base in half precision it
-        is left to `forward`, which has both in float32.
-        """
-        half = precise(linear.weight) != linear.weight.dtype if self.A0 is not None else False
-        if self.m is not None or half:
+        """The linear and what is added to it; None for dora, which does more than add."""
+        if self.m is not None:
             return None
         A, B = self.factors()
-        return Adapted(linear, A, B, self.scale, self.config.dropout if self.training else 0.0)
+        # Pissa's change is a small difference of two large products.
+        return Adapted(linear, A, B, self.scale, self.drop, exact=self.derived)
 
     def dora(self, linear: nn.Linear, x: Tensor, drop: float) -> Tensor:
         """W x, b and m ‖W + s B A‖⁻¹ (...): the dropped inputs make the change, and only it."""
@@ -246,8 +240,7 @@ class HeadChange(Change):
     added = False  # after its module, where rows are not told apart
 
     def forward(self, head: nn.Linear, x: Tensor, out: Tensor) -> Tensor:  # type: ignore[override]
-        drop = self.config.dropout if self.training else 0.0
-        return out + self.delta(head, F.dropout(x, drop))
+        return out + self.delta(head, F.dropout(x, self.drop))
 
 
 def start(

@@ -97,17 +97,16 @@ def with_tensors(
         setattr(plain.get_submodule(path), leaf, nn.Parameter(value, requires_grad=False))
     for name, linear in stored.items():
         path = name.removesuffix(".weight")
-        group, _, member = path.rpartition(".")
         bias = plain.get_submodule(path).bias
         assert bias is None or isinstance(bias, nn.Parameter)
         if name not in new:
-            setattr(plain.get_submodule(group), member, linear.twin(bias))
+            plain.set_submodule(path, linear.twin(bias))
         elif requantize:
             try:
                 layer = QuantizedLinear.of(linear.kind, new[name], bias)
             except (ValueError, OverflowError) as error:
                 raise ConfigError(f"merge: {path} does not fit {linear.kind}: {error}") from None
-            setattr(plain.get_submodule(group), member, layer)
+            plain.set_submodule(path, layer)
     if config.tied:
         plain.tie()
     return plain.train(model.training)

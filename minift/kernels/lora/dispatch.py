@@ -1,7 +1,8 @@
 """Which form a projection group takes: the fused one wherever its weights are frozen.
 
 The low-rank products of the fused form are in the base's dtype, so where a group is trained in a
-precision of its own (an adapter in float64 on a float32 base) the readable form runs.
+precision of its own (an adapter in float64 on a float32 base), or must keep its own (`exact`), the
+readable form runs.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ def fits(x: Tensor, members: Sequence[Adapted]) -> bool:
     changed = [member for member in members if member.A is not None]
     wide = torch.promote_types(x.dtype, torch.float32)
     return len({member.drop for member in changed}) < 2 and all(
-        m.frozen and (m.A is None or m.A.dtype == wide) for m in members
+        m.frozen and (m.A is None or m.A.dtype == (x.dtype if m.exact else wide)) for m in members
     )
 
 

@@ -32,6 +32,7 @@ class Adapted:
     B: Tensor | None = None  # (out, R)
     scale: float = 1.0
     drop: float = 0.0
+    exact: bool = False  # its products are never in less than the precision of A and B
 
     @property
     def frozen(self) -> bool:
@@ -58,20 +59,14 @@ def adapted_linears(x: Tensor, members: Sequence[Adapted]) -> tuple[Tensor, ...]
 
 
 def adapted_linear(x: Tensor, member: Adapted) -> Tensor:
+    """x (..., in) -> (..., out)."""
     y: Tensor = member.linear(x)
     if member.A is None or member.B is None:
         return y
     return y + low_rank(x, member.A, member.B, member.scale, member.drop)
 
 
-def lora_linear(
-    x: Tensor, weight: Tensor, bias: Tensor | None, A: Tensor, B: Tensor, scale: float, drop: float
-) -> Tensor:
-    """x (..., in) -> (..., out). `drop` is the probability of dropping an input of the change."""
-    return F.linear(x, weight, bias) + low_rank(x, A, B, scale, drop)  # (..., out)
-
-
 def low_rank(x: Tensor, A: Tensor, B: Tensor, scale: float, drop: float) -> Tensor:
-    """What the change adds, x (..., in) -> (..., out): all there is where W is not at hand."""
+    """What the change adds, x (..., in) -> (..., out). `drop`: an input's chance to be left out."""
     s = F.linear(F.dropout(x, drop).to(A.dtype), A) * scale  # (..., R)
     return (s @ B.T.contiguous()).to(x.dtype)

@@ -11,10 +11,10 @@ from minift.kernels.lora.dispatch import adapted_linears, fits
 from minift.kernels.lora.reference import Adapted
 
 
-def member(drop=0.0, dtype=torch.float32, trained=False):
+def member(drop=0.0, dtype=torch.float32, trained=False, exact=False):
     linear = nn.Linear(4, 3).requires_grad_(trained)
     A, B = (torch.randn(*s, dtype=dtype, requires_grad=True) for s in ((2, 4), (3, 2)))
-    return Adapted(linear, A, B, 1.0, drop)
+    return Adapted(linear, A, B, 1.0, drop, exact)
 
 
 def watched():
@@ -32,6 +32,7 @@ def watched():
         ([member(0.1), member(0.2)], False),
         ([member(dtype=torch.float64)], False),
         ([member(trained=True)], False),
+        ([member(exact=True)], True),  # on float32; in bf16: see below
         ([watched()], False),
     ],
 )
@@ -47,3 +48,10 @@ def test_what_fits(members, expected):
 def test_without_gradients_a_trainable_linear_is_as_good_as_a_frozen_one():
     with torch.no_grad():
         assert fits(torch.randn(2, 4), [member(trained=True)])
+
+
+def test_a_change_that_must_be_exact_is_not_rounded_to_a_bf16_base():
+    for exact in (False, True):
+        half = member(exact=exact)
+        half.linear.bfloat16()
+        assert fits(torch.randn(2, 4).bfloat16(), [half]) != exact
