@@ -42,7 +42,8 @@ def sft(parsed: Parsed, screen: Screen) -> int:
         raise ConfigError(f"{name} is no language model: minift classify trains it on labels")
     tokenizer.chat_template = parsed.flag("chat_template")
     screen.say(headline())
-    objective = SFT(tokenizer, train, held, max_length=parsed.flag("max_length"))
+    most, pack = parsed.flag("max_length"), parsed.flag("pack")
+    objective = SFT(tokenizer, train, held, max_length=most, pack=pack)
     if base is not None:
         screen.say(base_line(model))
     if method is None:

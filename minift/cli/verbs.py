@@ -26,6 +26,7 @@ LIMIT = Flag("limit", int, None, "use the first rows only", least=1)
 MAX_LENGTH = Flag(
     "max_length", int, 1024, "longest row in tokens; prompts are cut, answers kept", least=2
 )
+PACK = Flag("pack", str, "auto", "rows behind each other without padding: on, off, or auto")
 METHOD = Flag("method", str, "lora", "how; minift explain tells them apart", common=True)
 METHODS = "minift.peft.methods:METHODS"  # the fields of all of them; those of one may be given
 THREADS = Flag("threads", int, None, "default: one a core", least=1)
@@ -93,6 +94,7 @@ VERBS = {
             *TEMPLATE,
             LIMIT,
             MAX_LENGTH,
+            PACK,
             Flag("adapter", str, None, "go on from this adapter"),
             CHAT_TEMPLATE,
             DTYPE,

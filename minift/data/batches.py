@@ -92,3 +92,23 @@ def micro_batches(
         parts.append(rows[start:stop])
         start = stop
     return parts
+
+
+def packed_batches(lengths: Lengths, max_tokens: int) -> list[Indices]:
+    """Rows to stand behind each other without padding, at most `max_tokens` together.
+
+    Longest first, as `micro_batches`; a row longer than `max_tokens` stands alone.
+    """
+    if max_tokens < 1:
+        raise ConfigError(f"max_tokens is {max_tokens}; allowed: 1 or more")
+    size = np.asarray(lengths, np.int64)
+    order = np.argsort(-size, kind="stable")
+    parts: list[list[int]] = []
+    full = max_tokens + 1
+    for row in order.tolist():
+        if full + size[row] > max_tokens:
+            parts.append([])
+            full = 0
+        parts[-1].append(row)
+        full += int(size[row])
+    return [np.asarray(part, np.int64) for part in parts]

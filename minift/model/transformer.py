@@ -26,8 +26,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from minift.errors import ConfigError
+from minift.kernels import choice
 from minift.kernels.activations import ACTIVATIONS
 from minift.kernels.attention.dispatch import attend
+from minift.kernels.attention.packed import Packing
 from minift.kernels.cross_entropy.dispatch import linear_cross_entropy
 from minift.kernels.rope.dispatch import rotate
 from minift.model.config import ModelConfig
@@ -54,12 +56,19 @@ class Cache(Protocol):
 
 
 @dataclass(frozen=True)
+class Sight:
+    """Where queries may look."""
+
+    visible: Tensor | None  # (B or 1, 1, T, S), True where a query may look; None: see `causal`
+    causal: bool  # no mask needed beyond "not after me"
+
+
+@dataclass(frozen=True)
 class View:
     """Where one kind of layer looks, and by which angles its heads turn."""
 
     rotary: tuple[Tensor, Tensor] | None
-    visible: Tensor | None  # (B or 1, 1, T, S), True where a query may look; None: see `causal`
-    causal: bool  # no mask needed beyond "not after me"
+    sights: tuple[Sight, ...]  # one, or of packed rows one for each bundle
 
 
 @dataclass(frozen=True)
@@ -70,6 +79,7 @@ class Shared:
     local: View  # of the layers with a window
     cache: Cache | None
     past: Past | None
+    packing: Packing | None  # how packed rows are laid out for attention
 
 
 class Projections(nn.Module):
@@ -123,12 +133,25 @@ class Attention(nn.Module):
             q, k = rotate(q, *view.rotary), rotate(k, *view.rotary)  # (B, H, T, E), (B, K, T, E)
         if shared.cache is not None:
             k, v = shared.cache.write(self.layer, k, v)  # (B, K, S, E)
-        if shared.past is not None:
-            before_k, before_v = shared.past[self.layer]
-            k = torch.cat((before_k.to(k.dtype).expand(B, -1, -1, -1), k), dim=2)
-            v = torch.cat((before_v.to(v.dtype).expand(B, -1, -1, -1), v), dim=2)
-        y = attend(q, k, v, view.visible, view.causal, self.scale, self.cap)  # (B, H, T, E)
+        past = None if shared.past is None else shared.past[self.layer]
+        if shared.packing is None:
+            y = self.read(q, k, v, past, view.sights[0])  # (B, H, T, E)
+        else:
+            lay, join = shared.packing.lay, shared.packing.join
+            laid = zip(lay(q), lay(k), lay(v), view.sights, strict=True)
+            y = join([self.read(q, k, v, past, sight) for q, k, v, sight in laid])
         return self.out(y.transpose(1, 2).reshape(B, T, -1))[0]  # (B, T, D)
+
+    def read(
+        self, q: Tensor, k: Tensor, v: Tensor, past: tuple[Tensor, Tensor] | None, sight: Sight
+    ) -> Tensor:
+        """(B, H, T, E), from q of that shape and k, v (B, K, S, E) behind those of `past`."""
+        if past is not None:
+            k, v = (
+                torch.cat((before.to(x.dtype).expand(len(x), -1, -1, -1), x), dim=2)
+                for before, x in zip(past, (k, v), strict=True)
+            )
+        return attend(q, k, v, sight.visible, sight.causal, self.scale, self.cap)
 
 
 class MLP(nn.Module):
@@ -328,24 +351,42 @@ class Transformer(nn.Module):
         if positions is None:
             positions = P + counted + count(keep, segments, B, T, x.device)
         positions = positions.expand(B, T)
+        packing = None
+        if segments is not None and choice.fused():
+            packing = Packing(segments, keep)
+            if not packing.bundles:
+                raise ConfigError("model: found segments and no position that is real")
+            every = [
+                self.sights(None if config.causal else bundle.real, None, bundle.length, 0, P)
+                for bundle in packing.bundles
+            ]
+        else:
+            every = [self.sights(columns, segments, T, before, P)]
+        wholes, locals_ = zip(*every, strict=True)
+        whole = View(self.rotary(positions, x.dtype, False), wholes)
+        local = whole
+        if any(config.local):
+            local = View(self.rotary(positions, x.dtype, True), locals_)
+        return positions, Shared(whole, local, cache, past, packing)
+
+    def sights(
+        self, columns: Tensor | None, segments: Tensor | None, T: int, before: int, P: int
+    ) -> tuple[Sight, Sight]:
+        """Where T queries look after `before` columns of a cache and P of `past`.
+
+        In layers that see all of a row, and in those with a window.
+        """
+        config, device = self.config, self.embed.weight.device
         whole, local = None, None
         behind = config.causal and bool(P or (before and T > 1))
         if columns is not None or segments is not None or behind:
-            whole = look(columns, segments, T, before, P, config.causal, None, x.device)
-        reach = P + before + T
-        if any(config.local) and config.window is not None and reach > config.window:
-            window = config.window
-            local = look(columns, segments, T, before, P, config.causal, window, x.device)
-        views = [
-            View(
-                self.rotary(positions, x.dtype, is_local),
-                visible,
-                visible is None and T > 1 and config.causal,
-            )
-            for visible, is_local in ((whole, False), (whole if local is None else local, True))
-            if not is_local or any(config.local)
-        ]
-        return positions, Shared(views[0], views[-1], cache, past)
+            whole = look(columns, segments, T, before, P, config.causal, None, device)
+        if any(config.local) and config.window is not None and P + before + T > config.window:
+            local = look(columns, segments, T, before, P, config.causal, config.window, device)
+        return tuple(  # type: ignore[return-value]
+            Sight(visible, visible is None and T > 1 and config.causal)
+            for visible in (whole, whole if local is None else local)
+        )
 
     def rotary(self, positions: Tensor, dtype: torch.dtype, local: bool) -> Any:
         """cos and sin of the layers' angles; None where positions are learned."""
@@ -416,8 +457,12 @@ def look(
     if P:
         visible = torch.cat((visible.new_ones(visible.shape[0], T, P), visible), dim=2)
     if window is not None:
-        # Padding between virtual tokens and a text must not push them out of sight.
-        place = column[None] if columns is None else columns.cumsum(1) - 1  # (1 or B, S)
+        # Neither padding between virtual tokens and a text nor an earlier text of a packed row
+        # must push them out of sight.
+        if segments is not None:
+            place = count(columns, segments, len(segments), T, device)  # (B, S)
+        else:
+            place = column[None] if columns is None else columns.cumsum(1) - 1  # (1 or B, S)
         behind = torch.arange(-P, 0, device=device).expand(place.shape[0], P)
         near = place[:, before:, None] - torch.cat((behind, place), dim=1)[:, None, :] < window
         visible = visible & near  # (B or 1, T, P + S)

@@ -2,18 +2,21 @@
 
 The model reads P learned vectors, then the text: [P][padding][text] in a batch that is padded on
 the left, as PEFT does. Masks and positions count them as real tokens; they are cut off the output
-again. With a cache they are written by the first call and are then past. An encoder's label head
-that reads the first position reads the first of them, as PEFT's does.
+again. With a cache they are written by the first call and are then past. In packed rows they stand
+before every text. An encoder's label head that reads the first position reads the first of them, as
+PEFT's does.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from minift.errors import ConfigError
+from minift.kernels.attention.packed import Move, texts
 from minift.model.transformer import Transformer
 
 
@@ -25,22 +28,25 @@ class Virtual(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.added = 0  # virtual tokens in the forward pass at hand
+        # Of packed rows: where its tokens stand, where they stood in (B, T), and B, T.
+        self.moved: tuple[Tensor, Tensor, int, int] | None = None
 
     def vectors(self) -> Tensor:
         """(P, D), entering where the embeddings of tokens do."""
         raise NotImplementedError
 
     def before(self, model: Transformer, given: dict[str, Any]) -> dict[str, Any]:
-        self.added = 0
+        self.added, self.moved = 0, None
         cache = given.get("cache")
         if cache is not None and cache.length:
             return given
-        for key in ("segments", "positions"):
-            if given.get(key) is not None:
-                raise ConfigError(f"model: {key} and virtual tokens do not go together")
+        if given.get("positions") is not None:
+            raise ConfigError("model: positions and virtual tokens do not go together")
         embeds = given.get("embeds")
         x = model.embed_tokens(given["tokens"]) if embeds is None else embeds  # (B, T, D)
         first = self.vectors().to(x.dtype)  # (P, D)
+        if given.get("segments") is not None and cache is None:
+            return given | self.packed(model, given, x, first)
         (B, T, _), P = x.shape, first.shape[0]
         room(model, P, T)
         changed = {"tokens": None, "embeds": torch.cat((first.expand(B, -1, -1), x), dim=1)}
@@ -54,8 +60,39 @@ class Virtual(nn.Module):
         self.added = P
         return given | changed
 
+    def packed(
+        self, model: Transformer, given: dict[str, Any], x: Tensor, first: Tensor
+    ) -> dict[str, Any]:
+        """All texts of the batch behind each other in one row, each after its virtual tokens."""
+        mask, types = given.get("mask"), given.get("token_types")
+        starts, lengths = texts(given["segments"], None if mask is None else mask.bool())
+        (B, T, _), P, n = x.shape, first.shape[0], len(lengths)
+        room(model, P, max(lengths.tolist(), default=0))
+        text = torch.arange(n).repeat_interleave(torch.from_numpy(lengths + P))  # (N,)
+        place = torch.arange(len(text)) - torch.from_numpy(np.cumsum(lengths + P) - lengths)[text]
+        real = place >= 0  # place in its text; virtual tokens stand before 0
+        taken = (torch.from_numpy(starts)[text] + place)[real]  # of B T
+        source = torch.where(real, 0, place + P)  # of [virtual tokens; tokens]
+        source[real] = P + taken
+        source, taken = source.to(x.device), taken.to(x.device)
+        self.moved = (real.nonzero()[:, 0].to(x.device), taken, B, T)
+        changed: dict[str, Any] = {
+            "tokens": None,
+            "embeds": torch.cat((first, x.flatten(0, 1)))[source][None],
+            "segments": text[None].to(x.device),
+            "mask": None,
+        }
+        if types is not None:
+            zeros = types.new_zeros(P)
+            changed["token_types"] = torch.cat((zeros, types.flatten()))[source][None]
+        return changed
+
     def after(self, out: Tensor) -> Tensor | None:
         """(B, P + T, ...) -> (B, T, ...); a label head's (B, C) stays as it is."""
+        if self.moved is not None and out.dim() == 3:
+            at, taken, B, T = self.moved
+            back: Tensor = Move.apply(out[0], at, taken, B * T)
+            return back.view(B, T, -1)
         return out[:, self.added :] if self.added and out.dim() == 3 else None
 
 

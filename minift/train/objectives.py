@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from minift.data.batches import micro_batches
+from minift.data.batches import micro_batches, packed_batches
 from minift.data.read import Records, open_records
 from minift.data.split import Rows
 from minift.errors import ConfigError, EncodeError
@@ -23,16 +23,19 @@ from minift.tokenizers.interface import Tokenizer
 
 Rowset = Sequence[Mapping[str, object]] | Records | Rows
 WINDOW = 512  # held-out rows tokenized at a time
+PACK = ("auto", "on", "off")
+FILL = 0.9  # "auto" packs where less of the padded tensors than this would be text
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows side by side, padded on the right."""
+    """Rows side by side, padded on the right; or packed, behind each other in one row."""
 
     tokens: Tensor  # (B, T) what the model reads
     targets: Tensor  # (B, T) what should follow each position
     learned: Tensor  # (B, T) True where the prediction counts
     real: int  # tokens that are no padding
+    segments: Tensor | None = None  # (1, T) of a packed batch: which of its rows each token is of
 
     @property
     def count(self) -> int:
@@ -82,6 +85,10 @@ class SFT:
     everything. `train` and `held_out` are paths or sequences of such rows. Prompt and completion
     are tokenized apart, so that no token straddles the border. A row over `max_length` loses its
     beginning, never its last answer; an answer (or a text) longer than that loses its end.
+
+    `pack`: "on" puts the rows of a batch behind each other in one row without padding, each blind
+    to the others; "off" pads them; "auto" packs where padding would cost more than packing does.
+    The loss is the same.
     """
 
     def __init__(
@@ -91,10 +98,13 @@ class SFT:
         held_out: str | os.PathLike[str] | Rowset | None = None,
         *,
         max_length: int = 1024,
+        pack: str = "auto",
     ):
         if max_length < 2:
             raise ConfigError(f"max_length: found {max_length}, allowed 2 or more")
-        self.tokenizer, self.max_length = tokenizer, max_length
+        if pack not in PACK:
+            raise ConfigError(f"pack: found {pack}, allowed {', '.join(PACK)}")
+        self.tokenizer, self.max_length, self.pack = tokenizer, max_length, pack
         self.train = rows_of(train)
         self.held_out: Rowset = rows_of(held_out) if held_out is not None else ()
         if not len(self.train):
@@ -128,17 +138,18 @@ class SFT:
     def batches(self, indices: Sequence[int], max_tokens: int) -> list[Batch]:
         """These rows of the training data, in pieces of at most `max_tokens` with padding."""
         rows = [self.window[i] if i in self.window else self.encode(i) for i in indices]
-        return pieces(rows, max_tokens)
+        return pieces(rows, max_tokens, self.pack)
 
     def held_out_batches(self, max_tokens: int) -> Iterator[Batch]:
         order = sorted(range(len(self.held_out)), key=lambda i: size(self.held_out[i]))
         for k in range(0, len(order), WINDOW):
-            yield from pieces([self.encode(i, True) for i in order[k : k + WINDOW]], max_tokens)
+            rows = [self.encode(i, True) for i in order[k : k + WINDOW]]
+            yield from pieces(rows, max_tokens, self.pack)
 
     def loss_sum(self, model: Transformer, batch: Batch) -> Tensor:
         """Summed negative log-likelihood of the target tokens, in nats."""
         # Padded on the right, a causal model needs no mask: no real position looks that far.
-        hidden = model(batch.tokens, hidden_only=True)  # (B, T, D)
+        hidden = model(batch.tokens, segments=batch.segments, hidden_only=True)  # (B, T, D)
         targets = batch.targets[batch.learned]  # (N,)
         return model.nll(hidden[batch.learned], targets)
 
@@ -147,7 +158,9 @@ class SFT:
 
     def summary(self) -> dict[str, object]:
         """What the data is, for run.json."""
-        facts: dict[str, object] = {"objective": "sft", "max_length": self.max_length}
+        facts: dict[str, object] = {
+            "objective": "sft", "max_length": self.max_length, "pack": self.pack
+        }  # fmt: skip
         for name, rows in (("train", self.train), ("held_out", self.held_out)):
             facts[f"{name}_rows"] = len(rows)
             if isinstance(rows, Records | Rows):
@@ -196,8 +209,16 @@ def fit_length(ids: list[int], mask: list[int], most: int) -> tuple[list[int], l
     return ids[cut : cut + most], mask[cut : cut + most]
 
 
-def pieces(rows: Sequence[tuple[list[int], list[int]]], max_tokens: int) -> list[Batch]:
+def pieces(
+    rows: Sequence[tuple[list[int], list[int]]], max_tokens: int, pack: str = "off"
+) -> list[Batch]:
+    """The rows in batches of at most `max_tokens`, padding counted."""
     lengths = [len(ids) - 1 for ids, _ in rows]
+    if pack == "auto":  # a row without a neighbour gains nothing
+        area = len(rows) * max(lengths, default=0)
+        pack = "on" if len(rows) > 1 and sum(lengths) < FILL * area else "off"
+    if pack == "on":
+        return [packed([rows[i] for i in piece]) for piece in packed_batches(lengths, max_tokens)]
     cut = micro_batches(range(len(rows)), lengths, len(rows), max_tokens)
     return [collate([rows[i] for i in piece]) for piece in cut]
 
@@ -213,3 +234,15 @@ def collate(rows: Sequence[tuple[list[int], list[int]]]) -> Batch:
         targets[i, :n] = torch.tensor(ids[1:])
         learned[i, :n] = torch.tensor(mask[1:], dtype=torch.bool)
     return Batch(tokens, targets, learned, sum(len(ids) - 1 for ids, _ in rows))
+
+
+def packed(rows: Sequence[tuple[list[int], list[int]]]) -> Batch:
+    """One row of all, shifted by one within each."""
+    lengths = torch.tensor([len(ids) - 1 for ids, _ in rows])
+    return Batch(
+        torch.tensor([i for ids, _ in rows for i in ids[:-1]])[None],
+        torch.tensor([i for ids, _ in rows for i in ids[1:]])[None],
+        torch.tensor([bit == 1 for _, mask in rows for bit in mask[1:]])[None],
+        int(lengths.sum()),
+        torch.arange(len(rows)).repeat_interleave(lengths)[None],
+    )

@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
-from minift.data.batches import length_buckets, micro_batches, shuffled, splitmix64
+from minift.data.batches import length_buckets, micro_batches, packed_batches, shuffled, splitmix64
 from minift.errors import ConfigError
 
 
@@ -118,7 +118,16 @@ def test_micro_batches_of_nothing() -> None:
     assert [part.tolist() for part in micro_batches([1, 0], [0, 0], 2, 1)] == [[1], [0]]
 
 
+def test_packed_batches_by_hand() -> None:
+    # 50 is over the limit; 10 and 9 fill 19 of 20, where 4 has no room; 4, 4, 3 and a 0 are left.
+    parts = packed_batches([10, 3, 4, 50, 9, 4, 0], 20)
+    assert [part.tolist() for part in parts] == [[3], [0, 4], [2, 5, 1, 6]]
+    assert packed_batches([], 4) == []
+
+
 def test_refusals() -> None:
+    with pytest.raises(ConfigError, match="max_tokens is 0"):
+        packed_batches([1], 0)
     with pytest.raises(ConfigError, match="batch is 0"):
         next(length_buckets(1, 0, 0, 0, len))
     with pytest.raises(ConfigError, match="max_tokens 0"):

@@ -19,6 +19,8 @@ from minift.checkpoints import safetensors
 from minift.checkpoints.open import load_model
 from minift.errors import ConfigError, FormatError
 from minift.generation.cache import KVCache
+from minift.kernels.attention import packed
+from minift.kernels.choice import using
 from minift.model.heads import LabelHead
 from minift.model.transformer import Transformer
 from minift.peft.adapters import active, detach, disabled, modules_of, names, rows, trainable, use
@@ -271,6 +273,35 @@ def test_padding_changes_nothing(case):
         for i, length in enumerate(LENGTHS):
             alone = case.trained(case.tokens[i : i + 1, :length])
             close(alone[0], case.out[i, :length] if case.out.dim() == 3 else case.out[i])
+
+
+@pytest.mark.parametrize("kernels", ["auto", "reference"])
+def test_packed_rows_are_the_separate_ones(case, kernels, monkeypatch):
+    """[7 tokens], [4 tokens, 1 token, padding]: values and all gradients."""
+    if isinstance(case.base.head, LabelHead):
+        return  # it reads one position a row
+    monkeypatch.setattr(packed, "SHORT", 2)  # so that texts of 7, 4 and 1 are two bundles
+    tokens, keep = torch.zeros(2, 7, dtype=torch.long), torch.ones(2, 7, dtype=torch.bool)
+    tokens[0], tokens[1, :4], tokens[1, 4] = case.tokens[0], case.tokens[1, :4], case.tokens[2, 0]
+    keep[1, 5:] = False
+    segments = torch.tensor([[0] * 7, [1] * 4 + [2] * 3])
+    model, found = case.trained, []
+    for given in (
+        {"tokens": case.tokens, "mask": case.keep},
+        {"tokens": tokens, "mask": keep, "segments": segments},
+    ):
+        with using(kernels):
+            out = model(**given, hidden_only=True)[given["mask"]]
+            target = torch.sin(torch.arange(out.numel()).view(out.shape) * 1.0)
+            loss = (out - target).square().sum()
+            found.append([out.detach(), *torch.autograd.grad(loss, trained_of(model))])
+    for a, b in zip(*found, strict=True):
+        close(b, a)
+
+
+def trained_of(model):
+    """The trainables that hidden states depend on: a head's own do not reach them."""
+    return [p for key, p in trainable(model).items() if "head" not in key]
 
 
 def test_decoding_with_a_cache_is_the_full_pass(case):

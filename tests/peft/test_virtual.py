@@ -9,6 +9,7 @@ import torch
 
 from minift.checkpoints.open import load_model
 from minift.errors import ConfigError
+from minift.generation.cache import KVCache
 from minift.generation.decode import decode
 from minift.peft.methods import attach
 from minift.peft.prompt import Prompt
@@ -40,6 +41,23 @@ def test_an_encoder_reads_them_before_the_first_token_and_as_the_first_type():
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-12)
 
 
+def test_in_packed_rows_they_stand_before_every_text():
+    """Token types too: as if each text were a row of its own."""
+    model = adapted("families/bert_labels")
+    types = torch.ones_like(TOKENS)
+    types[:, :3] = 0
+    segments = torch.tensor([[4, 4, 4, 4, 4, 4, 4], [1, 1, 3, 3, 3, 3, 3]])
+    mask = torch.ones_like(TOKENS, dtype=torch.bool)
+    mask[1, 6:] = False
+    packed = model(TOKENS, token_types=types, segments=segments, mask=mask, hidden_only=True)
+    for row, first, last in ((0, 0, 7), (1, 0, 2), (1, 2, 6)):
+        at = slice(first, last)
+        alone = model(
+            TOKENS[row : row + 1, at], token_types=types[row : row + 1, at], hidden_only=True
+        )
+        torch.testing.assert_close(packed[row, at], alone[0], rtol=0, atol=1e-12)
+
+
 def test_decoding_goes_on_after_them():
     model, plain = adapted(), load_model(GOLDEN / "llama_gqa", dtype=torch.float64).eval()
     prompts = [[5, 9, 2], [1], [30, 2]]
@@ -49,8 +67,10 @@ def test_decoding_goes_on_after_them():
 
 def test_what_does_not_go_together_is_refused():
     model = adapted()
-    for key in ("segments", "positions"):
-        with pytest.raises(ConfigError, match=f"{key} and virtual tokens"):
-            model(TOKENS, **{key: torch.zeros_like(TOKENS)})
+    with pytest.raises(ConfigError, match="positions and virtual tokens"):
+        model(TOKENS, positions=torch.zeros_like(TOKENS))
+    cache = KVCache(model.config, 2, 10, dtype=torch.float64)
+    with pytest.raises(ConfigError, match="segments and a cache"):
+        model(TOKENS, segments=torch.zeros_like(TOKENS), cache=cache)
     with pytest.raises(ConfigError, match="3 virtual tokens and 126 tokens exceed"):
         model(torch.zeros(1, 126, dtype=torch.long))

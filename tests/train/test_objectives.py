@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 
 import pytest
@@ -10,8 +11,13 @@ import torch
 from minift.errors import ConfigError, DataError, EncodeError
 from minift.model.config import ModelConfig
 from minift.model.transformer import Transformer
+from minift.peft.adapters import trainable
+from minift.peft.lora import LoRA
+from minift.peft.methods import attach
+from minift.peft.prefix import Prefix
+from minift.peft.prompt import Prompt
 from minift.tokenizers import chat
-from minift.train.objectives import SFT, collate, fit_length, pieces
+from minift.train.objectives import SFT, collate, fit_length, packed, pieces
 
 START, END = 256, 257
 
@@ -166,11 +172,58 @@ def test_the_loss_equals_one_target_at_a_time(tiny, tokenizer, most):
     assert found == pytest.approx(total, rel=1e-12)
 
 
+@pytest.mark.parametrize("method", [None, Prefix(3), Prompt(2), LoRA(rank=2)])
+@pytest.mark.parametrize("most", [1, 40, 1000])
+def test_packed_rows_have_the_separate_losses_and_gradients(tiny, method, most):
+    rows = [PAIR, TEXT, TALK, {"prompt": "a", "completion": "b"}]
+    model, found = copy.deepcopy(tiny), []
+    if method is not None:
+        model = attach(model, method)
+        generator = torch.Generator().manual_seed(0)
+        for parameter in trainable(model).values():
+            parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
+    learned = [p for p in model.parameters() if p.requires_grad]
+    for batches in (
+        [SFT(Bytes(), [row]).batches([0], 1000)[0] for row in rows],
+        SFT(Bytes(), rows, pack="on").batches(range(4), most),
+    ):
+        loss = sum(SFT(Bytes(), rows).loss_sum(model, batch) for batch in batches)
+        found.append([loss.detach(), *torch.autograd.grad(loss, learned, allow_unused=True)])
+    assert most == 1 or any(batch.segments.max() > 0 for batch in batches)
+    for one, other in zip(*found, strict=True):
+        if one is not None:
+            torch.testing.assert_close(other, one, rtol=0, atol=1e-10)
+
+
+def test_packed_rows_stand_behind_each_other_each_shifted_by_one():
+    batch = packed([([1, 2, 3], [0, 0, 1]), ([7, 8], [0, 1])])
+    assert batch.tokens.tolist() == [[1, 2, 7]]
+    assert batch.targets.tolist() == [[2, 3, 8]]
+    assert batch.learned.tolist() == [[False, True, True]]
+    assert batch.segments.tolist() == [[0, 0, 1]]
+    assert (batch.real, batch.count) == (3, 2)
+
+
+@pytest.mark.parametrize(("lengths", "rows"), [
+    ([9, 10], 2),  # 19 of 20: padded
+    ([8, 10], 2),  # 18 of 20 is just enough
+    ([7, 10], 1),  # 17 is not: packed
+    ([10], 1),
+])  # fmt: skip
+def test_auto_packs_where_padding_would_be_more_than_a_tenth(lengths, rows):
+    ids = [(list(range(n + 1)), [1] * (n + 1)) for n in lengths]
+    [batch] = pieces(ids, 1000, "auto")
+    assert len(batch.tokens) == rows
+    assert (batch.segments is not None) == (lengths == [7, 10])
+    assert all(b.segments is None for b in pieces(ids, 1000, "off"))
+
+
 def test_batches_are_of_the_rows_asked_for(tiny):
     data = SFT(Bytes(), [PAIR, TEXT, TALK])
     [batch] = data.batches([1], 1000)
     assert batch.tokens.tolist() == [[*b"once"]]
-    assert data.batches([2, 0], 1000)[0].tokens.shape[0] == 2
+    padded = SFT(Bytes(), [PAIR, TEXT, TALK], pack="off")
+    assert padded.batches([2, 0], 1000)[0].tokens.shape[0] == 2
     assert data.example() == data.encode(0)
 
 
@@ -191,6 +244,8 @@ def test_files_are_read_and_errors_name_the_line(tmp_path):
 def test_refusals():
     with pytest.raises(ConfigError, match="max_length: found 1"):
         SFT(Bytes(), [PAIR], max_length=1)
+    with pytest.raises(ConfigError, match="pack: found yes, allowed auto, on, off"):
+        SFT(Bytes(), [PAIR], pack="yes")
     with pytest.raises(ConfigError, match="no rows"):
         SFT(Bytes(), [])
     with pytest.raises(ConfigError, match="row 2: found byte 00"):
