@@ -2,54 +2,98 @@
 
     python benchmarks/sft_step.py --peer-python PATH [--only float32] [--rounds 7] [--steps 6]
 
-SmolLM2-135M, rank 8 on all linears, 8 rows of 256 tokens, the same weights, initial adapter, rows
-in the same order, AdamW, clipping and two threads on every side:
+SmolLM2-135M, rank 8 on all linears, the same weights, initial adapter, rows in the same order,
+AdamW, clipping and two threads on every side:
 
     shipped    transformers + PEFT as installed
     tuned      the same with the two process switches that minift uses itself (products through
                oneDNN, memory kept by the allocator) and the fused AdamW
     minift     `minift.fit`
     readable   `minift.fit` with the readable kernels
+    padded     `minift.fit` with its rows padded, not packed
 
-    float32, bf16    dtype of the base; every token is learned
-    half             float32, the first half of every row is no target
+    float32    8 rows of 256 random tokens, every token learned
+    bf16       the same on a base in bf16
+    half       float32, the first half of every row is no target
+    ragged     float32, 16 conversations a step (the English chatterbot corpus, drawn at random, as
+               examples/chatbot.py reads it), of which the answers are learned
 
 Each run is a process of its own, the sides in turn, in alternating order. A step is the median of a
-run's steps after the first two, which allocate; ratios are those of one round. The gate:
-in float32 losses differ from the tuned peer's by at most three times what its own do between one
-thread and two, or 1e-4.
+run's steps after the first two, which allocate (of ragged rows the mean, since steps differ);
+ratios are those of one round. The gate: in float32 losses differ from the tuned peer's by at most
+three times what its own do between one thread and two, or 1e-4.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import runpy
 import statistics
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import redirect_stdout
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from peer import told
 
 MODEL = "smollm2-135m-instruct"
-ROWS, LENGTH, VOCAB, WARM = 8, 256, 49_152, 2
-CASES = {"float32": ("float32", 0), "bf16": ("bfloat16", 0), "half": ("float32", LENGTH // 2)}
-SIDES = ("shipped", "tuned", "minift", "readable")
+LENGTH, VOCAB, WARM = 256, 49_152, 2
 PEER = Path(__file__).with_name("peers") / "hf_sft.py"
+EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "chatbot.py"
+
+
+@dataclass(frozen=True)
+class Case:
+    dtype: str
+    sides: tuple[str, ...]
+    rows: int = 8  # a step
+    masked: int = 0  # tokens at the beginning of a row that are no targets
+    ragged: bool = False
+
+
+ALL = ("shipped", "tuned", "minift", "readable")
+CASES = {
+    "float32": Case("float32", ALL),
+    "bf16": Case("bfloat16", ALL),
+    "half": Case("float32", ("tuned", "minift"), masked=LENGTH // 2),
+    "ragged": Case("float32", ("tuned", "minift", "padded"), rows=16, ragged=True),
+}
+
+
+def random_rows(count: int, masked: int) -> list[tuple[list[int], list[int]]]:
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(VOCAB, (count, LENGTH), generator=generator)
+    mask = [0] * masked + [1] * (LENGTH - masked)
+    return [(row.tolist(), mask) for row in tokens]
+
+
+def conversations() -> list[tuple[list[int], list[int]]]:
+    """Ids and masks of the corpus, by the model's own chat template."""
+    import minift
+    from minift.checkpoints.download import cached
+
+    found = cached("chatterbot")
+    if found is None:
+        sys.exit("minift download chatterbot")
+    _, tokenizer = minift.load(MODEL)
+    with redirect_stdout(sys.stderr):
+        rows = runpy.run_path(str(EXAMPLE))["rows_of"](found)
+    return [tokenizer.chat(row["messages"]) for row in rows]
 
 
 class Fixed:
-    """Rows of random tokens, given as they are."""
+    """Rows of ids, given as they are, in an order that does not ask how long they are."""
 
-    def __init__(self, count: int, masked: int):
-        import torch
-
-        generator = torch.Generator().manual_seed(0)
-        tokens = torch.randint(VOCAB, (count, LENGTH), generator=generator)
-        mask = [0] * masked + [1] * (LENGTH - masked)
-        self.data = [(row.tolist(), mask) for row in tokens]
+    def __init__(self, case: Case, steps: int, pack: str = "auto"):
+        fixed = (case.rows * steps, case.masked)
+        self.data = conversations() if case.ragged else random_rows(*fixed)
+        self.pack = pack
 
     @property
     def rows(self) -> int:
@@ -61,7 +105,7 @@ class Fixed:
     def batches(self, indices: Sequence[int], max_tokens: int) -> Any:
         from minift.train.objectives import pieces
 
-        return pieces([self.data[i] for i in indices], max_tokens)
+        return pieces([self.data[i] for i in indices], max_tokens, self.pack)
 
     def held_out_batches(self, max_tokens: int) -> Iterator[Any]:
         return iter(())
@@ -75,25 +119,26 @@ class Fixed:
         return self.data[0]
 
     def summary(self) -> dict[str, object]:
-        return {"objective": "random tokens"}
+        return {"objective": "given rows"}
 
 
-def config_of(steps: int, kernels: str = "auto") -> Any:
+def config_of(case: Case, steps: int, kernels: str = "auto") -> Any:
     from minift.train.loop import TrainConfig
 
-    return TrainConfig(steps=steps, batch=ROWS, lr=1e-4, schedule="constant", warmup=0.0,
-                       threads=2, kernels=kernels)  # fmt: skip
+    return TrainConfig(steps=steps, batch=case.rows, lr=1e-4, schedule="constant", warmup=0.0,
+                       threads=2, kernels=kernels, micro_tokens=8192)  # fmt: skip
 
 
-def worker(case: str, side: str, steps: int, adapter: str) -> dict[str, Any]:
+def worker(name: str, side: str, steps: int, adapter: str) -> dict[str, Any]:
     """minift's run; a line of JSON with the keys of the peer's."""
     import time
 
     import minift
     from minift.runtime import peak_memory
 
-    dtype, masked = CASES[case]
-    model, _ = minift.load(MODEL, dtype={"bfloat16": "bf16"}.get(dtype, dtype))
+    case = CASES[name]
+    objective = Fixed(case, steps, "off" if side == "padded" else "auto")
+    model, _ = minift.load(MODEL, dtype={"bfloat16": "bf16"}.get(case.dtype, case.dtype))
     minift.load_adapter(model, adapter, trainable=True)
     status = Path("/proc/self/status").read_text()
     loaded = int(status.partition("VmRSS:")[2].split()[0]) / 1024
@@ -105,24 +150,22 @@ def worker(case: str, side: str, steps: int, adapter: str) -> dict[str, Any]:
         last[0] = now
 
     kernels = "reference" if side == "readable" else "auto"
-    objective = Fixed(ROWS * steps, masked)
-    run = minift.fit(model, objective, config_of(steps, kernels), watch=watch)
+    run = minift.fit(model, objective, config_of(case, steps, kernels), watch=watch)
     return {"losses": run.losses, "step_seconds": seconds, "rss_loaded_mb": loaded,
             "peak_rss_mb": peak_memory() / 2**20}  # fmt: skip
 
 
-def job_of(case: str, steps: int, folder: Path) -> Path:
+def job_of(case: Case, steps: int, folder: Path) -> Path:
     """The peer's job: the same rows in minift's order, and minift's initial adapter."""
     import minift
     from minift.checkpoints.download import cached
     from minift.train.loop import order
 
-    dtype, masked = CASES[case]
     model, _ = minift.load(MODEL)
     minift.attach(model, minift.LoRA(rank=8))
     minift.save_adapter(model, folder / "adapter")
-    objective = Fixed(ROWS * steps, masked)
-    config = config_of(steps)
+    objective = Fixed(case, steps)
+    config = config_of(case, steps)
     taken = [rows for _, rows in zip(range(steps), order(objective, config), strict=False)]
     job = {
         "model": str(cached(MODEL)),
@@ -130,16 +173,17 @@ def job_of(case: str, steps: int, folder: Path) -> Path:
         "batches": [[objective.data[i][0] for i in rows] for rows in taken],
         "masks": [[objective.data[i][1] for i in rows] for rows in taken],
         "lrs": [config.lr] * steps,
-        "dtype": dtype,
+        "dtype": case.dtype,
     }
     path = folder / "job.json"
     path.write_text(json.dumps(job))
     return path
 
 
-def run(command: list[str]) -> dict[str, Any]:
+def run(command: list[str], ragged: bool) -> dict[str, Any]:
     found = told(command)
-    return found | {"step": statistics.median(found["step_seconds"][WARM:])}
+    middle = statistics.mean if ragged else statistics.median
+    return found | {"step": middle(found["step_seconds"][WARM:])}
 
 
 def compared(rounds: list[dict[str, dict[str, Any]]], alone: list[float] | None) -> dict[str, Any]:
@@ -180,38 +224,39 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--peer-python", required=True, help="with transformers and PEFT")
-    parser.add_argument("--only", choices=CASES)
+    parser.add_argument("--only", nargs="*", choices=CASES)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--steps", type=int, default=22)
     parser.add_argument("--out", type=Path, help="the folder of the result file")
     options = parser.parse_args()
     found = machine(2)
     result: dict[str, Any] = {
-        "settings": {"rounds": options.rounds, "steps": options.steps, "rows": ROWS,
-                     "tokens": LENGTH, "rank": 8},
+        "settings": {"rounds": options.rounds, "steps": options.steps, "tokens": LENGTH, "rank": 8},
         "gflops": {"float32": round(found.rate), "bf16": round(found.bf16)},
         "cases": {},
     }  # fmt: skip
     bad = []
     with tempfile.TemporaryDirectory() as name:
-        for case in CASES if options.only is None else (options.only,):
+        for case, about in CASES.items():
+            if case not in (options.only or case):
+                continue
             folder = Path(name) / case
             folder.mkdir()
-            job = str(job_of(case, options.steps, folder))
+            job = str(job_of(about, options.steps, folder))
             peer = [options.peer_python, str(PEER), job, str(folder / "out.json")]
             mine = [sys.executable, __file__, "--worker", case]
             rest = [str(options.steps), str(folder / "adapter")]
             commands = {"shipped": peer, "tuned": [*peer, "--tuned"]}
-            commands |= {side: [*mine, side, *rest] for side in SIDES[2:]}
+            commands |= {side: [*mine, side, *rest] for side in ("minift", "readable", "padded")}
             rounds = []
             for n in range(options.rounds):
-                order = SIDES if n % 2 == 0 else SIDES[::-1]
-                rounds.append({side: run(commands[side]) for side in order})
+                order = about.sides if n % 2 == 0 else about.sides[::-1]
+                rounds.append({side: run(commands[side], about.ragged) for side in order})
                 steps = {side: round(row["step"], 2) for side, row in rounds[-1].items()}
                 print(case, steps, flush=True)
             alone = None
-            if case == "float32":
-                alone = run([*commands["tuned"], "--threads", "1"])["losses"]
+            if about.dtype == "float32":
+                alone = told([*commands["tuned"], "--threads", "1"])["losses"]
             one = compared(rounds, alone)
             gap = one["largest_loss_difference"]
             if alone is not None and gap > max(1e-4, 3 * one["peer_on_one_thread_differs_by"]):
