@@ -82,6 +82,24 @@ def machine(threads: int | None = None) -> Machine:
     return Machine(wanted, plain, routed, half)
 
 
+def advice(threads: int | None = None, dtype: str | None = None) -> list[str]:
+    """What is slower than it need be in these settings on this machine, a line each."""
+    found = []
+    if threads is not None and threads > cores():
+        found.append(
+            f"threads: found {threads} on {cores()} cores, where they wait for each other; "
+            f"{cores()} is right here"
+        )
+    if dtype == "bf16":
+        here = machine(threads)
+        if here.bf16 < here.rate:
+            found.append(
+                f"dtype: bf16 has no units of its own here: {here.bf16:.0f} GFLOP/s, "
+                f"float32 {here.rate:.0f}; it saves memory, not time"
+            )
+    return found
+
+
 def _error(y: Tensor, exact: Tensor) -> float:
     return float((y.double() - exact).norm() / exact.norm())
 

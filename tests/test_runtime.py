@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from minift import runtime
-from minift.runtime import Machine, cores, machine, peak_memory, tuned
+from minift.runtime import Machine, advice, cores, machine, peak_memory, tuned
 
 FAST = Machine(threads=2, float32=100.0, routed=200.0, bf16=50.0)
 PLAIN = Machine(threads=2, float32=100.0, routed=0.0, bf16=50.0)
@@ -110,6 +110,19 @@ def test_the_error_is_relative():
 def test_a_gain_has_to_be_worth_it(routed, bf16, route, rate, prefers):
     found = Machine(1, 100.0, routed, bf16)
     assert (found.route, found.rate, found.prefers_bf16) == (route, rate, prefers)
+
+
+def test_advice_names_what_is_right_here(monkeypatch):
+    monkeypatch.setattr(runtime, "cores", lambda: 2)
+    monkeypatch.setattr(runtime, "machine", lambda threads: Machine(2, 90.0, 200.0, 30.0))
+    assert advice() == advice(2, "float32") == []
+    [threads, dtype] = advice(8, "bf16")
+    assert threads == (
+        "threads: found 8 on 2 cores, where they wait for each other; 2 is right here"
+    )
+    assert "30 GFLOP/s, float32 200" in dtype
+    monkeypatch.setattr(runtime, "machine", lambda threads: Machine(2, 90.0, 200.0, 300.0))
+    assert advice(2, "bf16") == []
 
 
 @pytest.mark.parametrize("platform", ["linux", "darwin", "win32"])

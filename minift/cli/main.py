@@ -75,6 +75,11 @@ def run(words: list[str]) -> int:
     parsed: Parsed = parse(rest, verb.positional, flags)
     screen = Screen(quiet=parsed.flag("quiet") or parsed.flag("json"), as_json=parsed.flag("json"))
     module = importlib.import_module(f"minift.cli.{verb.module}")
+    if {"threads", "dtype"} & set(parsed.given):
+        from minift.runtime import advice
+
+        for line in advice(parsed.values.get("threads"), parsed.values.get("dtype")):
+            print(f"minift: {line}", file=sys.stderr)
     with using(parsed.values.get("kernels", "auto")):
         return int(getattr(module, words[0])(parsed, screen) or 0)
 

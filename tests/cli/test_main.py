@@ -10,6 +10,7 @@ from minift import __version__
 from minift.cli import main as module
 from minift.cli.main import main
 from minift.cli.verbs import VERBS
+from minift.runtime import cores
 from minift.train.loop import Diverged
 
 
@@ -163,3 +164,12 @@ def test_json_is_one_object(cli, tiny_model, run_folder):
         code, out, _ = cli(*words, "--json")
         assert code == 0
         assert isinstance(json.loads(out), dict)
+
+
+def test_settings_that_slow_this_machine_down_are_named_and_taken(cli, tiny_model, data):
+    words = ["eval", "--model", tiny_model, "--data", data, "--threads"]
+    assert cli(*words, "1")[2] == ""
+    code, _, err = cli(*words, "64")
+    assert code == 0
+    assert err.startswith(f"minift: threads: found 64 on {cores()} cores")
+    assert len(err.splitlines()) == 1
