@@ -24,7 +24,9 @@ Each run is a process of its own, the sides in turn, in alternating order. A ste
 run's steps after the first two, which allocate (of real rows the mean, since steps differ);
 ratios are those of one round. The gate: in float32 losses differ from the tuned peer's by at most
 three times what its own do between one thread and two, or 1e-4; in bf16 they are at most twice as
-far from the peer's in float32 as the peer's own in bf16 are. --only leaves the other cases of the
+far from the peer's in float32 as the peer's own in bf16 are. `main_products` is the time that the
+frozen products alone would take at the rate that a bare one reaches in the same process, over the
+time of minift's step. --only leaves the other cases of the
 result file as they are; each has its own certificate.
 """
 
@@ -159,7 +161,8 @@ def worker(name: str, side: str, steps: int, adapter: str) -> dict[str, Any]:
     import time
 
     import minift
-    from minift.runtime import peak_memory
+    from minift.peft.places import linears
+    from minift.runtime import machine, peak_memory
 
     case = CASES[name]
     objective = Fixed(case, steps, "off" if side == "padded" else "auto")
@@ -167,17 +170,24 @@ def worker(name: str, side: str, steps: int, adapter: str) -> dict[str, Any]:
     minift.load_adapter(model, adapter, trainable=True)
     status = Path("/proc/self/status").read_text()
     loaded = int(status.partition("VmRSS:")[2].split()[0]) / 1024
-    seconds, last = [], [time.perf_counter()]
+    seconds, last, tokens, targets = [], [time.perf_counter()], [], []
 
     def watch(progress: Any) -> None:
         now = time.perf_counter()
         seconds.append(now - last[0])
         last[0] = now
+        tokens.append(progress.tokens)
+        targets.append(progress.targets)
 
     kernels = "reference" if side == "readable" else "auto"
     run = minift.fit(model, objective, config_of(case, steps, kernels), watch=watch)
+    rate = getattr(machine(2), "bf16" if case.dtype == "bfloat16" else "rate")
+    head = model.head.weight.numel()
+    frozen = sum(linear.in_features * linear.out_features for _, linear in linears(model))
+    operations = 4 * (frozen * tokens[-1] + head * targets[-1])  # a product and its dx
     return {"losses": run.losses, "step_seconds": seconds, "rss_loaded_mb": loaded,
-            "peak_rss_mb": peak_memory() / 2**20}  # fmt: skip
+            "peak_rss_mb": peak_memory() / 2**20, "gflops": rate,
+            "operations": operations}  # fmt: skip
 
 
 def job_of(case: Case, steps: int, folder: Path) -> Path:
@@ -288,6 +298,13 @@ def main() -> None:
             one |= {"loss_difference": gap, "allowed": limit}
             if gap > limit:
                 bad.append(f"{case}: losses differ by {gap:.1e}, allowed {limit:.1e}")
+            if about.data == "random":  # all steps are alike
+                shares = [
+                    row["minift"]["operations"]
+                    / (1e9 * row["minift"]["gflops"] * row["minift"]["step"])
+                    for row in rounds
+                ]
+                one["main_products"] = round(statistics.median(shares), 3)
             settings = {"rounds": options.rounds, "steps": steps, "rows": about.rows}
             print(case, json.dumps(one), flush=True)
             result["cases"][case] = one | settings | {"runs": rounds, "certificate": certificate()}
