@@ -77,7 +77,7 @@ def worker(name: str, options: argparse.Namespace) -> dict[str, Any]:
     from minift.peft.places import linears
     from minift.runtime import tuned
     from minift.train.evaluate import held_out_loss
-    from minift.train.optimizer import adamw
+    from minift.train.optimizer import AdamW
 
     dtype, base = RUNS[name]
     torch.set_num_threads(options.threads)
@@ -115,13 +115,12 @@ def worker(name: str, options: argparse.Namespace) -> dict[str, Any]:
         del dense
 
     minift.attach(model, minift.LoRA(rank=8))
-    optimizer = adamw(trainable(model).values(), {}, betas=(0.9, 0.999), eps=1e-8, decay=0.0)
+    optimizer = AdamW(trainable(model), {}, betas=(0.9, 0.999), eps=1e-8, decay=0.0)
     generator = torch.Generator().manual_seed(0)
     shape = (options.batch, options.length)
     seconds = []
     with tuned(options.threads), Peak().watched() as peak:
-        for group in optimizer.param_groups:
-            group["lr"] = 1e-4
+        optimizer.set_rate(1e-4)
         for _ in range(options.steps + 1):
             tokens = torch.randint(model.config.vocab, shape, generator=generator)
             begin = time.perf_counter()
@@ -130,6 +129,7 @@ def worker(name: str, options: argparse.Namespace) -> dict[str, Any]:
                 logits[:, :-1].flatten(0, 1).float(), tokens[:, 1:].flatten()
             )
             loss.backward()
+            optimizer.clip(0.0)
             optimizer.step()
             optimizer.zero_grad()
             seconds.append(time.perf_counter() - begin)

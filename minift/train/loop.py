@@ -35,7 +35,7 @@ from minift.runtime import peak_memory, tuned
 from minift.storage import append_line, free_space, write_file
 from minift.train.evaluate import held_out_loss
 from minift.train.objectives import Counted, Objective
-from minift.train.optimizer import SCHEDULES, adamw, learning_rate
+from minift.train.optimizer import SCHEDULES, AdamW, learning_rate
 
 
 @dataclass(frozen=True)
@@ -180,8 +180,8 @@ def fit(
         check_out(out, overwrite)
         free_space(out, 2 * sum(p.numel() * p.element_size() for p in parameters.values()))
     run = Run(config, steps, out=None if out is None else claim(out, overwrite))
-    optimizer = adamw(
-        parameters.values(),
+    optimizer = AdamW(
+        parameters,
         methods.learning_ratios(model),
         betas=(config.beta1, config.beta2),
         eps=config.eps,
@@ -200,18 +200,18 @@ def fit(
         with choice, tuned(config.threads) as machine, interruptible() as interrupted:
             for step, indices in zip(range(steps), order(objective, config), strict=False):
                 lr = learning_rate(config.schedule, rate, round(config.warmup * steps), steps, step)
-                for group in optimizer.param_groups:
-                    group["lr"] = lr * group["ratio"]
-                loss, norm, tokens, targets = gradients(step_module, indices, config, parameters)
+                optimizer.set_rate(lr)
+                loss, tokens, targets = gradients(step_module, indices, config.micro_tokens)
                 if step == 0:
                     check_gradients(parameters)
+                norm = optimizer.clip(config.clip)
                 if targets and math.isfinite(loss) and math.isfinite(norm):
                     optimizer.step()
                     bad = 0
                 else:  # the weights stay as they are
                     run.skipped += 1
                     bad += targets > 0
-                optimizer.zero_grad(set_to_none=True)
+                optimizer.zero_grad()
                 run.losses.append(loss)
                 run.norms.append(norm)
                 run.tokens += tokens
@@ -247,6 +247,7 @@ def fit(
                 facts = {"data": objective.summary(), "threads": machine.threads}
                 write_file(run.out / "run.json", as_json(record(model, run) | facts))
     finally:
+        optimizer.release()
         model.train(was[0])
         model.checkpointing = was[1]
     return run
@@ -263,11 +264,9 @@ def order(objective: Objective, config: TrainConfig) -> Iterator[list[int]]:
         epoch += 1
 
 
-def gradients(
-    step: Step, indices: list[int], config: TrainConfig, parameters: dict[str, nn.Parameter]
-) -> tuple[float, float, int, int]:
-    """Accumulate one optimizer step's gradients: (loss, norm before clipping, tokens, targets)."""
-    batches = step.objective.batches(indices, config.micro_tokens)
+def gradients(step: Step, indices: list[int], micro_tokens: int) -> tuple[float, int, int]:
+    """Accumulate one optimizer step's gradients: (mean loss a target, tokens, targets)."""
+    batches = step.objective.batches(indices, micro_tokens)
     targets = sum(batch.count for batch in batches)
     total = 0.0
     for batch in batches:
@@ -276,12 +275,8 @@ def gradients(
         loss = step(batch)  # a sum
         (loss / targets).backward()
         total += float(loss.detach())
-    found = [p.grad for p in parameters.values() if p.grad is not None]
-    norm = torch.nn.utils.get_total_norm(found) if found else torch.zeros(())
-    if config.clip and math.isfinite(float(norm)):
-        torch.nn.utils.clip_grads_with_norm_(parameters.values(), config.clip, norm)
     tokens = sum(batch.real for batch in batches)
-    return total / max(1, targets), float(norm), tokens, targets
+    return total / max(1, targets), tokens, targets
 
 
 def check_gradients(parameters: dict[str, nn.Parameter]) -> None:

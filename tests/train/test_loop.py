@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import os
 import signal
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +18,7 @@ from minift.checkpoints.open import load_model
 from minift.errors import ConfigError, StorageError
 from minift.kernels import choice
 from minift.peft.adapters import trainable
-from minift.peft.files import load_adapter
+from minift.peft.files import load_adapter, save_adapter
 from minift.peft.lora import LoRA
 from minift.peft.methods import attach
 from minift.peft.places import changes
@@ -96,23 +98,21 @@ def grads_with(micro_tokens, checkpointing=False):
     model = adapted()
     model.checkpointing = checkpointing
     objective = Fixed(random_rows([3, 12, 5, 7, 2, 9, 4, 6]))
-    config = TrainConfig(steps=1, clip=0, micro_tokens=micro_tokens)
-    parameters = trainable(model)
-    loss, norm, _, _ = gradients(Step(model, objective), list(range(8)), config, parameters)
-    return loss, norm, [p.grad for p in parameters.values()]
+    loss, _, _ = gradients(Step(model, objective), list(range(8)), micro_tokens)
+    return loss, [p.grad for p in trainable(model).values()]
 
 
 @pytest.mark.parametrize("micro_tokens", [1, 24, 40])
 def test_micro_batches_of_unequal_length_give_the_same_gradient(micro_tokens):
     whole, cut = grads_with(10_000), grads_with(micro_tokens)
     assert cut[0] == pytest.approx(whole[0], rel=1e-12)
-    for mine, expected in zip(cut[2], whole[2], strict=True):
+    for mine, expected in zip(cut[1], whole[1], strict=True):
         torch.testing.assert_close(mine, expected, rtol=0, atol=1e-10)
 
 
 def test_checkpointing_changes_no_gradient():
     whole, again = grads_with(10_000), grads_with(10_000, checkpointing=True)
-    assert all(torch.equal(a, b) for a, b in zip(whole[2], again[2], strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(whole[1], again[1], strict=True))
 
 
 def test_one_batch_is_learned_by_heart():
@@ -229,6 +229,35 @@ def test_a_full_disk_is_noticed_before_training(tmp_path, monkeypatch):
     with pytest.raises(StorageError, match=r"this disk has 0\.0 MB left"):
         fit(model, Fixed(random_rows([5])), TrainConfig(steps=10**9), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_parameters_are_their_own_after_training(tmp_path, broken):
+    """They are parts of a flat vector meanwhile, and may be copied and saved then, too."""
+    model = attach(load_model(GOLDEN / "llama_gqa"), LoRA(rank=2))
+    during = []
+
+    def watch(progress):
+        save_adapter(model, tmp_path / str(progress.step))
+        again = trainable(copy.deepcopy(model))
+        during.append({p.untyped_storage().data_ptr() for p in trainable(model).values()})
+        for name, p in trainable(model).items():
+            assert torch.equal(again[name], p)
+            assert again[name].untyped_storage().nbytes() == 4 * p.numel()
+        if broken and progress.step == 2:
+            raise KeyError
+
+    with pytest.raises(KeyError) if broken else nullcontext():
+        fit(model, Fixed(random_rows([5, 6])), TrainConfig(steps=2, threads=1), watch=watch)
+    assert [len(found) for found in during] == [1, 1]
+    for p in trainable(model).values():
+        assert p.untyped_storage().nbytes() == 4 * p.numel()
+        assert p.grad is None
+    again = load_adapter(load_model(GOLDEN / "llama_gqa"), tmp_path / "2")
+    mine = {path: change for path, _, change in changes(model)}
+    for path, _, change in changes(again):
+        assert torch.equal(change.A, mine[path].A)
+        assert torch.equal(change.B, mine[path].B)
 
 
 def test_settings_come_back_after_training():
