@@ -30,7 +30,7 @@ from minift.kernels import choice
 from minift.kernels.activations import ACTIVATIONS
 from minift.kernels.attention.dispatch import attend
 from minift.kernels.attention.packed import Packing
-from minift.kernels.cross_entropy.dispatch import linear_cross_entropy
+from minift.kernels.cross_entropy.dispatch import linear_cross_entropy, token_logprobs
 from minift.kernels.rope.dispatch import rotate
 from minift.model.config import ModelConfig
 from minift.model.heads import LabelHead, MaskedLMHead
@@ -300,6 +300,17 @@ class Transformer(nn.Module):
     def nll(self, hidden: Tensor, targets: Tensor) -> Tensor:
         """Sum of the negative log-probabilities of targets (N,), in nats: hidden (N, D)."""
         return linear_cross_entropy(hidden, self.head, self.logits, targets, self.config.logit_cap)
+
+    def logprobs(
+        self, hidden: Tensor, targets: Tensor, temperature: float = 1.0
+    ) -> tuple[Tensor, Tensor]:
+        """log p(target) (N,) and the entropy (N,), in nats: hidden (N, D), targets (N,).
+
+        Of the distribution that sampling at this temperature draws from; each row takes a gradient
+        of its own for both.
+        """
+        cap = self.config.logit_cap
+        return token_logprobs(hidden, self.head, self.logits, targets, cap, temperature)
 
     def embed_tokens(self, tokens: Tensor) -> Tensor:
         """(B, T) -> (B, T, D), scaled where the family scales."""

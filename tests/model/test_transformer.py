@@ -180,6 +180,19 @@ def test_hidden_only_stops_before_the_head():
     assert torch.equal(model.head(model(tokens, hidden_only=True)), model(tokens))
 
 
+@pytest.mark.parametrize("learned", [False, True])
+@pytest.mark.parametrize("cap", [None, 3.0])
+def test_logprobs_are_those_of_the_logits_at_a_temperature(cap, learned):
+    model = tiny(logit_cap=cap).requires_grad_(learned)
+    tokens = torch.tensor([[3, 1, 4, 1, 5, 9], [2, 6, 5, 3, 5, 8]])
+    hidden = model(tokens, hidden_only=True)[:, :-1].flatten(0, 1)  # (N, D)
+    logp, entropy = model.logprobs(hidden, tokens[:, 1:].flatten(), 0.7)
+    one = torch.distributions.Categorical(logits=model(tokens)[:, :-1].flatten(0, 1) / 0.7)
+    torch.testing.assert_close(logp, one.log_prob(tokens[:, 1:].flatten()), rtol=0, atol=1e-12)
+    torch.testing.assert_close(entropy, one.entropy(), rtol=0, atol=1e-12)
+    assert logp.requires_grad == learned
+
+
 def test_parameter_names_are_frozen():
     names = {name for name, _ in tiny(qkv_bias=True).named_parameters() if "blocks.1" not in name}
     assert names == {

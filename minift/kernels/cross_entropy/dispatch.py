@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+
 from torch import Tensor, nn
 
+from minift.errors import ConfigError
 from minift.kernels import choice
 from minift.kernels.cross_entropy import fused, reference
 from minift.kernels.lora.reference import Adapted
@@ -20,7 +23,30 @@ def linear_cross_entropy(
 
     `logits` is what `head` and `cap` (and whatever hangs on the head) make of hidden states.
     """
-    plain = type(head) is nn.Linear and Adapted(head).frozen
-    if choice.fused() and plain and isinstance(head, nn.Linear):
-        return fused.linear_cross_entropy(hidden, head, targets, cap)
+    matrix = frozen_matrix(head)
+    if matrix is not None:
+        return fused.linear_cross_entropy(hidden, matrix, targets, cap)
     return reference.linear_cross_entropy(hidden, logits, targets)
+
+
+def token_logprobs(
+    hidden: Tensor,
+    head: nn.Module | None,
+    logits: reference.Head,
+    targets: Tensor,
+    cap: float | None,
+    temperature: float,
+) -> tuple[Tensor, Tensor]:
+    """log p(target) and the entropy: hidden (N, D), targets (N,) -> float32+ (N,), (N,), nats."""
+    if not 0 < temperature < math.inf:
+        raise ConfigError(f"temperature: found {temperature}, allowed a number above 0")
+    matrix = frozen_matrix(head)
+    if matrix is not None:
+        return fused.token_logprobs(hidden, matrix, targets, cap, temperature)
+    return reference.token_logprobs(hidden, logits, targets, temperature)
+
+
+def frozen_matrix(head: nn.Module | None) -> nn.Linear | None:
+    """The head, where the fused form may run and computes what calling it would."""
+    plain = type(head) is nn.Linear and Adapted(head).frozen
+    return head if choice.fused() and plain and isinstance(head, nn.Linear) else None

@@ -7,10 +7,22 @@ they become softmax(z) - onehot in place, and dh = (softmax - onehot) E at once 
 arXiv:2410.10989, section 3.2). The backward pass only multiplies dh by what reaches the loss.
 
 A capped logit passes on 1 - (z / c)² of its gradient.
+
+For reinforcement learning, log-probability and entropy of every row, with a gradient for each:
+
+    z = h Eᵀ + b (capped) over the temperature τ      p = softmax(z) = exp(z - lse)
+    l = z[target] - lse                               H = -Σ_v p log p
+
+What reaches l and H (a and e, a number a row) is not known when they are, so the backward pass
+makes each block's logits again, from h and the saved lse and H: three products in all.
+
+    dl/dz = onehot - p            dH/dz = p - p - p (z - Σ_u p_u z_u) = -p (log p + H)
+    dz = (a onehot - p (a + e (log p + H))) / τ                        dh = dz E
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -21,16 +33,24 @@ from torch.nn import functional as F
 ROWS, LOGITS = 512, 25_000_000  # the most of a block: fewer would read the head too often
 
 
+def scores(
+    h: Tensor, head: nn.Linear, cap: float | None, temperature: float = 1.0
+) -> tuple[Tensor, Tensor | None]:
+    """z (n, V) in float32 or better, and with a cap tanh(logits / cap) as well."""
+    z = F.linear(h, head.weight, head.bias)
+    z = z.to(torch.promote_types(z.dtype, torch.float32))
+    bent = None
+    if cap is not None:
+        bent = torch.tanh(z.div_(cap))
+        z = bent * cap
+    return z if temperature == 1 else z.div_(temperature), bent
+
+
 def block(
     h: Tensor, head: nn.Linear, targets: Tensor, cap: float | None, learns: bool
 ) -> tuple[Tensor, Tensor | None]:
     """(Σ of the losses, dh) of some rows."""
-    z = F.linear(h, head.weight, head.bias)
-    wide = torch.promote_types(z.dtype, torch.float32)
-    z = z.to(wide)  # (n, V)
-    bent = torch.tanh(z.div_(cap)) if cap is not None else None
-    if bent is not None and cap is not None:
-        z = bent * cap
+    z, bent = scores(h, head, cap)
     most = z.amax(-1)  # (n,)
     hit = z.gather(1, targets[:, None])[:, 0]
     P = torch.softmax(z, dim=-1, out=z)
@@ -44,6 +64,13 @@ def block(
     return loss, P.to(h.dtype) @ head.weight
 
 
+def parts(hidden: Tensor, head: nn.Linear) -> Iterator[slice]:
+    """The rows of each block."""
+    rows = max(1, min(ROWS, LOGITS // head.out_features))
+    for first in range(0, len(hidden), rows):
+        yield slice(first, first + rows)
+
+
 class LinearCrossEntropy(torch.autograd.Function):
     """hidden (N, D), targets (N,) -> the sum of the losses."""
 
@@ -54,9 +81,7 @@ class LinearCrossEntropy(torch.autograd.Function):
         learns = ctx.needs_input_grad[0]
         dh = torch.empty_like(hidden) if learns else None
         total = hidden.new_zeros((), dtype=torch.promote_types(hidden.dtype, torch.float32))
-        rows = max(1, min(ROWS, LOGITS // head.out_features))
-        for first in range(0, len(hidden), rows):
-            part = slice(first, first + rows)
+        for part in parts(hidden, head):
             loss, found = block(hidden[part], head, targets[part], cap, learns)
             total += loss
             if dh is not None and found is not None:
@@ -77,3 +102,70 @@ def linear_cross_entropy(
     """Sum of the negative log-probabilities: hidden (N, D), targets (N,) -> a float32+ scalar."""
     total: Tensor = LinearCrossEntropy.apply(hidden, head, targets, cap)
     return total
+
+
+class TokenLogprobs(torch.autograd.Function):
+    """hidden (N, D), targets (N,) -> log-probabilities and entropies (N,)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        head: nn.Linear,
+        targets: Tensor,
+        cap: float | None,
+        temperature: float,
+    ) -> tuple[Tensor, Tensor]:
+        wide = torch.promote_types(hidden.dtype, torch.float32)
+        logp, entropy, lse = (hidden.new_empty(len(hidden), dtype=wide) for _ in range(3))
+        for part in parts(hidden, head):
+            z, _ = scores(hidden[part], head, cap, temperature)  # (n, V)
+            most = z.amax(-1, keepdim=True)  # (n, 1)
+            z.sub_(most)
+            P = z.exp()
+            total = P.sum(-1)
+            logs = total.log()
+            logp[part] = z.gather(1, targets[part, None])[:, 0] - logs
+            # z is 0 or less here: nothing cancels, however large the logits were.
+            entropy[part] = logs - z.mul_(P).sum(-1) / total
+            lse[part] = most[:, 0] + logs
+        ctx.head, ctx.cap, ctx.temperature = head, cap, temperature
+        ctx.save_for_backward(hidden, targets, lse, entropy)
+        ctx.set_materialize_grads(False)
+        return logp, entropy
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, a: Tensor | None, e: Tensor | None) -> tuple[Tensor | None, ...]:
+        hidden, targets, lse, entropy = ctx.saved_tensors
+        head, cap, temperature = ctx.head, ctx.cap, ctx.temperature
+        # (N, 1); an objective without an entropy saves the passes for it.
+        logps = torch.zeros_like(lse)[:, None] if a is None else a[:, None] / temperature
+        entropies = None if e is None else e[:, None] / temperature
+        dh = torch.empty_like(hidden)
+        for part in parts(hidden, head):
+            z, bent = scores(hidden[part], head, cap, temperature)
+            z.sub_(lse[part, None])  # log p
+            if entropies is None:
+                dz = z.exp_().mul_(-logps[part])
+            else:
+                P = z.exp()
+                weight = logps[part] + entropies[part] * entropy[part, None]
+                dz = z.mul_(-entropies[part]).sub_(weight).mul_(P)
+            dz.scatter_add_(1, targets[part, None], logps[part])
+            if bent is not None:
+                dz.mul_(bent.square_().neg_().add_(1))
+            dh[part] = dz.to(hidden.dtype) @ head.weight
+        return dh, None, None, None, None
+
+
+def token_logprobs(
+    hidden: Tensor,
+    head: nn.Linear,
+    targets: Tensor,
+    cap: float | None = None,
+    temperature: float = 1.0,
+) -> tuple[Tensor, Tensor]:
+    """log p(target) and the entropy: hidden (N, D), targets (N,) -> float32+ (N,), (N,), nats."""
+    logp, entropy = TokenLogprobs.apply(hidden, head, targets, cap, temperature)
+    return logp, entropy

@@ -2,6 +2,10 @@
 
     loss = Σ_n  logsumexp_v(h_n · E_v) - h_n · E_target(n)
 
+and for reinforcement learning each row's own log p(target) and entropy, at a temperature τ:
+
+    p = softmax(h E^T / τ)        l = log p[target]        H = -Σ_v p_v log p_v
+
 Only rows with a target are handed in, so a prompt costs nothing here. Above `rows` rows each block
 is recomputed in the backward pass: one block of logits (rows x V) is the peak, for one more head
 product.
@@ -39,3 +43,27 @@ def block_loss(hidden: Tensor, head: Head, targets: Tensor) -> Tensor:
 
 def blocks(hidden: Tensor, targets: Tensor, rows: int) -> list[tuple[Tensor, Tensor]]:
     return list(zip(hidden.split(rows), targets.split(rows), strict=True))
+
+
+def token_logprobs(
+    hidden: Tensor, head: Head, targets: Tensor, temperature: float = 1.0, rows: int = 512
+) -> tuple[Tensor, Tensor]:
+    """log p(target) and the entropy: hidden (N, D), targets (N,) -> float32+ (N,), (N,), nats."""
+    if len(hidden) <= rows or not torch.is_grad_enabled():
+        found = [block_logprobs(h, head, t, temperature) for h, t in blocks(hidden, targets, rows)]
+    else:
+        found = [
+            checkpoint(block_logprobs, h, head, t, temperature, use_reentrant=False)
+            for h, t in blocks(hidden, targets, rows)
+        ]
+    logp, entropy = zip(*found, strict=True)
+    return torch.cat(logp), torch.cat(entropy)
+
+
+def block_logprobs(
+    hidden: Tensor, head: Head, targets: Tensor, temperature: float
+) -> tuple[Tensor, Tensor]:
+    logits = head(hidden)  # (N, V)
+    wide = logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
+    logp = (wide / temperature).log_softmax(-1)
+    return logp.gather(1, targets[:, None])[:, 0], -(logp.exp() * logp).sum(-1)

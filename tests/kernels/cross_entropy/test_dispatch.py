@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import nn
 
+from minift.errors import ConfigError
 from minift.kernels.choice import using
-from minift.kernels.cross_entropy.dispatch import linear_cross_entropy
+from minift.kernels.cross_entropy.dispatch import linear_cross_entropy, token_logprobs
 
 
 def frozen():
@@ -37,3 +38,16 @@ def test_who_runs(head, expected):
         twin = linear_cross_entropy(hidden, head, head, targets, None)
     assert "LinearCrossEntropy" not in str(twin.grad_fn)
     torch.testing.assert_close(loss, twin)
+    rows = token_logprobs(hidden, head, head, targets, None, 0.5)
+    assert all(("TokenLogprobs" in str(y.grad_fn)) == expected for y in rows)
+    with using("reference"):
+        twins = token_logprobs(hidden, head, head, targets, None, 0.5)
+    assert not any("TokenLogprobs" in str(y.grad_fn) for y in twins)
+    torch.testing.assert_close(rows, twins)
+
+
+@pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_temperature_that_cannot_be(temperature):
+    hidden, targets = torch.randn(4, 3), torch.tensor([1, 0, 4, 2])
+    with pytest.raises(ConfigError, match="temperature: found"):
+        token_logprobs(hidden, frozen(), frozen(), targets, None, temperature)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from minift.kernels.cross_entropy.reference import linear_cross_entropy
+from minift.kernels.cross_entropy.reference import linear_cross_entropy, token_logprobs
 
 D, V = 6, 11
 
@@ -89,3 +89,33 @@ def test_narrow_logits_are_summed_in_float32(dtype):
     torch.testing.assert_close(loss.double(), exact, rtol=1e-5, atol=0)
     loss.backward()
     assert hidden.grad.dtype == head.weight.grad.dtype == dtype
+
+
+@pytest.mark.parametrize("temperature", [1.0, 1.7])
+@pytest.mark.parametrize(("N", "rows"), [(0, 512), (1, 512), (7, 1), (7, 3), (6, 3), (128, 50)])
+def test_rows_equal_log_softmax_and_categorical(N, rows, temperature):
+    hidden, head, targets = made(N)
+    logp, entropy = token_logprobs(hidden, head, targets, temperature, rows)
+    logits = F.linear(hidden, head.weight) / temperature
+    one = torch.distributions.Categorical(logits=logits, validate_args=False)  # N = 0, too
+    torch.testing.assert_close(logp, one.log_prob(targets), rtol=0, atol=1e-12)
+    torch.testing.assert_close(entropy, one.entropy(), rtol=0, atol=1e-12)
+    a, e = torch.sin(torch.arange(N)).double(), torch.cos(torch.arange(N)).double()
+    found = gradients((a * logp).sum() + (e * entropy).sum(), hidden, head)
+    exact = gradients((a * one.log_prob(targets)).sum() + (e * one.entropy()).sum(), hidden, head)
+    for mine, expected in zip(found, exact, strict=True):
+        torch.testing.assert_close(mine, expected, rtol=0, atol=1e-11)
+    with torch.no_grad():
+        again = token_logprobs(hidden, head, targets, temperature, rows)
+    assert torch.equal(again[0], logp)
+    assert torch.equal(again[1], entropy)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_narrow_rows_are_computed_in_float32(dtype):
+    hidden, head, targets = made(30, dtype)
+    logp, entropy = token_logprobs(hidden, head, targets)
+    exact = torch.distributions.Categorical(logits=head(hidden).double())
+    torch.testing.assert_close(logp.double(), exact.log_prob(targets), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(entropy.double(), exact.entropy(), rtol=1e-5, atol=1e-6)
+    assert logp.dtype == entropy.dtype == torch.float32
