@@ -13,6 +13,7 @@ from minift.cli.screen import Bar, Screen, duration, megabytes
 from minift.data.read import Records, open_records, unescape_template
 from minift.data.split import Rows, held_out
 from minift.errors import ConfigError
+from minift.kernels.choice import word
 from minift.kernels.quantized.linear import base_of, numbers
 from minift.model.transformer import Transformer
 from minift.peft.adapters import config_of, trainable
@@ -24,8 +25,6 @@ from minift.tokenizers.interface import Tokenizer
 from minift.train.classification import Classification
 from minift.train.loop import Progress, Run, TrainConfig, check_out, fit
 from minift.train.objectives import SFT, Objective
-
-WORD = {"auto": "fused", "reference": "readable"}  # of the kernels, where they apply
 
 
 def sft(parsed: Parsed, screen: Screen) -> int:
@@ -106,7 +105,7 @@ def show_example(screen: Screen, objective: Objective, tokenizer: Tokenizer) -> 
     screen.say(f"             {line}   {screen.learned('trained')}")
 
 
-def describe(model: Transformer, steps: int, tokens_a_step: float, kernels: str) -> str:
+def describe(model: Transformer, steps: int, tokens_a_step: float) -> str:
     """Method, trainable share, dtype and kernels, and the minutes that training should take."""
     counts = sum(p.numel() for p in trainable(model).values())
     total = numbers(model)
@@ -114,7 +113,7 @@ def describe(model: Transformer, steps: int, tokens_a_step: float, kernels: str)
     time = duration(estimate(model, steps * tokens_a_step))
     return (
         f"{config_of(model)} · {counts:,} trainable, {100 * counts / total:.1f} %, "
-        f"float32 on {dtype} · {WORD[kernels]} kernels · about {time}"
+        f"float32 on {dtype} · {word(model.embed.weight)} kernels · about {time}"
     )
 
 
@@ -142,7 +141,7 @@ def train_shown(
     sample = objective.lengths(range(0, objective.rows, max(1, objective.rows // 200)))
     tokens = config.batch * sum(sample) / len(sample)
     plan = estimate(model, steps * tokens)
-    screen.say(f"{label:<12} {describe(model, steps, tokens, config.kernels)}")
+    screen.say(f"{label:<12} {describe(model, steps, tokens)}")
     bar: Bar = screen.bar(steps, "steps")
 
     def watch(progress: Progress) -> None:

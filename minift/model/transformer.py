@@ -31,7 +31,7 @@ from minift.kernels.activations import ACTIVATIONS
 from minift.kernels.attention.dispatch import attend
 from minift.kernels.attention.packed import Packing
 from minift.kernels.cross_entropy.dispatch import linear_cross_entropy, token_logprobs
-from minift.kernels.rope.dispatch import rotate
+from minift.kernels.rope.dispatch import rotate_both
 from minift.model.config import ModelConfig
 from minift.model.heads import LabelHead, MaskedLMHead
 from minift.model.norm import make_norm
@@ -130,7 +130,7 @@ class Attention(nn.Module):
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)  # over the channels of each head
         if view.rotary is not None:
-            q, k = rotate(q, *view.rotary), rotate(k, *view.rotary)  # (B, H, T, E), (B, K, T, E)
+            q, k = rotate_both(q, k, *view.rotary)  # (B, H, T, E), (B, K, T, E)
         if shared.cache is not None:
             k, v = shared.cache.write(self.layer, k, v)  # (B, K, S, E)
         past = None if shared.past is None else shared.past[self.layer]

@@ -24,9 +24,13 @@ def linear_cross_entropy(
     `logits` is what `head` and `cap` (and whatever hangs on the head) make of hidden states.
     """
     matrix = frozen_matrix(head)
-    if matrix is not None:
-        return fused.linear_cross_entropy(hidden, matrix, targets, cap)
-    return reference.linear_cross_entropy(hidden, logits, targets)
+    if matrix is None:
+        return reference.linear_cross_entropy(hidden, logits, targets)
+    if choice.triton(hidden):
+        from minift.kernels.cross_entropy import triton
+
+        return triton.linear_cross_entropy(hidden, matrix, targets, cap)
+    return fused.linear_cross_entropy(hidden, matrix, targets, cap)
 
 
 def token_logprobs(

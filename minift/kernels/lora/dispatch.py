@@ -2,7 +2,8 @@
 
 The low-rank products of the fused form are in the base's dtype, so where a group is trained in a
 precision of its own (an adapter in float64 on a float32 base), or must keep its own (`exact`), the
-readable form runs.
+readable form runs. Triton's takes the place of the fused one on a GPU, up to a rank where the
+products stop being thin.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from minift.kernels import choice
 from minift.kernels.lora import fused, reference
 from minift.kernels.lora.reference import Adapted
 
+RANKS = 256  # of a group: above, a tile of Triton's would be all rank and no columns
+
 
 def fits(x: Tensor, members: Sequence[Adapted]) -> bool:
     """Whether the fused form computes these: frozen weights, floats, one rate of dropout."""
@@ -28,8 +31,17 @@ def fits(x: Tensor, members: Sequence[Adapted]) -> bool:
     )
 
 
+def in_triton(x: Tensor, members: Sequence[Adapted]) -> bool:
+    """Whether Triton's form computes what the fused one fits."""
+    return choice.triton(x) and sum(len(m.A) for m in members if m.A is not None) <= RANKS
+
+
 def adapted_linears(x: Tensor, members: Sequence[Adapted]) -> tuple[Tensor, ...]:
     """x (..., in) -> every (..., out)."""
     if fits(x, members):
+        if in_triton(x, members):
+            from minift.kernels.lora import triton
+
+            return triton.adapted_linears(x, members)
         return fused.adapted_linears(x, members)
     return reference.adapted_linears(x, members)

@@ -22,7 +22,7 @@ Dropout: one mask for the group, drawn from a seed in each pass and never kept; 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,13 +42,20 @@ class Plan:
     ranks: tuple[int, ...]  # 0 for a linear without a change
     scales: tuple[float, ...]
     drop: float
-    seed: int
+    seed: Any  # of the mask: whatever `plan` was given to draw it with
 
 
-def plan(members: Sequence[Adapted]) -> tuple[Plan, list[Tensor]]:
+def drawn() -> int:
+    """A seed, from torch's own generator."""
+    return int(torch.randint(2**62, ()))
+
+
+def plan(
+    members: Sequence[Adapted], draw: Callable[[], Any] = drawn
+) -> tuple[Plan, list[Tensor]]:
     """The plan, and every A and B in turn."""
     drop = max(member.drop for member in members)
-    seed = int(torch.randint(2**62, ())) if drop else 0
+    seed = draw() if drop else 0
     thin = [t for m in members if m.A is not None and m.B is not None for t in (m.A, m.B)]
     ranks = tuple(0 if member.A is None else len(member.A) for member in members)
     scales = tuple(member.scale / (1 - drop) for member in members)
@@ -84,6 +91,11 @@ def forward(x: Tensor, plan: Plan, thin: Sequence[Tensor]) -> tuple[list[Tensor]
     if thin:
         dropped = x * kept(x, plan.drop, plan.seed) if plan.drop else x
         t = scaled(F.linear(dropped, stacked(thin, x.dtype)), plan)
+    return sums(x, t, plan, thin), t
+
+
+def sums(x: Tensor, t: Tensor | None, plan: Plan, thin: Sequence[Tensor]) -> list[Tensor]:
+    """Every y_j (N, out_j) = x W_jᵀ + b_j + t_j B_jᵀ."""
     ys, first, each = [], 0, iter(thin[1::2])
     for linear, rank in zip(plan.linears, plan.ranks, strict=True):
         y = F.linear(x, linear.weight, linear.bias)
@@ -91,7 +103,7 @@ def forward(x: Tensor, plan: Plan, thin: Sequence[Tensor]) -> tuple[list[Tensor]
             y.addmm_(t[:, first : first + rank], next(each).to(x.dtype).T)
             first += rank
         ys.append(y)
-    return ys, t
+    return ys
 
 
 def backward(

@@ -7,12 +7,17 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from minift.kernels.activations import Activation
-from minift.kernels.lora.dispatch import fits
+from minift.kernels.lora.dispatch import fits, in_triton
 from minift.kernels.lora.reference import Adapted
 from minift.kernels.mlp import fused, reference
 
 
 def mlp(x: Tensor, hidden: Sequence[Adapted], out: Adapted, act: Activation) -> Tensor:
     """x (..., D) -> (..., D). `hidden` is gate and up, or up alone."""
-    form = fused if fits(x, (*hidden, out)) else reference
-    return form.mlp(x, hidden, out, act)
+    if not fits(x, (*hidden, out)):
+        return reference.mlp(x, hidden, out, act)
+    if in_triton(x, hidden) and in_triton(x, (out,)):
+        from minift.kernels.mlp import triton
+
+        return triton.mlp(x, hidden, out, act)
+    return fused.mlp(x, hidden, out, act)

@@ -12,5 +12,10 @@ from minift.kernels.norm import fused, reference
 def rms_norm(x: Tensor, weight: Tensor, eps: float, offset: float = 0.0) -> Tensor:
     """x (..., D), weight (D,) -> (..., D)."""
     trained = weight.requires_grad and torch.is_grad_enabled()
-    form = fused if choice.fused() and not trained else reference
-    return form.rms_norm(x, weight, eps, offset)
+    if trained or not choice.fused():
+        return reference.rms_norm(x, weight, eps, offset)
+    if choice.triton(x):
+        from minift.kernels.norm import triton  # nothing else imports it
+
+        return triton.rms_norm(x, weight, eps, offset)
+    return fused.rms_norm(x, weight, eps, offset)

@@ -10,4 +10,17 @@ from minift.kernels.rope import fused, reference
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Turn the first channels of x (B, H, T, E) by angles (B, 1, T, E/2); the rest stay."""
+    if choice.fused() and choice.triton(x):
+        from minift.kernels.rope import triton
+
+        return triton.rotate(x, cos, sin)
     return (fused if choice.fused() else reference).rotate(x, cos, sin)
+
+
+def rotate_both(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    """q (B, H, T, E) and k (B, K, T, E) by the same angles: in one kernel, where there is one."""
+    if choice.fused() and choice.triton(q):
+        from minift.kernels.rope import triton
+
+        return triton.rotate_both(q, k, cos, sin)
+    return rotate(q, cos, sin), rotate(k, cos, sin)
