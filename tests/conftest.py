@@ -18,7 +18,11 @@ from minift.tokenizers.byte_bpe import ByteBPE
 
 # Bit-equal sums need one fixed order of addition, and so one thread.
 torch.set_num_threads(1)
-torch.use_deterministic_algorithms(True)
+# This imports Triton, where there is one, and what that defines is interpreted for good or never:
+# so for the tests that run it, on a CPU, in its interpreter (tests/kernels/conftest.py).
+with pytest.MonkeyPatch.context() as patch:
+    patch.setenv("TRITON_INTERPRET", "1")
+    torch.use_deterministic_algorithms(True)
 
 CONNECT, LOOK_UP = socket.socket.connect, socket.getaddrinfo
 

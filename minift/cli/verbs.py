@@ -58,8 +58,12 @@ VERBS = {
                 "steps", int, None, "training steps of 8 reviews; default 200", common=True, least=1
             ),
             Flag("limit", int, None, "test on the first reviews only", least=1),
-            Flag("kernels", str, "auto", "auto (fused, in Triton on a GPU), triton, torch or "
-                 "reference (readable)"),
+            Flag(
+                "kernels",
+                str,
+                "auto",
+                "auto (fused, in Triton on a GPU), triton, torch or reference (readable)",
+            ),
             OVERWRITE,
             DTYPE,
             THREADS,

@@ -16,6 +16,8 @@ import torch
 import triton
 import triton.language as tl
 
+OPTIONS = {"enable_fp_fusion": True}  # a b + c rounds once; said, for defaults differ by version
+
 
 def wide(dtype: torch.dtype) -> tl.dtype:
     """What a kernel computes in: float32, or float64 where the tensor is."""

@@ -66,8 +66,10 @@ class TrainConfig:
     )
     kernels: str = field(
         default="auto",
-        metadata={"help": "auto: fused, in Triton on a GPU; triton; torch: fused without Triton; "
-                  "reference: readable"},
+        metadata={
+            "help": "auto: fused, in Triton on a GPU; triton; torch: fused without Triton; "
+            "reference: readable"
+        },
     )
     seed: int = field(default=0, metadata={"help": "of the order of the data and of dropout"})
     threads: int | None = field(default=None, metadata={"help": "default: one a core"})

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from minift.kernels.activations_triton import tanh, wide
+from minift.kernels.activations_triton import OPTIONS, tanh, wide
 
 ROWS, LOGITS = 4096, 2**28  # the most of a block: 512 MB in bf16, at full rate of the products
 COLUMNS = 4096  # logits at once in a program
@@ -77,7 +77,7 @@ def turn(z: Tensor, targets: Tensor, cap: float | None, learns: bool) -> Tensor:
         columns = min(COLUMNS, triton.next_power_of_2(V))
         loss_kernel[(n,)](
             z, targets, losses, z.stride(0), V, cap, learns, columns, wide(z.dtype),
-            num_warps=max(1, min(8, columns // 256)),
+            num_warps=max(1, min(8, columns // 256)), **OPTIONS,
         )  # fmt: skip
     return losses
 

@@ -50,9 +50,7 @@ def drawn() -> int:
     return int(torch.randint(2**62, ()))
 
 
-def plan(
-    members: Sequence[Adapted], draw: Callable[[], Any] = drawn
-) -> tuple[Plan, list[Tensor]]:
+def plan(members: Sequence[Adapted], draw: Callable[[], Any] = drawn) -> tuple[Plan, list[Tensor]]:
     """The plan, and every A and B in turn."""
     drop = max(member.drop for member in members)
     seed = draw() if drop else 0

@@ -31,7 +31,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from minift.kernels.activations_triton import wide
+from minift.kernels.activations_triton import OPTIONS, wide
 from minift.kernels.lora import fused
 from minift.kernels.lora.fused import Plan, plan, scaled, stacked
 from minift.kernels.lora.reference import Adapted
@@ -45,7 +45,7 @@ PROGRAMS = 256  # about as many as fill a large GPU
 def seen(x, place, inside, seed, DROP: tl.constexpr):
     """D(x) without its factor: a tile of x, each number kept by its place in the whole of x."""
     tile = tl.load(x, mask=inside, other=0.0)
-    if DROP:
+    if DROP != 0:
         kept = tl.rand(tl.load(seed), place) >= DROP
         tile = tl.where(kept, tile, tl.zeros_like(tile))
     return tile
@@ -163,10 +163,17 @@ def sum_kernel(parts, out, M, count, width, row_step, SCALE: tl.constexpr, BLOCK
     tl.store(out + place, (total * SCALE).to(out.dtype.element_ty), mask=at < M)
 
 
-def tiles(rank: int) -> dict[str, int]:
+def tiles(rank: int, dtype: torch.dtype) -> dict[str, Any]:
     """The sizes of a tile beside so many ranks; a product's sides are 16 at least."""
     ranks = max(16, triton.next_power_of_2(rank))
-    return {"ROWS": ROWS, "COLUMNS": max(16, min(WIDEST, NUMBERS // ranks)), "RANKS": ranks}
+    # What is on its way while a tile is computed must fit beside it in 99 KB.
+    return {
+        "ROWS": ROWS,
+        "COLUMNS": max(16, min(WIDEST, NUMBERS // ranks)),
+        "RANKS": ranks,
+        "WIDE": wide(dtype),
+        "num_stages": 3 if dtype.itemsize == 2 else 2,
+    } | OPTIONS
 
 
 def cuts(N: int, width: int, columns: int) -> tuple[int, int, int]:
@@ -180,7 +187,7 @@ def summed(parts: Tensor, out: Tensor, scale: float = 1.0) -> Tensor:
     """The sum of parts (count, ...) times scale, into out: a matrix whose rows may lie apart."""
     size = out.numel()
     sum_kernel[(triton.cdiv(size, 1024),)](
-        parts, out, size, parts.shape[0], out.shape[-1], out.stride(0), scale, 1024
+        parts, out, size, parts.shape[0], out.shape[-1], out.stride(0), scale, 1024, **OPTIONS
     )
     return out
 
@@ -196,11 +203,11 @@ def low(x: Tensor, plan: Plan, thin: Sequence[Tensor]) -> Tensor:
     A = stacked(thin, x.dtype).contiguous()
     if not plan.drop:
         return scaled(F.linear(x, A), plan)
-    (N, inputs), tile = x.shape, tiles(len(A))
+    (N, inputs), tile = x.shape, tiles(len(A), x.dtype)
     t = torch.empty((N, len(A)), dtype=x.dtype, device=x.device)
     if N:
         low_kernel[(triton.cdiv(N, ROWS),)](
-            x, A, t, plan.seed, N, inputs, len(A), *x.stride(), plan.drop, WIDE=wide(x.dtype),
+            x, A, t, plan.seed, N, inputs, len(A), *x.stride(), plan.drop,
             **tile | {"COLUMNS": 64},
         )  # fmt: skip
     return scaled(t, plan)
@@ -208,14 +215,14 @@ def low(x: Tensor, plan: Plan, thin: Sequence[Tensor]) -> Tensor:
 
 def narrow(g: Tensor, B: Tensor, t: Tensor, u: Tensor, scale: float) -> Tensor:
     """dB (out, R) in B's dtype, and scale * g B into u (N, R), in one reading of g (N, out)."""
-    (N, outs), rank, tile = g.shape, B.shape[1], tiles(B.shape[1])
+    (N, outs), rank, tile = g.shape, B.shape[1], tiles(B.shape[1], g.dtype)
     dB, B = torch.empty(B.shape, dtype=B.dtype, device=B.device), B.contiguous()
     if not N:
         return dB.zero_()
     beside, below, each = cuts(N, outs, tile["COLUMNS"])
     us, dBs = room(g, beside, N, rank), room(g, below, outs, rank)
     narrow_kernel[(beside, below)](
-        g, B, t, us, dBs, N, outs, rank, *g.stride(), t.stride(0), each, WIDE=wide(g.dtype), **tile
+        g, B, t, us, dBs, N, outs, rank, *g.stride(), t.stride(0), each, **tile
     )
     summed(us, u, scale)
     return summed(dBs, dB)
@@ -223,7 +230,7 @@ def narrow(g: Tensor, B: Tensor, t: Tensor, u: Tensor, scale: float) -> Tensor:
 
 def across(u: Tensor, x: Tensor, plan: Plan, dtype: torch.dtype) -> Tensor:
     """dA of every member below each other (R, in): u (N, R), x (N, in)."""
-    (N, inputs), rank, tile = x.shape, u.shape[1], tiles(u.shape[1])
+    (N, inputs), rank, tile = x.shape, u.shape[1], tiles(u.shape[1], x.dtype)
     dA = torch.empty((rank, inputs), dtype=dtype, device=x.device)
     if not N:
         return dA.zero_()
@@ -231,7 +238,7 @@ def across(u: Tensor, x: Tensor, plan: Plan, dtype: torch.dtype) -> Tensor:
     dAs = room(x, below, rank, inputs)
     across_kernel[(beside, below)](
         x, u, dAs, plan.seed if plan.drop else x, N, inputs, rank, *x.stride(), each, plan.drop,
-        WIDE=wide(x.dtype), **tile,
+        **tile,
     )  # fmt: skip
     return summed(dAs, dA)
 
@@ -276,10 +283,10 @@ def descend(gs: Sequence[Tensor], u: Tensor | None, plan: Plan, thin: Sequence[T
     if not plan.drop:
         return dx.addmm_(u, A)
     N, inputs = dx.shape
-    tile = tiles(len(A))
+    tile = tiles(len(A), dx.dtype)
     if N:
         spread_kernel[(triton.cdiv(N, ROWS), triton.cdiv(inputs, tile["COLUMNS"]))](
-            dx, u, A, plan.seed, N, inputs, len(A), plan.drop, WIDE=wide(dx.dtype), **tile
+            dx, u, A, plan.seed, N, inputs, len(A), plan.drop, **tile
         )
     return dx
 

@@ -4,8 +4,8 @@
     dp = dh * f(e)      de = dh * p * f'(e)
 
 The algebra of fused.py, which keeps x, e and p. The backward pass needs h again, for down's dA:
-one kernel reads dh, e and p and writes h, dp, and de where dh was, which nobody reads again. e and p
-stay as they are: a second backward pass over the same graph would read what was written over them.
+one kernel reads dh, e and p and writes h, dp, and de where dh was, which nobody reads again. e and
+p stay as they are: a second backward pass over the same graph would read what was written there.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from minift.kernels.activations import ACTIVATIONS, Activation
-from minift.kernels.activations_triton import activation, slope, wide
+from minift.kernels.activations_triton import OPTIONS, activation, slope, wide
 from minift.kernels.lora import triton as lora
 from minift.kernels.lora.fused import Plan, plan
 from minift.kernels.lora.reference import Adapted
@@ -68,7 +68,15 @@ def hidden_of(inner: Sequence[Tensor], act: Activation) -> Tensor:
     h = torch.empty(e.shape, dtype=e.dtype, device=e.device)
     if e.numel():
         forward_kernel[(triton.cdiv(e.numel(), BLOCK),)](
-            e, p, h, e.numel(), NAMES[act], len(inner) == 2, BLOCK, wide(e.dtype)
+            e,
+            p,
+            h,
+            e.numel(),
+            NAMES[act],
+            len(inner) == 2,
+            BLOCK,
+            wide(e.dtype),
+            **OPTIONS,
         )
     return h
 
@@ -82,7 +90,18 @@ def gradients_of(
     h, dp = made[-1] if again else dh, made[0] if gated else dh
     if e.numel():
         backward_kernel[(triton.cdiv(e.numel(), BLOCK),)](
-            dh, e, p, h, dp, e.numel(), NAMES[act], gated, again, BLOCK, wide(e.dtype)
+            dh,
+            e,
+            p,
+            h,
+            dp,
+            e.numel(),
+            NAMES[act],
+            gated,
+            again,
+            BLOCK,
+            wide(e.dtype),
+            **OPTIONS,
         )
     return [dh, dp] if gated else [dh], h if again else None
 

@@ -22,7 +22,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from minift.kernels.activations_triton import wide
+from minift.kernels.activations_triton import OPTIONS, wide
 
 NUMBERS = 4096  # of x in one program, unless a row has more
 
@@ -41,7 +41,7 @@ def forward_kernel(
     tl.store(r + row, scale, mask=row < N)
     c = tl.load(weight + at, mask=at < D, other=0.0).to(WIDE)[None, :]
     normal = x_wide * scale[:, None]
-    if OFFSET:
+    if OFFSET != 0:
         found = normal * (OFFSET + c)
     else:  # rounded before the weight, as the models' own training does
         found = normal.to(y.dtype.element_ty).to(WIDE) * c
@@ -69,7 +69,7 @@ def backward_kernel(
 
 def order(x: Tensor) -> list[int]:
     """The dimensions of x from that of the longest strides down, the last one left last."""
-    return [*sorted(range(x.dim() - 1), key=lambda d: -x.stride(d)), x.dim() - 1]
+    return [*sorted(range(x.dim() - 1), key=lambda d: -x.stride()[d]), x.dim() - 1]
 
 
 def rows(x: Tensor, dims: Sequence[int]) -> Tensor:
@@ -84,10 +84,11 @@ def back(flat: Tensor, x: Tensor, dims: Sequence[int]) -> Tensor:
     return turned.permute([dims.index(d) for d in range(x.dim())])
 
 
-def tiles(D: int) -> dict[str, int]:
+def tiles(D: int) -> dict[str, Any]:
     width = triton.next_power_of_2(D)
     some = max(1, NUMBERS // width)
-    return {"ROWS": some, "WIDTH": width, "num_warps": max(4, min(16, some * width // 1024))}
+    warps = max(4, min(16, some * width // 1024))
+    return {"ROWS": some, "WIDTH": width, "num_warps": warps} | OPTIONS
 
 
 class RMSNorm(torch.autograd.Function):

@@ -2,8 +2,8 @@
 
     (x_i, x_{i+E/2}) -> (x_i cos a_i - x_{i+E/2} sin a_i, x_{i+E/2} cos a_i + x_i sin a_i)
 
-Su et al. 2021, arXiv:2104.09864, eq. 34, in the half-split layout. A program turns every head of one
-position, of q or of k, so its angles are read once; x may lie in any strides. The backward pass
+Su et al. 2021, arXiv:2104.09864, eq. 34, in the half-split layout. A program turns every head of
+one position, of q or of k, so its angles are read once; x may lie in any strides. The backward pass
 turns the other way, by -a, and keeps nothing of x.
 
 The result is new memory: q and k are views of what a projection group gave, which autograd allows
@@ -21,7 +21,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from minift.kernels.activations_triton import wide
+from minift.kernels.activations_triton import OPTIONS, wide
 
 
 @triton.jit
@@ -80,7 +80,7 @@ def turned(heads: tuple[Tensor, ...], cos: Tensor, sin: Tensor, way: int) -> tup
             q, k, outs[0], outs[-1], cos, sin, T, H, K,
             *q.stride(), *k.stride(), at[0], at[2], at[3],
             way, half, E, power(H), power(K), power(half), power(max(1, E - 2 * half)),
-            wide(q.dtype),
+            wide(q.dtype), **OPTIONS,
         )  # fmt: skip
     return tuple(outs)
 

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import nn
 
+from minift.kernels import choice
 from minift.kernels.choice import using
-from minift.kernels.lora.dispatch import adapted_linears, fits
+from minift.kernels.lora.dispatch import RANKS, adapted_linears, fits, in_triton
 from minift.kernels.lora.reference import Adapted
 
 
@@ -55,3 +56,14 @@ def test_a_change_that_must_be_exact_is_not_rounded_to_a_bf16_base():
         half = member(exact=exact)
         half.linear.bfloat16()
         assert fits(torch.randn(2, 4).bfloat16(), [half]) != exact
+
+
+def test_ranks_that_are_not_thin_stay_with_torch(monkeypatch):
+    monkeypatch.setattr(choice, "triton", lambda x: True)
+
+    def of(rank):
+        return Adapted(nn.Linear(4, 3), torch.ones(rank, 4), torch.ones(3, rank))
+
+    x = torch.ones(1, 4)
+    assert in_triton(x, [of(RANKS), Adapted(nn.Linear(4, 3))])
+    assert not in_triton(x, [of(RANKS), of(1)])
