@@ -62,7 +62,7 @@ def test_ctrl_c_saves_what_there_is(cli, tiny_model, data, tmp_path, monkeypatch
 
 
 def test_a_loss_that_explodes_is_exit_code_3(cli, tiny_model, data, tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, "gradients", lambda *rest: (float("nan"), 1.0, 4, 2))
+    monkeypatch.setattr(loop, "gradients", lambda *rest: (float("nan"), 4, 2))
     monkeypatch.setattr(loop, "check_gradients", lambda parameters: None)
     out = tmp_path / "out"
     code, _, err = cli("sft", "--model", tiny_model, "--data", data, "--out", out, "--steps", 9,
