@@ -153,7 +153,7 @@ class Change(nn.Module):
 
     @property
     def added(self) -> bool:
-        """Whether `delta` is all that it does to its linear."""
+        """Whether a sum is all that it does to its linear."""
         return self.m is None
 
     def factors(self) -> tuple[Tensor, Tensor]:
@@ -200,11 +200,6 @@ class Change(nn.Module):
             weight = weight * (self.m / weight.norm(dim=1))[:, None]
         return {"weight": weight.to(base.dtype)}
 
-    def delta(self, linear: nn.Linear, x: Tensor) -> Tensor:
-        """What the change adds, for rows with adapters of their own."""
-        A, B = self.factors()
-        return low_rank(x, A, B, self.scale, 0.0)
-
 
 def product(linear: nn.Linear, x: Tensor) -> Tensor:
     """x Wᵀ, the bias left out."""
@@ -240,7 +235,7 @@ class HeadChange(Change):
     added = False  # after its module, where rows are not told apart
 
     def forward(self, head: nn.Linear, x: Tensor, out: Tensor) -> Tensor:  # type: ignore[override]
-        return out + self.delta(head, F.dropout(x, self.drop))
+        return out + low_rank(x, *self.factors(), self.scale, self.drop)
 
 
 def start(

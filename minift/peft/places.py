@@ -18,11 +18,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from minift.errors import ConfigError
-from minift.kernels.lora.dispatch import adapted_linears
+from minift.kernels.lora.dispatch import adapted_linears, adapted_rows
 from minift.kernels.lora.reference import Adapted, watched
 from minift.kernels.mlp.dispatch import mlp
 from minift.model.transformer import MLP, Attention, Projections, Shared, Transformer, branch
@@ -58,27 +57,19 @@ class Slot(nn.ModuleDict):
 
 class LinearSlot(Slot):
     def forward(self, linear: nn.Linear, x: Tensor) -> Tensor:
-        if self.switch.rows is not None:
-            return self.mixed(linear, x, self.switch.rows)
         change = self.asked
         return linear(x) if change is None else change(linear, x)
 
     def adapted(self, linear: nn.Linear) -> Adapted | None:
         """The linear with the thin product that is asked to be added; None for anything else."""
-        change = self.asked
-        if self.switch.rows is not None:
-            return None
-        if change is None:
-            return Adapted(linear)
-        return change.adapted(linear) if hasattr(change, "adapted") else None  # type: ignore[operator]
+        return self.of(self.switch.active, linear)
 
-    def mixed(self, linear: nn.Linear, x: Tensor, rows: Sequence[str | None]) -> Tensor:
-        """Each row (of B) through its own adapter: one product for the base, thin ones on top."""
-        y = linear(x)  # (B, T, out)
-        for name in sorted({row for row in rows if row is not None and row in self}):
-            at = torch.tensor([i for i, row in enumerate(rows) if row == name], device=x.device)
-            y = y.index_add(0, at, self[name].delta(linear, x[at]))  # type: ignore[operator]
-        return y
+    def of(self, name: str | None, linear: nn.Linear) -> Adapted | None:
+        """The same of the adapter `name`."""
+        if name is None or name not in self:
+            return Adapted(linear)
+        change = self[name]
+        return change.adapted(linear) if hasattr(change, "adapted") else None  # type: ignore[operator]
 
 
 class SublayerSlot(Slot):
@@ -179,14 +170,44 @@ def sums(group: Projections) -> list[Adapted] | None:
 
 def group_at_once(group: Projections, x: Tensor) -> tuple[Tensor, ...] | None:
     """All of a group's outputs by one kernel, where all of its changes are thin sums."""
+    each = rows_at(group)
+    if each is not None:
+        return mixed(group, x, each)
     found = sums(group)
     return None if found is None else adapted_linears(x, found)
+
+
+def rows_at(group: Projections) -> tuple[str | None, ...] | None:
+    """The adapter of every row of the batch, where rows have adapters of their own."""
+    found = [slot.switch.rows for slot in group.changes.values() if isinstance(slot, LinearSlot)]
+    return found[0] if found else None
+
+
+def mixed(group: Projections, x: Tensor, each: Sequence[str | None]) -> tuple[Tensor, ...]:
+    """Each row (of B) through its own adapter: one product for the base, thin ones on top."""
+    names = sorted({name for name in each if name is not None})
+    members = []
+    for leaf in group.members:
+        linear = group.get_submodule(leaf)
+        assert isinstance(linear, nn.Linear)
+        changes = [Adapted(linear) for _ in names] or [Adapted(linear)]
+        if leaf in group.changes:
+            slot = group.changes[leaf]
+            assert isinstance(slot, LinearSlot)
+            for k, name in enumerate(names):
+                one = slot.of(name, linear)
+                assert one is not None, "adapters.rows lets sums in, nothing else"
+                changes[k] = one
+        members.append(changes)
+    return adapted_rows(x, members, [-1 if name is None else names.index(name) for name in each])
 
 
 def mlp_at_once(block: MLP, x: Tensor) -> Tensor | None:
     """An MLP's output by one kernel, under the same condition."""
     if watched(block.hidden) or watched(block.out):
         return None
+    if rows_at(block.hidden) is not None or rows_at(block.out) is not None:
+        return None  # group by group
     hidden, out = sums(block.hidden), sums(block.out)
     if hidden is None or out is None:
         return None

@@ -70,3 +70,22 @@ def low_rank(x: Tensor, A: Tensor, B: Tensor, scale: float, drop: float) -> Tens
     """What the change adds, x (..., in) -> (..., out). `drop`: an input's chance to be left out."""
     s = F.linear(F.dropout(x, drop).to(A.dtype), A) * scale  # (..., R)
     return (s @ B.T.contiguous()).to(x.dtype)
+
+
+def adapted_rows(
+    x: Tensor, members: Sequence[Sequence[Adapted]], which: Sequence[int]
+) -> tuple[Tensor, ...]:
+    """Linears that read one input, in a batch whose rows have changes of their own.
+
+    x (B, T, in) -> every (B, T, out). members[j][k] is linear j with what adapter k adds to it;
+    which[b] is the k of row b, or -1 for no change.
+    """
+    ys = []
+    for changes in members:
+        y = changes[0].linear(x)
+        for k, one in enumerate(changes):
+            at = torch.tensor([b for b, w in enumerate(which) if w == k], device=x.device).long()
+            if one.A is not None and one.B is not None:
+                y = y.index_add(0, at, low_rank(x[at], one.A, one.B, one.scale, 0.0))
+        ys.append(y)
+    return tuple(ys)
