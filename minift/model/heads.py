@@ -31,7 +31,7 @@ class MaskedLMHead(nn.Module):
 
 
 class LabelHead(nn.Module):
-    """One vector a row, and from it a score for each label: (B, T, D) -> (B, C)."""
+    """From one position's hidden state a score for each label: (B, D) -> (B, C)."""
 
     def __init__(self, config: ModelConfig):
         super().__init__()
@@ -39,19 +39,17 @@ class LabelHead(nn.Module):
         self.last = config.pool == "last"
         self.act = ACTIVATIONS[config.pool_act]
 
-    def forward(self, hidden: Tensor, mask: Tensor | None, pooler: nn.Linear | None) -> Tensor:
-        x = pooled(hidden, mask, last=self.last)  # (B, D)
+    def reads(self, mask: Tensor | None, B: int, T: int, device: torch.device) -> Tensor:
+        """(B, T): True at the position that it reads, the first or last real one of a row."""
+        place = torch.arange(T, device=device)
+        real = torch.ones(B, T, dtype=torch.bool, device=device) if mask is None else mask.bool()
+        if self.last:
+            at = torch.where(real, place, -1).amax(1)
+        else:
+            at = torch.where(real, place, T).amin(1)
+        return place == at.clamp(0, T - 1)[:, None]
+
+    def forward(self, x: Tensor, pooler: nn.Linear | None) -> Tensor:
         if pooler is not None:
             x = self.act(pooler(x.to(pooler.weight.dtype)))
         return self.out(x.to(self.out.weight.dtype))  # a new head is float32 on any body
-
-
-def pooled(hidden: Tensor, mask: Tensor | None, *, last: bool) -> Tensor:
-    """The first or last real position of every row: (B, T, D), mask (B, T) -> (B, D)."""
-    B, T, _ = hidden.shape
-    if mask is None:
-        return hidden[:, -1 if last else 0]
-    place = torch.arange(T, device=hidden.device)
-    real = mask.bool()
-    at = torch.where(real, place, -1).amax(1) if last else torch.where(real, place, T).amin(1)
-    return hidden[torch.arange(B, device=hidden.device), at.clamp(0, T - 1)]

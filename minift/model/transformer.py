@@ -12,13 +12,14 @@ A fine-tuning method changes it from outside, through these seams and no others:
   - `embeds` in place of `tokens`; `past`, keys and values that every position attends to;
   - `hidden_only`, the hidden states before the head; and torch's hooks on the model itself, its
     norms, and the modules `embed` and `head`.
-Parameter names never change, whatever is attached.
+Where only some positions are `wanted`, the last block's x is theirs alone, (1, N, D): so a change
+takes any (B, T, D) as it comes. Parameter names never change, whatever is attached.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -36,6 +37,8 @@ from minift.model.config import ModelConfig
 from minift.model.heads import LabelHead, MaskedLMHead
 from minift.model.norm import make_norm
 from minift.model.rope import frequencies, rotary_table
+
+FEW = 0.9  # of all rows: where more are wanted, picking them early saves nothing
 
 Past = Sequence[tuple[Tensor, Tensor]]  # per layer: keys and values, each (1 or B, K, P, E)
 
@@ -72,6 +75,28 @@ class View:
 
 
 @dataclass(frozen=True)
+class Wanted:
+    """Of the last block, where only some positions' hidden states are asked for.
+
+    Its residual stream is theirs alone, (1, N, D). Only keys and values are made of every position:
+    queries stand where they belong in the batch, zero elsewhere, so that what they may see, and by
+    which angles they turn, is what it always was.
+    """
+
+    context: Tensor  # (B, T, D) the residual stream of every position
+    at: Tensor  # (N,) which of the B T positions are wanted
+
+    def pick(self, x: Tensor) -> Tensor:
+        """(B, T, C) -> (1, N, C)."""
+        return x.flatten(0, 1).index_select(0, self.at)[None]
+
+    def spread(self, x: Tensor) -> Tensor:
+        """(1, N, C) -> (B, T, C), zero where nothing is wanted."""
+        B, T, _ = self.context.shape
+        return x.new_zeros(B * T, x.shape[-1]).index_copy(0, self.at, x[0]).view(B, T, -1)
+
+
+@dataclass(frozen=True)
 class Shared:
     """What all layers of one forward pass share."""
 
@@ -80,6 +105,7 @@ class Shared:
     cache: Cache | None
     past: Past | None
     packing: Packing | None  # how packed rows are laid out for attention
+    wanted: Wanted | None = None  # of the last block
 
 
 class Projections(nn.Module):
@@ -91,15 +117,21 @@ class Projections(nn.Module):
         for name, width in outputs.items():
             self.add_module(name, nn.Linear(inputs, width, bias=bias))
         self.changes = nn.ModuleDict()  # member name -> module called as change(linear, x)
-        self.together: Callable[[Projections, Tensor], tuple[Tensor, ...] | None] | None = None
+        self.together: Together | None = None
 
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        found = None if self.together is None else self.together(self, x)
-        return tuple(self.project(name, x) for name in self.members) if found is None else found
+    def forward(self, x: Tensor, only: tuple[str, ...] = ()) -> tuple[Tensor, ...]:
+        """What all members make of x, or `only` some of them."""
+        names = only or self.members
+        found = None if self.together is None else self.together(self, names, x)
+        return tuple(self.project(name, x) for name in names) if found is None else found
 
     def project(self, name: str, x: Tensor) -> Tensor:
         linear = self.get_submodule(name)
         return self.changes[name](linear, x) if name in self.changes else linear(x)
+
+
+# All the named members' outputs at once, or None where that cannot be.
+Together = Callable[[Projections, tuple[str, ...], Tensor], tuple[Tensor, ...] | None]
 
 
 class Attention(nn.Module):
@@ -124,9 +156,15 @@ class Attention(nn.Module):
         return residual(self, x, shared)
 
     def inner(self, x: Tensor, shared: Shared) -> Tensor:
-        B, T, _ = x.shape
-        view = shared.local if self.local else shared.whole
-        q, k, v = (p.view(B, T, -1, self.head_dim).transpose(1, 2) for p in self.qkv(x))
+        view, wanted = shared.local if self.local else shared.whole, shared.wanted
+        if wanted is None:
+            q, k, v = self.qkv(x)  # (B, T, H E), (B, T, K E), (B, T, K E)
+        else:
+            context = wanted.context if self.post else self.norm(wanted.context)
+            (q,), (k, v) = self.qkv(x, ("q",)), self.qkv(context, ("k", "v"))
+            q = wanted.spread(q)  # (B, T, H E)
+        B, T, _ = q.shape
+        q, k, v = (p.view(B, T, -1, self.head_dim).transpose(1, 2) for p in (q, k, v))
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)  # over the channels of each head
         if view.rotary is not None:
@@ -140,7 +178,8 @@ class Attention(nn.Module):
             lay, join = shared.packing.lay, shared.packing.join
             laid = zip(lay(q), lay(k), lay(v), view.sights, strict=True)
             y = join([self.read(q, k, v, past, sight) for q, k, v, sight in laid])
-        return self.out(y.transpose(1, 2).reshape(B, T, -1))[0]  # (B, T, D)
+        y = y.transpose(1, 2).reshape(B, T, -1)
+        return self.out(y if wanted is None else wanted.pick(y))[0]  # (B, T, D), or (1, N, D)
 
     def read(
         self, q: Tensor, k: Tensor, v: Tensor, past: tuple[Tensor, Tensor] | None, sight: Sight
@@ -254,6 +293,7 @@ class Transformer(nn.Module):
         past: Past | None = None,
         cache: Cache | None = None,
         hidden_only: bool = False,
+        wanted: Tensor | None = None,
     ) -> Tensor:
         """Logits (B, T, V); labels' scores (B, C) with a label head; hidden states without a head.
 
@@ -264,7 +304,8 @@ class Transformer(nn.Module):
         are given) from 0, after P positions of `past` and whatever the cache holds. segments
         (B, T): a position sees its own segment only. token_types (B, T): 0 where not given.
         past: read-only keys and values that every position sees. cache: written, and read by the
-        next call.
+        next call. wanted (B, T): True at N real positions; only theirs come back, (N, D) or (N, V),
+        row by row, and what the last block computes for the others alone is left out.
         """
         if (tokens is None) == (embeds is None):
             raise ConfigError("model: give either tokens or embeds")
@@ -272,22 +313,36 @@ class Transformer(nn.Module):
             x = self.embed_tokens(tokens)  # (B, T, D)
         elif embeds is not None:
             x = embeds.to(self.embed.weight.dtype)
+        B, T, _ = x.shape
+        if wanted is not None and (wanted.shape != (B, T) or wanted.dtype != torch.bool):
+            raise ConfigError(
+                f"model: wanted is {wanted.dtype} {tuple(wanted.shape)}, allowed bool {(B, T)}"
+            )
+        if isinstance(self.head, LabelHead) and not hidden_only:
+            if wanted is not None:
+                raise ConfigError("model: a label head reads a position of its own, none wanted")
+            wanted = self.head.reads(mask, B, T, x.device)
         positions, shared = self.share(x, positions, mask, segments, past, cache)
         x = self.place(x, positions, token_types)
         for block in self.blocks:
+            if block is self.blocks[-1] and wanted is not None and few(wanted):
+                rows = Wanted(x, wanted.flatten().nonzero()[:, 0])
+                x, shared = rows.pick(x), replace(shared, wanted=rows)
             if self.checkpointing and torch.is_grad_enabled():
                 x = checkpoint(block, x, shared, use_reentrant=False)
             else:
                 x = block(x, shared)
         if cache is not None:
-            cache.advance(x.shape[1])
+            cache.advance(T)
+        if wanted is not None:
+            x = x[wanted] if shared.wanted is None else x[0]  # (N, D)
         if self.norm is not None:
-            x = self.norm(x)  # (B, T, D)
+            x = self.norm(x)  # (B, T, D), or (N, D)
         if hidden_only or self.head is None:
             return x
         if isinstance(self.head, LabelHead):
-            return self.head(x, mask, self.pooler)  # (B, C)
-        return self.logits(x)  # (B, T, V)
+            return self.head(x, self.pooler)  # (B, C)
+        return self.logits(x)  # (B, T, V), or (N, V)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores of the vocabulary (..., V) from last hidden states (..., D)."""
@@ -419,6 +474,11 @@ def make_head(config: ModelConfig) -> nn.Module | None:
         case "label":
             return LabelHead(config)
     return None
+
+
+def few(wanted: Tensor) -> bool:
+    """Whether so few positions are wanted that the last block had better know."""
+    return int(wanted.sum()) <= FEW * wanted.numel()
 
 
 def right_padded(keep: Tensor) -> bool:

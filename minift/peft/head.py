@@ -35,17 +35,12 @@ class OwnHead(nn.Module):
         self.pooler = copy.deepcopy(pooler).to(precise) if pooler is not None else None
 
     def forward(
-        self,
-        head: nn.Module,
-        hidden: Tensor,
-        mask: Tensor | None,
-        pooler: nn.Linear | None,
-        out: Tensor,
+        self, head: nn.Module, hidden: Tensor, pooler: nn.Linear | None, out: Tensor
     ) -> Tensor:
         dtype = self.head.out.weight.dtype
         if self.pooler is None and pooler is not None and pooler.weight.dtype != dtype:
             pooler = copy.deepcopy(pooler).to(dtype)
-        return self.head(hidden.to(dtype), mask, self.pooler or pooler)
+        return self.head(hidden.to(dtype), self.pooler or pooler)
 
     def merged(self, head: nn.Module) -> dict[str, Tensor]:
         """In the base's precision; `..pooler` is beside the head, not in it."""

@@ -96,18 +96,26 @@ class Adapters(nn.Module):
         self.parts = nn.ModuleDict()  # what a method keeps for the model as a whole
         self.slots = nn.ModuleDict()  # ModuleSlots, by path with "/" for "."
         self.mixture: tuple[str | None, ...] | None = None
+        self.wanted: Tensor | None = None  # (B, T) what is picked after a pass of mixed rows
 
     def before(self, model: Transformer, args: tuple[Any, ...], given: dict[str, Any]) -> Any:
         """A forward pre-hook: the rows' adapters, and what the active one's part adds."""
         if args:
             given = given | {"tokens": args[0]}
         # Set anew every time: a pass that failed has left its rows behind.
-        self.switch.rows = None if self.mixture is None else self.rows_of(given)
+        self.switch.rows, self.wanted = None, None
+        if self.mixture is not None:
+            self.switch.rows = self.rows_of(given)
+            # The model would pick them before its last block, where rows still matter.
+            given, self.wanted = given | {"wanted": None}, given.get("wanted")
         part = self.part
         return ((), given if part is None else part.before(model, given))  # type: ignore[operator]
 
     def after(self, model: Transformer, args: Any, given: dict[str, Any], out: Tensor) -> Any:
         self.switch.rows = None
+        wanted, self.wanted = self.wanted, None
+        if wanted is not None:
+            return out[wanted]
         part = self.part
         return None if part is None else part.after(out)  # type: ignore[operator]
 
@@ -152,10 +160,10 @@ def made(model: Transformer) -> Adapters:
     return found
 
 
-def sums(group: Projections) -> list[Adapted] | None:
+def sums(group: Projections, names: tuple[str, ...]) -> list[Adapted] | None:
     """Each Linear with the thin product that is added to it; None if one change is no such sum."""
     found = []
-    for name in group.members:
+    for name in names:
         linear = group.get_submodule(name)
         assert isinstance(linear, nn.Linear)
         one: Adapted | None = Adapted(linear)
@@ -168,12 +176,14 @@ def sums(group: Projections) -> list[Adapted] | None:
     return found
 
 
-def group_at_once(group: Projections, x: Tensor) -> tuple[Tensor, ...] | None:
-    """All of a group's outputs by one kernel, where all of its changes are thin sums."""
+def group_at_once(
+    group: Projections, names: tuple[str, ...], x: Tensor
+) -> tuple[Tensor, ...] | None:
+    """These members' outputs by one kernel, where all of their changes are thin sums."""
     each = rows_at(group)
     if each is not None:
-        return mixed(group, x, each)
-    found = sums(group)
+        return mixed(group, names, x, each)
+    found = sums(group, names)
     return None if found is None else adapted_linears(x, found)
 
 
@@ -183,11 +193,13 @@ def rows_at(group: Projections) -> tuple[str | None, ...] | None:
     return found[0] if found else None
 
 
-def mixed(group: Projections, x: Tensor, each: Sequence[str | None]) -> tuple[Tensor, ...]:
+def mixed(
+    group: Projections, leaves: tuple[str, ...], x: Tensor, each: Sequence[str | None]
+) -> tuple[Tensor, ...]:
     """Each row (of B) through its own adapter: one product for the base, thin ones on top."""
     names = sorted({name for name in each if name is not None})
     members = []
-    for leaf in group.members:
+    for leaf in leaves:
         linear = group.get_submodule(leaf)
         assert isinstance(linear, nn.Linear)
         changes = [Adapted(linear) for _ in names] or [Adapted(linear)]
@@ -208,7 +220,7 @@ def mlp_at_once(block: MLP, x: Tensor) -> Tensor | None:
         return None
     if rows_at(block.hidden) is not None or rows_at(block.out) is not None:
         return None  # group by group
-    hidden, out = sums(block.hidden), sums(block.out)
+    hidden, out = (sums(group, group.members) for group in (block.hidden, block.out))
     if hidden is None or out is None:
         return None
     return mlp(x, hidden, out[0], block.act)

@@ -50,9 +50,11 @@ class Virtual(nn.Module):
         (B, T, _), P = x.shape, first.shape[0]
         room(model, P, T)
         changed = {"tokens": None, "embeds": torch.cat((first.expand(B, -1, -1), x), dim=1)}
-        mask, types = given.get("mask"), given.get("token_types")
+        mask, types, wanted = (given.get(key) for key in ("mask", "token_types", "wanted"))
         if mask is not None:
             changed["mask"] = torch.cat((mask.new_ones(B, P), mask), dim=1)
+        if wanted is not None:
+            changed["wanted"] = torch.cat((wanted.new_zeros(B, P), wanted), dim=1)
         if types is not None:
             changed["token_types"] = torch.cat((types.new_zeros(B, P), types), dim=1)
         if cache is not None:
@@ -64,7 +66,7 @@ class Virtual(nn.Module):
         self, model: Transformer, given: dict[str, Any], x: Tensor, first: Tensor
     ) -> dict[str, Any]:
         """All texts of the batch behind each other in one row, each after its virtual tokens."""
-        mask, types = given.get("mask"), given.get("token_types")
+        mask = given.get("mask")
         starts, lengths = texts(given["segments"], None if mask is None else mask.bool())
         (B, T, _), P, n = x.shape, first.shape[0], len(lengths)
         room(model, P, max(lengths.tolist(), default=0))
@@ -82,13 +84,14 @@ class Virtual(nn.Module):
             "segments": text[None].to(x.device),
             "mask": None,
         }
-        if types is not None:
-            zeros = types.new_zeros(P)
-            changed["token_types"] = torch.cat((zeros, types.flatten()))[source][None]
+        for key in ("token_types", "wanted"):
+            found = given.get(key)
+            if found is not None:
+                changed[key] = torch.cat((found.new_zeros(P), found.flatten()))[source][None]
         return changed
 
     def after(self, out: Tensor) -> Tensor | None:
-        """(B, P + T, ...) -> (B, T, ...); a label head's (B, C) stays as it is."""
+        """(B, P + T, ...) -> (B, T, ...); wanted rows and (B, C) stay."""
         if self.moved is not None and out.dim() == 3:
             at, taken, B, T = self.moved
             back: Tensor = Move.apply(out[0], at, taken, B * T)

@@ -123,9 +123,9 @@ def last_logprobs(
     """Log-probabilities of the tokens `wanted` (C,) after each row -> (N, C)."""
     out = torch.empty(len(rows), len(wanted))
     for indices, tokens in padded(rows):
-        hidden = model(tokens, hidden_only=True)  # (B, T, D)
         last = torch.tensor([len(rows[i]) - 1 for i in indices])
-        logits = model.logits(hidden[torch.arange(len(indices)), last]).float()  # (B, V)
+        at = torch.arange(tokens.shape[1]) == last[:, None]
+        logits = model(tokens, wanted=at).float()  # (B, V)
         out[indices] = logits.log_softmax(-1)[:, wanted]
         progress(len(indices))
     return out
@@ -137,12 +137,12 @@ def tail_logprobs(
     """Summed log-probability of the last `length` tokens of each row -> (N,)."""
     out = torch.empty(len(rows))
     for indices, tokens in padded(rows):
-        hidden = model(tokens, hidden_only=True)  # (B, T, D)
-        for k, i in enumerate(indices):
-            stop = len(rows[i])
-            logits = model.logits(hidden[k, stop - length - 1 : stop - 1]).float()  # (length, V)
-            targets = torch.tensor(rows[i][stop - length :])[:, None]
-            out[i] = logits.log_softmax(-1).gather(1, targets).sum()
+        stop = torch.tensor([len(rows[i]) for i in indices])[:, None]
+        place = torch.arange(tokens.shape[1])
+        at = (place >= stop - length - 1) & (place < stop - 1)
+        targets = torch.tensor([rows[i][-length:] for i in indices])[..., None]  # (B, length, 1)
+        logits = model(tokens, wanted=at).float().view(len(indices), length, -1)  # (B, length, V)
+        out[indices] = logits.log_softmax(-1).gather(2, targets).sum((1, 2))
         progress(len(indices))
     return out
 

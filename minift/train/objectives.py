@@ -149,9 +149,10 @@ class SFT:
     def loss_sum(self, model: Transformer, batch: Batch) -> Tensor:
         """Summed negative log-likelihood of the target tokens, in nats."""
         # Padded on the right, a causal model needs no mask: no real position looks that far.
-        hidden = model(batch.tokens, segments=batch.segments, hidden_only=True)  # (B, T, D)
-        targets = batch.targets[batch.learned]  # (N,)
-        return model.nll(hidden[batch.learned], targets)
+        hidden = model(
+            batch.tokens, segments=batch.segments, wanted=batch.learned, hidden_only=True
+        )  # (N, D)
+        return model.nll(hidden, batch.targets[batch.learned])
 
     def example(self) -> tuple[list[int], list[int]]:
         return self.encode(0)

@@ -193,6 +193,71 @@ def test_logprobs_are_those_of_the_logits_at_a_temperature(cap, learned):
     assert logp.requires_grad == learned
 
 
+@pytest.mark.parametrize("norm_at", ["pre", "post", "sandwich", "parallel"])
+@pytest.mark.parametrize("fields", [
+    {}, {"window": 3, "local": (False, True)}, {"qk_norm": True}, {"positions": "learned"},
+    {"causal": False}, {"attention_cap": 3.0}, {"norm": "layer", "heads": 4, "kv_heads": 1},
+], ids=str)  # fmt: skip
+def test_wanted_rows_of_every_kind_of_block(fields, norm_at, monkeypatch):
+    """All that is trained, against the whole pass; recomputed in the backward pass, too."""
+    model = tiny(norm_at=norm_at, **fields)
+    tokens = torch.arange(3 * 8).view(3, 8) * 7 % 50
+    wanted = torch.zeros(3, 8, dtype=torch.bool)
+    wanted[0, 1], wanted[0, 7], wanted[2, 3:6] = True, True, True
+    past = [(torch.randn(1, model.config.kv_heads, 2, 6).double(),) * 2 for _ in range(2)]
+    weights = torch.sin(torch.arange(5.0 * 50)).view(5, 50).double()
+    for given in ({}, {"past": past}):
+        exact = model(tokens, **given)[wanted]
+        expected = torch.autograd.grad((exact * weights).sum(), list(model.parameters()))
+        for model.checkpointing in (False, True):
+            rows = model(tokens, wanted=wanted, **given)
+            torch.testing.assert_close(rows, exact, rtol=0, atol=1e-12)
+            grads = torch.autograd.grad((rows * weights).sum(), list(model.parameters()))
+            for one, other in zip(grads, expected, strict=True):
+                torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
+        model.checkpointing = False
+
+
+@pytest.mark.parametrize("pad", [0, 2])
+def test_wanted_rows_with_a_cache(pad):
+    model = tiny()
+    tokens = torch.arange(2 * 6).view(2, 6) * 7 % 50
+    mask = torch.ones(2, 6, dtype=torch.bool)
+    mask[1, :pad] = False
+    last = torch.zeros(2, 6, dtype=torch.bool)
+    last[:, -1] = True
+    more = torch.tensor([[3], [4]])
+    with torch.no_grad():
+        caches = [KVCache(model.config, 2, 8, dtype=torch.float64) for _ in range(2)]
+        whole = model(tokens, mask=mask, cache=caches[0])[:, -1]
+        short = model(tokens, mask=mask, cache=caches[1], wanted=last)
+        torch.testing.assert_close(short, whole, rtol=0, atol=1e-12)
+        then = [model(more, cache=cache) for cache in caches]
+        torch.testing.assert_close(then[0], then[1], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("count", [0, 1, 24])
+def test_wanted_may_be_nothing_or_everything(count):
+    model = tiny()
+    tokens = torch.arange(3 * 8).view(3, 8) * 7 % 50
+    wanted = (torch.arange(24) < count).view(3, 8)
+    rows = model(tokens, wanted=wanted, hidden_only=True)
+    torch.testing.assert_close(rows, model(tokens, hidden_only=True)[wanted], rtol=0, atol=1e-12)
+    loss = model.nll(rows, tokens[wanted])
+    assert all(g.isfinite().all() for g in torch.autograd.grad(loss, list(model.parameters())))
+
+
+def test_wanted_that_cannot_be_is_refused():
+    model, tokens = tiny(), torch.zeros(2, 3, dtype=torch.long)
+    for wanted in (torch.ones(2, 4).bool(), torch.ones(2, 3)):
+        with pytest.raises(ConfigError, match=r"wanted is .*, allowed bool \(2, 3\)"):
+            model(tokens, wanted=wanted)
+    labelled = tiny(head="label", labels=("a", "b"))
+    with pytest.raises(ConfigError, match="a label head reads a position of its own"):
+        labelled(tokens, wanted=torch.ones(2, 3).bool())
+    assert labelled(tokens, wanted=torch.ones(2, 3).bool(), hidden_only=True).shape == (6, 24)
+
+
 def test_parameter_names_are_frozen():
     names = {name for name, _ in tiny(qkv_bias=True).named_parameters() if "blocks.1" not in name}
     assert names == {

@@ -117,6 +117,21 @@ def test_the_equations(kind, config, padding):
 
 @every_config
 @every_base
+def test_wanted_rows_are_those_of_the_whole_pass(base, config):
+    model = adapted(base, config)
+    wanted = MASK & (torch.arange(9) % 3 == 1)
+    whole = model(TOKENS, mask=MASK, hidden_only=True)[wanted]
+    short = model(TOKENS, mask=MASK, hidden_only=True, wanted=wanted)
+    torch.testing.assert_close(short, whole, rtol=0, atol=1e-12 * float(whole.detach().abs().max()))
+    exact, found = (
+        torch.autograd.grad(y.sin().sum(), list(trainable(model).values())) for y in (whole, short)
+    )
+    for one, other in zip(exact, found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
+
+
+@every_config
+@every_base
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @torch.no_grad()
 def test_step_zero_is_exactly_the_base(base, config, dtype):

@@ -21,6 +21,7 @@ from minift.errors import ConfigError, FormatError
 from minift.generation.cache import KVCache
 from minift.kernels.attention import packed
 from minift.kernels.choice import using
+from minift.model import transformer
 from minift.model.heads import LabelHead
 from minift.model.transformer import Transformer
 from minift.peft.adapters import active, detach, disabled, modules_of, names, rows, trainable, use
@@ -324,6 +325,49 @@ def test_decoding_with_a_cache_is_the_full_pass(case):
     close(torch.cat(steps, dim=1), full)
 
 
+def wanted_of(case):
+    """Of seven, four and one real positions two, three and none."""
+    wanted = torch.zeros_like(case.keep)
+    wanted[0, 2], wanted[0, 6], wanted[1, :4] = True, True, torch.tensor([1, 0, 1, 1]).bool()
+    return wanted
+
+
+@pytest.mark.parametrize("side", ["right", "left", "packed"])
+def test_wanted_rows_are_those_of_the_whole_pass(case, side, monkeypatch):
+    """Values and gradients, with and without the short way through the last block."""
+    tokens, wanted, given = case.tokens, wanted_of(case), {"mask": case.keep}
+    if side == "left":
+        left = case.keep.flip(1)
+        tokens, wanted = torch.zeros_like(tokens), torch.zeros_like(wanted)
+        tokens[left], wanted[left] = case.tokens[case.keep], wanted_of(case)[case.keep]
+        given = {"mask": left}
+    elif side == "packed":
+        tokens, wanted = tokens[case.keep][None], wanted[case.keep][None]
+        given = {"segments": torch.arange(3).repeat_interleave(torch.tensor(LENGTHS))[None]}
+    model, found, calls = case.trained, [], []
+    parameters = list(trainable(model).values())
+    block = model.blocks[-1].mlp
+    hook = block.out.register_forward_pre_hook(lambda module, inputs: calls.append(inputs[0].shape))
+    weights = torch.sin(torch.arange(5 * case.base.config.dim)).view(5, -1).double()
+    for share in (None, 1.0, 0.0):
+        monkeypatch.setattr(transformer, "FEW", share)
+        if share is None:
+            rows = model(tokens, hidden_only=True, **given)[wanted]
+        else:
+            rows = model(tokens, hidden_only=True, wanted=wanted, **given)
+        assert rows.shape == (5, case.base.config.dim)
+        grads = torch.autograd.grad((rows * weights).sum(), parameters, allow_unused=True)
+        found.append((rows, [torch.zeros(1) if g is None else g for g in grads]))
+    hook.remove()
+    assert calls[0][:-1].numel() > 5
+    assert calls[1][:-1] == (1, 5)
+    assert calls[2] == calls[0]
+    for rows, grads in found[1:]:
+        close(rows.detach(), found[0][0].detach(), 1e-12)
+        for one, other in zip(grads, found[0][1], strict=True):
+            close(one, other, 1e-10)
+
+
 def test_recomputing_blocks_gives_the_same_gradients(case):
     model, found = case.trained, []
     for model.checkpointing in (True, False):
@@ -365,6 +409,10 @@ def test_rows_have_adapters_of_their_own_or_it_says_why_not(case):
     for each in (["default", "other", None], ["other", "other", "default"]):
         with rows(model, each), torch.no_grad():
             mixed = model(case.tokens, mask=case.keep)
+            if case.base.head is not None:
+                wanted = wanted_of(case)
+                with rows(model, each):
+                    close(model(case.tokens, mask=case.keep, wanted=wanted), mixed[wanted])
         for i, name in enumerate(each):
             close(mixed[i][case.keep[i]], alone[name][i][case.keep[i]])
 
