@@ -15,11 +15,17 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 NOT_RESULTS = ":!benchmarks/results"
 
 
-def certificate() -> dict[str, object]:
+def certificate(commit: str | None = None) -> dict[str, object]:
+    """`commit`: what a copy that is no repository was made from."""
+
     def git(*words: str) -> str:
         return subprocess.run(
             ["git", *words], cwd=REPOSITORY, capture_output=True, text=True, check=True
         ).stdout.strip()
+
+    repository = (REPOSITORY / ".git").exists()
+    if not repository and commit is None:
+        commit = "unknown: no repository here, and none named"
 
     cpu = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
@@ -28,9 +34,10 @@ def certificate() -> dict[str, object]:
         found = {key.strip(): value.strip() for key, _, value in rows}
         cpu = f"{found.get('model name', cpu)}, family {found.get('cpu family', '?')}"
     return {
-        "commit": git("rev-parse", "HEAD"),
+        "commit": git("rev-parse", "HEAD") if repository else commit,
         # What made the number; results that an earlier benchmark wrote are no part of that.
-        "clean": not git("status", "--porcelain", "--", "minift", "benchmarks", NOT_RESULTS),
+        "clean": repository
+        and not git("status", "--porcelain", "--", "minift", "benchmarks", NOT_RESULTS),
         "cpu": cpu,
         "cores": len(os.sched_getaffinity(0)),
         "python": platform.python_version(),
@@ -39,9 +46,11 @@ def certificate() -> dict[str, object]:
     }
 
 
-def write(name: str, result: dict[str, object], folder: Path | None = None) -> Path:
+def write(
+    name: str, result: dict[str, object], folder: Path | None = None, commit: str | None = None
+) -> Path:
     """The result as FOLDER/NAME.json, or among the published ones."""
     path = (folder or REPOSITORY / "benchmarks" / "results") / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(result | {"certificate": certificate()}, indent=2) + "\n")
+    path.write_text(json.dumps(result | {"certificate": certificate(commit)}, indent=2) + "\n")
     return path
