@@ -15,6 +15,12 @@ from minift.model.config import ModelConfig
 
 
 class KVCache:
+    """Keys are stored as they are looked at: turned by their positions already.
+
+    On a CPU bf16 and float16 models keep float32 columns: attention computes its scores in float32,
+    and would convert every column again for every token.
+    """
+
     def __init__(
         self,
         config: ModelConfig,
@@ -25,12 +31,20 @@ class KVCache:
         device: torch.device | str = "cpu",
     ):
         shape = (config.layers, batch, config.kv_heads, capacity, config.head_dim)
+        half = torch.device(device).type == "cpu" and dtype.itemsize < 4
+        dtype = torch.float32 if half else dtype
         self.k = torch.empty(shape, dtype=dtype, device=device)
         self.v = torch.empty(shape, dtype=dtype, device=device)
         self.keep = torch.ones(batch, capacity, dtype=torch.bool, device=device)
         self.rows = torch.arange(batch)  # which row of the first call each row now is
         self.length = 0
+        self.counted = torch.zeros(batch, 1, dtype=torch.long, device=device)  # real so far
         self.padded = False
+        self.layers = self.views()
+
+    def views(self) -> list[tuple[Tensor, Tensor]]:
+        """Each layer's keys and values (B, K, capacity, E)."""
+        return [(self.k[layer], self.v[layer]) for layer in range(self.k.shape[0])]
 
     def mark(self, keep: Tensor | None, columns: int) -> tuple[Tensor | None, Tensor]:
         """Note which of the next columns are real; -> keep (B, S) or None, real so far (B, 1)."""
@@ -39,26 +53,46 @@ class KVCache:
             raise ConfigError(
                 f"cache: {stop} columns asked of a cache that was reserved for {self.keep.shape[1]}"
             )
-        counted = self.keep[:, : self.length].sum(1, keepdim=True)  # (B, 1)
         if keep is not None:
             self.keep[:, self.length : stop] = keep
             self.padded = True
+        counted = self.counted
+        self.counted = counted + (columns if keep is None else keep.sum(1, keepdim=True))
         return (self.keep[:, :stop] if self.padded else None), counted
 
     def write(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Store (B, K, T, E) after what is there; -> all keys and values (B, K, S, E)."""
-        stop = self.length + k.shape[2]
-        self.k[layer, :, :, self.length : stop] = k
-        self.v[layer, :, :, self.length : stop] = v
-        return self.k[layer, :, :, :stop], self.v[layer, :, :, :stop]
+        keys, values = self.layers[layer]
+        T = k.shape[2]
+        keys.narrow(2, self.length, T).copy_(k)
+        values.narrow(2, self.length, T).copy_(v)
+        stop = self.length + T
+        return keys.narrow(2, 0, stop), values.narrow(2, 0, stop)
 
     def advance(self, columns: int) -> None:
         self.length += columns
 
     def select(self, rows: Tensor) -> None:
-        """Go on with these rows only."""
-        self.k, self.v, self.keep = self.k[:, rows], self.v[:, rows], self.keep[rows]
+        """Go on with these rows only, in this order; a row may be taken more than once."""
+        self.keep, self.counted = self.keep[rows], self.counted[rows]
         self.rows = self.rows[rows.cpu()]
+        self.move(rows)
+
+    def move(self, rows: Tensor) -> None:
+        """Columns that hold something, to where they are needed; what is reserved stays reserved."""
+        stay = torch.arange(len(rows), device=rows.device)
+        first = int((rows == stay).long().cumprod(0).sum())  # rows before it stay where they are
+        held = self.k.shape[1]
+        if len(rows) > held:
+            more = (self.k.shape[0], len(rows) - held, *self.k.shape[2:])
+            self.k = torch.cat((self.k, self.k.new_empty(more)), dim=1)
+            self.v = torch.cat((self.v, self.v.new_empty(more)), dim=1)
+        for pair in self.views():
+            for whole in pair:  # one at a time: what moves is copied out first
+                filled = whole[:, :, : self.length]
+                filled[first : len(rows)] = filled[rows[first:]]
+        self.k, self.v = self.k[:, : len(rows)], self.v[:, : len(rows)]
+        self.layers = self.views()
 
     def reserve(self, columns: int) -> None:
         """Make room for more columns than were planned."""
@@ -67,3 +101,4 @@ class KVCache:
         self.k = torch.cat((self.k, self.k.new_empty(more)), dim=3)
         self.v = torch.cat((self.v, self.v.new_empty(more)), dim=3)
         self.keep = torch.cat((self.keep, self.keep.new_ones(B, columns)), dim=1)
+        self.layers = self.views()

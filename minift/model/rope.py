@@ -13,6 +13,7 @@ multiplies in float32; at position 8,000 that product alone is off by 5e-4.
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -20,11 +21,12 @@ from torch import Tensor
 from minift.model.config import ModelConfig, RopeScaling
 
 
+@lru_cache(maxsize=64)
 def frequencies(config: ModelConfig, *, local: bool = False, length: int = 0) -> Tensor:
     """Radians per position for each channel pair, float64 (E/2,).
 
     `local` layers may have a base of their own, never scaled. `length` is the longest row at hand,
-    which only `dynamic` scaling asks for.
+    which only `dynamic` scaling asks for. The tensor is kept for the next call: do not change it.
     """
     own_base = local and config.local_rope_base is not None
     base = config.local_rope_base if own_base else config.rope_base

@@ -171,6 +171,7 @@ class Attention(nn.Module):
             q, k = rotate_both(q, k, *view.rotary)  # (B, H, T, E), (B, K, T, E)
         if shared.cache is not None:
             k, v = shared.cache.write(self.layer, k, v)  # (B, K, S, E)
+            q = q.to(k.dtype)  # a cache may be wider than the model
         past = None if shared.past is None else shared.past[self.layer]
         if shared.packing is None:
             y = self.read(q, k, v, past, view.sights[0])  # (B, H, T, E)
@@ -178,7 +179,7 @@ class Attention(nn.Module):
             lay, join = shared.packing.lay, shared.packing.join
             laid = zip(lay(q), lay(k), lay(v), view.sights, strict=True)
             y = join([self.read(q, k, v, past, sight) for q, k, v, sight in laid])
-        y = y.transpose(1, 2).reshape(B, T, -1)
+        y = y.transpose(1, 2).reshape(B, T, -1).to(x.dtype)
         return self.out(y if wanted is None else wanted.pick(y))[0]  # (B, T, D), or (1, N, D)
 
     def read(
@@ -348,7 +349,10 @@ class Transformer(nn.Module):
         """Scores of the vocabulary (..., V) from last hidden states (..., D)."""
         if self.head is None or isinstance(self.head, LabelHead):
             raise ConfigError(f"model: {self.source or self.config.family} has no language head")
-        scores = self.head(hidden)
+        return self.capped(self.head(hidden))
+
+    def capped(self, scores: Tensor) -> Tensor:
+        """Scores as the family bounds them."""
         cap = self.config.logit_cap
         return scores if cap is None else torch.tanh(scores / cap) * cap
 

@@ -1,6 +1,9 @@
 """Turning heads without temporaries: one result, two passes over each half.
 
 The backward pass turns the other way, by -a: a rotation's transpose. Nothing of x is kept.
+
+Without one, a single position is turned in six calls with temporaries: its numbers are few, and the
+calls are what it costs.
 """
 
 from __future__ import annotations
@@ -23,6 +26,13 @@ def turn(x: Tensor, cos: Tensor, sin: Tensor, way: int) -> Tensor:
     return y
 
 
+def turn_one(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    half = cos.shape[-1]
+    first, second, *rest = x.split((half, half, x.shape[-1] - 2 * half), dim=-1)
+    turned = torch.addcmul(first * cos, second, sin, value=-1)
+    return torch.cat((turned, torch.addcmul(second * cos, first, sin), *rest), dim=-1)
+
+
 class Rotate(torch.autograd.Function):
     """x (B, H, T, E), cos and sin (B, 1, T, E/2) -> (B, H, T, E)."""
 
@@ -40,5 +50,7 @@ class Rotate(torch.autograd.Function):
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Turn the first channels of x (B, H, T, E) by angles (B, 1, T, E/2); the rest stay."""
+    if not torch.is_grad_enabled():
+        return turn_one(x, cos, sin) if x.shape[2] == 1 else turn(x, cos, sin, 1)
     y: Tensor = Rotate.apply(x, cos, sin)
     return y
