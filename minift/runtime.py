@@ -149,6 +149,13 @@ def _precision(name: str | None) -> Iterator[None]:
 
 
 @contextmanager
+def rows_routed(rows: int) -> Iterator[None]:
+    """For products of so many rows: oneDNN's route costs a call more than one row gains by it."""
+    with _precision("highest" if rows == 1 else None):
+        yield
+
+
+@contextmanager
 def _memory() -> Iterator[None]:
     mallopt = _mallopt()
     for option in KEEP_MEMORY:

@@ -1,21 +1,24 @@
 """Batched decoding: prompts are padded on the left, read once, and go on token by token.
 
-Finished rows leave the batch. A row ends at a stop token, at a stop string (which is cut off), or
+Equal prompts are one row until the first token is drawn, and then as many as were asked. Finished
+rows leave the batch. A row ends at a stop token, at a stop string (which is cut off), or
 after `max_new_tokens`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 
 import torch
 
 from minift.errors import ConfigError
 from minift.generation.cache import KVCache
+from minift.generation.prepared import prepared
 from minift.generation.sampling import Sampling, adjust, draw
 from minift.model.transformer import Transformer
-from minift.runtime import tuned
+from minift.runtime import rows_routed, tuned
 from minift.tokenizers import chat
 from minift.tokenizers.interface import Tokenizer
 from minift.tokenizers.stream import TextStream
@@ -45,28 +48,43 @@ def decode(
         return []
     device = model.embed.weight.device
     dtype = model.embed.weight.dtype
-    cache = KVCache(
-        model.config, len(prompts), longest + max_new_tokens, dtype=dtype, device=device
-    )
-    tokens = torch.zeros(len(prompts), longest, dtype=torch.long)
-    mask = torch.zeros(len(prompts), longest, dtype=torch.bool)
-    seen = torch.zeros(len(prompts), model.config.vocab, dtype=torch.bool, device=device)
-    for i, ids in enumerate(prompts):
+    first, of = alike(model, prompts)
+    capacity = longest + max_new_tokens
+    cache = KVCache(model.config, len(first), capacity, dtype=dtype, device=device)
+    cache.rows = torch.tensor(first)
+    tokens = torch.zeros(len(first), longest, dtype=torch.long)
+    mask = torch.zeros(len(first), longest, dtype=torch.bool)
+    for i, ids in enumerate(prompts[row] for row in first):
         tokens[i, longest - len(ids) :] = torch.tensor(ids)
         mask[i, longest - len(ids) :] = True
-        seen[i, torch.tensor(ids, device=device)] = True
     tokens, mask = tokens.to(device), mask.to(device)
+    penalized = config.repetition_penalty != 1
+    seen = torch.zeros(len(prompts) if penalized else 0, model.config.vocab, dtype=torch.bool)
+    for i in range(len(seen)):
+        seen[i, torch.tensor(prompts[i])] = True
+    seen = seen.to(device)
     generator = torch.Generator(device).manual_seed(config.sampling_seed)
     out: list[list[int]] = [[] for _ in prompts]
     rows = list(range(len(prompts)))  # which prompt each row of the batch is
     was = model.training
     model.eval()
-    try:
-        hidden = model(tokens, mask=mask, cache=cache, hidden_only=True)[:, -1]  # (B, D)
+    with ExitStack() as after:
+        after.callback(model.train, was)
+        logits_of = after.enter_context(prepared(model, max_new_tokens))
+        with rows_routed(len(first) * longest):
+            hidden = model(tokens, mask=mask, cache=cache, hidden_only=True)[:, -1]  # (B, D)
+        if len(first) < len(prompts):
+            every = torch.tensor(of, device=device)
+            hidden = hidden[every]
+            cache.select(every)
+        cache.rows = torch.arange(len(prompts))
         for step in range(max_new_tokens):
-            logits = model.logits(hidden).float()  # (B, V)
-            next_tokens = draw(adjust(logits, seen, config), config, generator)  # (B,)
-            seen.scatter_(1, next_tokens[:, None], True)
+            logits = logits_of(hidden)  # (B, V)
+            if penalized or config.temperature > 0:
+                logits = adjust(logits.float(), seen, config)
+            next_tokens = draw(logits, config, generator)  # (B,)
+            if penalized:
+                seen.scatter_(1, next_tokens[:, None], True)
             going = []
             for i, token in enumerate(next_tokens.tolist()):
                 if token in stop:
@@ -80,12 +98,32 @@ def decode(
             if len(going) < len(rows):
                 kept = torch.tensor(going, device=device)
                 cache.select(kept)
-                seen, next_tokens = seen[kept], next_tokens[kept]
+                next_tokens = next_tokens[kept]
+                seen = seen[kept] if penalized else seen
                 rows = [rows[i] for i in going]
-            hidden = model(next_tokens[:, None], cache=cache, hidden_only=True)[:, -1]
-    finally:
-        model.train(was)
+            with rows_routed(len(rows)):
+                hidden = model(next_tokens[:, None], cache=cache, hidden_only=True)[:, -1]
     return out
+
+
+def alike(model: Transformer, prompts: Sequence[Sequence[int]]) -> tuple[list[int], list[int]]:
+    """The first row of each kind, and of every row which kind it is.
+
+    Rows are of one kind where their prompts are equal, and their adapters where rows have their
+    own: what hangs on the model then has a `mixture`, a name for each row.
+    """
+    mixture = getattr(getattr(model, "adapters", None), "mixture", None)
+    if mixture is not None and len(mixture) != len(prompts):
+        return list(range(len(prompts))), list(range(len(prompts)))
+    names = mixture or (None,) * len(prompts)
+    kinds: dict[object, int] = {}
+    first, of = [], []
+    for row, (ids, name) in enumerate(zip(prompts, names, strict=True)):
+        kind = kinds.setdefault((tuple(ids), name), len(first))
+        if kind == len(first):
+            first.append(row)
+        of.append(kind)
+    return first, of
 
 
 def check(

@@ -61,9 +61,10 @@ def adjust(logits: Tensor, seen: Tensor, config: Sampling) -> Tensor:
 
 def draw(logits: Tensor, config: Sampling, generator: torch.Generator) -> Tensor:
     """The next token of each row: adjusted logits (B, V) -> (B,)."""
-    if not bool(logits.amax(-1).isfinite().all()):  # a NaN is the maximum too; -inf is no choice
+    best, at = logits.max(-1)  # a NaN is the maximum too; -inf is no choice
+    if not bool(best.isfinite().all()):
         raise ConfigError("sampling: the model's logits are not finite; check its weights")
     if config.temperature == 0:
-        return logits.argmax(-1)
+        return at  # of equals the first
     probability = logits.softmax(-1)
     return torch.multinomial(probability, 1, generator=generator)[:, 0]

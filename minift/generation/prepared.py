@@ -1,0 +1,113 @@
+"""A model made ready for many small products, for the time of one decoding.
+
+A token's time is the reading of all weights, and the calls around it. So a projection group is one
+product on weights in the processor's own order (kernels/linear/packed.py: bf16, on a CPU), the
+output matrix likewise, and LoRA changes stay beside the base as two thin products for the whole
+group (kernels/lora/thin.py). Each group is made at its first product, from what is attached and
+asked at that moment, and nothing of it outlives the `with`: the next decoding sees every weight,
+adapter and switch as it is then.
+
+What cannot be grouped takes the ordinary path, group by group: hooks on a linear, changes that are
+no thin sum (DoRA, IA3, biases), rows with adapters of their own.
+
+Memory: with packing, one more copy of the linears and the output matrix in bf16 (SmolLM2-135M:
+269 MB). It is made only where `tokens` are enough to pay for its time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from minift.kernels import choice
+from minift.kernels.linear.dispatch import packed
+from minift.kernels.lora.reference import Adapted, watched
+from minift.kernels.lora.thin import Thin
+from minift.kernels.quantized.linear import QuantizedLinear
+from minift.model.transformer import MLP, Projections, Transformer
+
+Outputs = Callable[[Tensor], tuple[Tensor, ...]]
+
+
+@contextmanager
+def prepared(model: Transformer, tokens: int) -> Iterator[Callable[[Tensor], Tensor]]:
+    """Inside, the model's groups are ready; -> what gives logits (..., V) of hidden (..., D).
+
+    `tokens`: how many steps are to come, at most. For use under `torch.no_grad`, and by one thread:
+    the model's groups are changed for the time of the block.
+    """
+    if not choice.fused() or torch.is_grad_enabled():
+        yield model.logits
+        return
+    groups = [module for module in model.modules() if isinstance(module, Projections)]
+    blocks = [module for module in model.modules() if isinstance(module, MLP)]
+    before = [module.together for module in (*groups, *blocks)]
+    for group in groups:
+        group.together = Group(group, tokens)
+    for block in blocks:
+        block.together = None  # its two groups are asked instead
+    try:
+        yield head_of(model, tokens)
+    finally:
+        for module, together in zip((*groups, *blocks), before, strict=True):
+            module.together = together  # type: ignore[assignment]
+
+
+def head_of(model: Transformer, tokens: int) -> Callable[[Tensor], Tensor]:
+    matrix = packed([model.head], tokens) if type(model.head) is nn.Linear else None
+    if matrix is None:
+        return model.logits
+    return lambda hidden: model.capped(matrix(hidden)[0])
+
+
+class Group:
+    """Stands where `Projections.together` is asked."""
+
+    def __init__(self, group: Projections, tokens: int):
+        self.tokens, self.otherwise = tokens, group.together
+        self.known = False
+        self.outputs: Outputs | None = None
+
+    def __call__(self, group: Projections, x: Tensor) -> tuple[Tensor, ...] | None:
+        if not self.known:  # within a forward pass: what is asked of each row is settled
+            self.known, self.outputs = True, outputs_of(group, self.tokens)
+        if self.outputs is not None:
+            return self.outputs(x)
+        return None if self.otherwise is None else self.otherwise(group, x)
+
+
+def outputs_of(group: Projections, tokens: int) -> Outputs | None:
+    """All members of a group at once; None where that is not possible, or gains nothing."""
+    members = []
+    for name in group.members:
+        linear = group.get_submodule(name)
+        assert isinstance(linear, nn.Linear)
+        one: Adapted | None = Adapted(linear)
+        if name in group.changes:
+            change = group.changes[name]
+            asked = None if watched(change) else getattr(change, "adapted", None)
+            one = asked(linear) if callable(asked) else None
+        if one is None or one.drop or watched(linear):
+            return None
+        members.append(one)
+    linears = [member.linear for member in members]
+    changed = any(member.A is not None for member in members)
+    base: Outputs | None = packed(linears, tokens)
+    if base is None:
+        if not changed and not any(isinstance(linear, QuantizedLinear) for linear in linears):
+            return None
+        base = each(linears)
+    if not changed:
+        return base
+    return summed(base, Thin(members))
+
+
+def each(linears: list[nn.Linear]) -> Outputs:
+    return lambda x: tuple(linear(x) for linear in linears)
+
+
+def summed(base: Outputs, thin: Thin) -> Outputs:
+    return lambda x: tuple(y + d for y, d in zip(base(x), thin(x), strict=True))

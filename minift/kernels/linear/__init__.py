@@ -1,0 +1,1 @@
+"""Frozen linears that will be multiplied by few rows, many times."""
