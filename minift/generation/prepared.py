@@ -26,7 +26,6 @@ from minift.kernels import choice
 from minift.kernels.linear.dispatch import packed
 from minift.kernels.lora.reference import Adapted, watched
 from minift.kernels.lora.thin import Thin
-from minift.kernels.quantized.linear import QuantizedLinear
 from minift.model.transformer import MLP, Projections, Transformer
 
 Outputs = Callable[[Tensor], tuple[Tensor, ...]]
@@ -97,7 +96,7 @@ def outputs_of(group: Projections, tokens: int) -> Outputs | None:
     changed = any(member.A is not None for member in members)
     base: Outputs | None = packed(linears, tokens)
     if base is None:
-        if not changed and not any(isinstance(linear, QuantizedLinear) for linear in linears):
+        if not changed:
             return None
         base = each(linears)
     if not changed:

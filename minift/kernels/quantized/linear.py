@@ -6,7 +6,8 @@
 
 W is decoded for the forward pass and again for the backward pass (dx = g W), and kept by neither:
 between the two nothing of its size is alive. Decoding costs the same for one token and for a
-thousand, so it is little of a training step and most of a single token's.
+thousand, so it is little of a training step and most of a single token's: without gradients few
+rows are multiplied by the stored numbers themselves, where there is a product for them (direct.py).
 
 Decoding gives float32 values, rounded once to the dtype that the model computes in. The blocks of
 GGUF files are decoded on the CPU wherever the model is; int8 and nf4 where they are.
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from minift.kernels.quantized import int8, nf4
+from minift.kernels.quantized import direct, int8, nf4
 from minift.kernels.quantized.quantize import PACK, quantize
 from minift.kernels.quantized.reference import KINDS, dequantize
 
@@ -76,6 +77,8 @@ class QuantizedLinear(nn.Linear):
     """
 
     like: Tensor
+    codes: Tensor  # of int8: (out, in), and the bits of its scales (out,)
+    scale: Tensor
 
     def __init__(
         self,
@@ -126,12 +129,16 @@ class QuantizedLinear(nn.Linear):
         return sum(tensor.numel() * tensor.element_size() for tensor in self.stored.values())
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = Product.apply(x, self.bias, self)
-        return y
+        return self.times(x, self.bias)
 
     def product(self, x: Tensor) -> Tensor:
         """x Wᵀ, the bias left out."""
-        y: Tensor = Product.apply(x, None, self)
+        return self.times(x, None)
+
+    def times(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        if not torch.is_grad_enabled() and direct.fits(self.kind, x):
+            return direct.product(x, self.codes, self.scale.view(torch.float32), bias)
+        y: Tensor = Product.apply(x, bias, self)
         return y
 
     def extra_repr(self) -> str:
@@ -152,6 +159,15 @@ def base_of(model: nn.Module) -> str | None:
     """How the frozen base is stored: int8, nf4 or gguf; None where it is dense."""
     kinds = {linear.kind for _, linear in quantized(model)}
     return next((kind for kind in OWN if kind in kinds), "gguf" if kinds & set(KINDS) else None)
+
+
+def obstacle(model: nn.Module) -> str | None:
+    """Why a token decodes the base in few bits; None where it does not, or the base is dense."""
+    found = (
+        direct.obstacle(layer.kind, layer.in_features, layer.like.dtype, layer.like.device)
+        for _, layer in quantized(model)
+    )
+    return next((reason for reason in found if reason is not None), None)
 
 
 def numbers(model: nn.Module) -> int:
