@@ -173,3 +173,15 @@ def test_trimming_needs_no_particular_c_library(monkeypatch):
     runtime.trim_memory()
     monkeypatch.setattr(runtime.ctypes, "CDLL", lambda name: object())
     runtime.trim_memory()
+
+
+def test_one_row_takes_the_plain_route_and_more_take_what_is_set():
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("medium")
+        for rows, expected in ((1, "highest"), (2, "medium"), (64, "medium")):
+            with runtime.rows_routed(rows):
+                assert torch.get_float32_matmul_precision() == expected
+            assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision(before)

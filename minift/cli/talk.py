@@ -10,37 +10,57 @@ from minift.cli.screen import Screen
 from minift.errors import ConfigError
 from minift.generation.decode import generate as continue_text
 from minift.generation.sampling import Sampling
+from minift.kernels.quantized.linear import base_of, obstacle
+from minift.model.transformer import Transformer
+from minift.tokenizers.interface import Tokenizer
+
+
+def speaker(parsed: Parsed) -> tuple[Transformer, Tokenizer]:
+    """The model, and a word about a base in few bits that every token decodes."""
+    model, tokenizer = open_speaker(parsed)
+    reason = obstacle(model)
+    if reason is not None:
+        line = f"minift: base {base_of(model)} is decoded for every token: {reason}"
+        print(line, file=sys.stderr)  # what is printed to stdout is the text
+    return model, tokenizer
 
 
 def generate(parsed: Parsed, screen: Screen) -> int:
     sampling = parsed.config(Sampling)
-    model, tokenizer = open_speaker(parsed)
+    model, tokenizer = speaker(parsed)
     prompt = parsed.words[0]
     ids: str | list[int] = prompt
     if parsed.flag("chat"):
         ids = tokenizer.chat([{"role": "user", "content": prompt}], reply=True)[0]
-    as_json = parsed.flag("json")
+    as_json, samples = parsed.flag("json"), parsed.flag("samples")
     texts = continue_text(
         model,
         tokenizer,
         [ids],
         max_new_tokens=parsed.flag("max_new_tokens"),
+        samples=samples,
         stop=parsed.flag("stop"),
         threads=parsed.flag("threads"),
-        stream=None if as_json else lambda row, text: print(text, end="", flush=True),
+        stream=None
+        if as_json or samples > 1
+        else lambda row, text: print(text, end="", flush=True),
         sampling=sampling,
     )
     if as_json:
-        screen.result("", {"prompt": prompt, "text": texts[0]})
-    else:
+        found = {"text": texts[0]} if samples == 1 else {"texts": texts}
+        screen.result("", {"prompt": prompt, **found})
+    elif samples == 1:
         print()
+    else:
+        for number, text in enumerate(texts, 1):
+            print(f"--- {number} of {samples}\n{text}")
     return 0
 
 
 def chat(parsed: Parsed, screen: Screen) -> int:
     """Turn by turn, until an empty line's end of input. The oldest turns leave a full context."""
     sampling = parsed.config(Sampling)
-    model, tokenizer = open_speaker(parsed)
+    model, tokenizer = speaker(parsed)
     system = parsed.flag("system")
     messages = [{"role": "system", "content": system}] if system else []
     opening = len(messages)

@@ -156,6 +156,7 @@ VERBS = {
             MODEL,
             ADAPTER,
             *GENERATION,
+            Flag("samples", int, 1, "how many texts; above 1 with a temperature", least=1),
             Flag("chat", bool, False, "treat the prompt as a user's message"),
             CHAT_TEMPLATE,
             DTYPE,

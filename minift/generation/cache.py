@@ -79,7 +79,7 @@ class KVCache:
         self.move(rows)
 
     def move(self, rows: Tensor) -> None:
-        """Columns that hold something, to where they are needed; what is reserved stays reserved."""
+        """Columns that hold something, to where they are needed; reserved room stays."""
         stay = torch.arange(len(rows), device=rows.device)
         first = int((rows == stay).long().cumprod(0).sum())  # rows before it stay where they are
         held = self.k.shape[1]

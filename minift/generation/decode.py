@@ -117,7 +117,8 @@ def alike(model: Transformer, prompts: Sequence[Sequence[int]]) -> tuple[list[in
         return list(range(len(prompts))), list(range(len(prompts)))
     names = mixture or (None,) * len(prompts)
     kinds: dict[object, int] = {}
-    first, of = [], []
+    first: list[int] = []
+    of: list[int] = []
     for row, (ids, name) in enumerate(zip(prompts, names, strict=True)):
         kind = kinds.setdefault((tuple(ids), name), len(first))
         if kind == len(first):
@@ -165,6 +166,7 @@ def generate(
     prompts: Sequence[str | Sequence[int]],
     *,
     max_new_tokens: int = 100,
+    samples: int = 1,
     stop: str | Sequence[str] = (),
     threads: int | None = None,
     stream: Callable[[int, str], object] | None = None,
@@ -173,6 +175,7 @@ def generate(
 ) -> list[str]:
     """The text that follows each prompt (text, or ids as `tokenizer.chat` gives them).
 
+    With `samples` that many of each, beside each other; the prompt is read once for all of them.
     Options are the fields of Sampling, `temperature=0.7` and so on. `stream(row, text)` is called
     with whole characters as they come. Ends at the tokenizer's end token, at the token that ends an
     answer in its chat template, and at any `stop` string.
@@ -182,7 +185,13 @@ def generate(
     except TypeError as error:
         raise ConfigError(f"generate: {error}") from None
     stops = Stops((stop,) if isinstance(stop, str) else tuple(stop))
-    ids = [opened(tokenizer, p) if isinstance(p, str) else list(p) for p in prompts]
+    if samples < 1 or (samples > 1 and config.temperature == 0):
+        raise ConfigError(
+            f"samples: found {samples} at temperature {config.temperature:g}, allowed 1, or more "
+            "at a temperature above 0"
+        )
+    read = [opened(tokenizer, p) if isinstance(p, str) else list(p) for p in prompts]
+    ids = [one for one in read for _ in range(samples)]
     streams = [TextStream(tokenizer) for _ in ids]
     texts, told, ended = [""] * len(ids), [0] * len(ids), [False] * len(ids)
     held = max((len(s) for s in stops.strings), default=1) - 1  # what may yet become a stop string

@@ -52,7 +52,7 @@ def prepared(model: Transformer, tokens: int) -> Iterator[Callable[[Tensor], Ten
         yield head_of(model, tokens)
     finally:
         for module, together in zip((*groups, *blocks), before, strict=True):
-            module.together = together  # type: ignore[assignment]
+            module.together = together
 
 
 def head_of(model: Transformer, tokens: int) -> Callable[[Tensor], Tensor]:

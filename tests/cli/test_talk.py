@@ -22,6 +22,33 @@ def test_generate_prints_the_text_and_nothing_else(cli, tiny_model):
     assert data == {"prompt": "The movie", "text": text.removesuffix("\n")}
 
 
+def test_samples_are_numbered_and_differ_by_their_draws(cli, tiny_model):
+    words = ["generate", "The movie", "--model", tiny_model, "--max-new-tokens", 5, "--samples", 3,
+             "--temperature", 2, "--dtype", "float32"]  # fmt: skip
+    code, text, err = cli(*words)
+    assert (code, err) == (0, "")
+    model, tokenizer = load(tiny_model)
+    expected = generate(model, tokenizer, ["The movie"] * 3, max_new_tokens=5, temperature=2.0)
+    assert text == "".join(f"--- {i} of 3\n{one}\n" for i, one in enumerate(expected, 1))
+    data = json.loads(cli(*words, "--json")[1])
+    assert data == {"prompt": "The movie", "texts": expected}
+    code, _, err = cli(*words[:8])
+    assert code == 2
+    assert "samples: found 3 at temperature 0" in err
+
+
+def test_a_base_that_every_token_decodes_is_named(cli, tiny_model):
+    words = ["generate", "The movie", "--model", tiny_model, "--max-new-tokens", 2, "--base"]
+    code, _, err = cli(*words, "nf4", "--dtype", "bf16")
+    assert (code, err) == (0, "minift: base nf4 is decoded for every token: "
+                              "nf4 is stored in blocks\n")  # fmt: skip
+    code, _, err = cli(*words, "int8", "--dtype", "float32")
+    assert (code, err.count("\n")) == (0, 1)
+    assert "the work is in float32, which needs --dtype bf16" in err
+    code, _, err = cli(*words, "int8", "--dtype", "bf16")
+    assert (code, "rows of 16 are no multiple of 32" in err) == (0, True)
+
+
 def test_an_adapter_can_be_talked_to(cli, run_folder):
     code, _, err = cli("generate", "1:", "--adapter", run_folder, "--max-new-tokens", 2)
     assert (code, err) == (0, "")

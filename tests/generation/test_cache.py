@@ -108,3 +108,37 @@ def test_selected_rows_go_on_as_if_they_had_been_alone(tiny):
         short = tiny(torch.tensor([[4, 5, 13]]))[:, -1]
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
     torch.testing.assert_close(found[1:, -1], short, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("rows", [[0, 0, 1, 2, 1], [2, 2], [0, 1, 2], [1], [1, 1, 1, 1]])
+def test_rows_may_be_taken_more_than_once(tiny, rows):
+    tokens = torch.tensor([[0, 0, 4, 5], [6, 7, 8, 9], [0, 10, 11, 12]])
+    mask, after = tokens > 0, torch.arange(len(rows))[:, None] + 13
+    with torch.no_grad():
+        made, alone = cache(3), cache(len(rows))
+        tiny(tokens, mask=mask, cache=made)
+        made.select(torch.tensor(rows))
+        tiny(tokens[rows], mask=mask[rows], cache=alone)
+        for _ in range(2):
+            found, expected = tiny(after, cache=made), tiny(after, cache=alone)
+            torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+    assert made.rows.tolist() == rows
+    assert made.k.shape == alone.k.shape
+
+
+def test_columns_on_a_cpu_are_float32_or_better():
+    for dtype, wide in ((torch.bfloat16, torch.float32), (torch.float16, torch.float32),
+                        (torch.float64, torch.float64)):  # fmt: skip
+        made = KVCache(TINY, 1, 4, dtype=dtype)
+        assert made.k.dtype == made.v.dtype == wide
+    assert KVCache(TINY, 1, 4, dtype=torch.bfloat16, device="meta").k.dtype == torch.bfloat16
+
+
+def test_wide_columns_hold_the_very_numbers(tiny):
+    half = Transformer(TINY).bfloat16().eval()
+    half.load_state_dict(tiny.state_dict())
+    made = KVCache(TINY, 1, 4, dtype=torch.bfloat16)
+    with torch.no_grad():
+        out = half(torch.tensor([[1, 2, 3]]), cache=made)
+    assert out.dtype == torch.bfloat16
+    assert torch.equal(made.k[..., :3, :].bfloat16().float(), made.k[..., :3, :])

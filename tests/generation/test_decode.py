@@ -110,6 +110,34 @@ def test_draws_depend_on_the_seed_alone(tiny):
     assert sampled(1) != sampled(2)
 
 
+REPEATED = [PROMPTS[1], PROMPTS[0], PROMPTS[1], PROMPTS[1], PROMPTS[0], PROMPTS[3]]
+
+
+def test_equal_prompts_are_read_once(tiny):
+    sizes, hook = batch_sizes(tiny)
+    out = decode(tiny, REPEATED, max_new_tokens=5)
+    hook.remove()
+    assert sizes == [3, 6, 6, 6, 6]
+    assert out == [recomputed(tiny, p, 5) for p in REPEATED]
+
+
+@pytest.mark.parametrize("options", [{}, {"repetition_penalty": 1.7}, {"top_k": 5}])
+def test_rows_draw_as_if_every_prompt_had_been_read(tiny, monkeypatch, options):
+    config = Sampling(temperature=1.3, sampling_seed=3, **options)
+    ends = [4, 9, 2, 9, 7, 1]
+
+    def drawn():
+        return decode(tiny, REPEATED, max_new_tokens=9, sampling=config,
+                      finished=lambda row, ids: len(ids) == ends[row])  # fmt: skip
+
+    shared = drawn()
+    every = list(range(len(REPEATED)))
+    monkeypatch.setattr("minift.generation.decode.alike", lambda model, prompts: (every, every))
+    assert drawn() == shared
+    assert list(map(len, shared)) == ends
+    assert shared[0] != shared[3][:4]  # equal prompts have draws of their own
+
+
 @pytest.mark.parametrize("training", [True, False])
 def test_the_training_flag_comes_back_even_after_an_error(tiny, training):
     def broken(row, token):
@@ -239,6 +267,19 @@ def test_characters_are_streamed_whole():
     texts, heard = told(*made, ["a"], stop=("🙂",))
     assert texts == [""]
     assert heard == [[]]
+
+
+def test_samples_stand_beside_each_other():
+    made = story(b"a", b"b", b"c", b"d")
+    warm = {"temperature": 0.01, "threads": 1}  # the story's next piece, all but surely
+    assert generate(*made, ["a", "c"], samples=2, **warm) == ["bcd", "bcd", "d", "d"]
+    wild = {"temperature": 50.0, "threads": 1, "max_new_tokens": 30}
+    many = generate(*made, ["a"], samples=20, sampling_seed=1, **wild)
+    assert len(set(many)) > 10
+    assert many == generate(*made, ["a"] * 20, sampling_seed=1, **wild)
+    for count, heat in ((0, 1.0), (2, 0.0)):
+        with pytest.raises(ConfigError, match=rf"samples: found {count} at temperature {heat:g}"):
+            generate(*made, ["a"], samples=count, temperature=heat)
 
 
 def test_generate_refuses_what_it_does_not_know():

@@ -1,6 +1,6 @@
 """Linears that read one input, one product each: the readable twin of every faster form.
 
-    y_j = x W_jᵀ + b_j          j = q, k, v, say
+y_j = x W_jᵀ + b_j          j = q, k, v, say
 """
 
 from __future__ import annotations

@@ -17,3 +17,11 @@ def test_who_runs():
     assert torch.autograd.grad(y.sum(), trained)[0].shape == (4,)
     with using("reference"):
         assert "RMSNorm" not in str(rms_norm(x, weight, 1e-5).grad_fn)
+
+
+def test_without_gradients_no_function_is_called(monkeypatch):
+    x, weight = torch.randn(2, 4, requires_grad=True), torch.ones(4)
+    fused = rms_norm(x, weight, 1e-5)
+    monkeypatch.setattr("minift.kernels.norm.dispatch.fused", None)
+    with torch.no_grad():
+        assert torch.equal(rms_norm(x, weight, 1e-5), fused)

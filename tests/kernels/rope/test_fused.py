@@ -44,3 +44,13 @@ def test_bf16_is_rounded_no_more_than_the_twin():
 def test_gradcheck():
     x, cos, sin = made(1, 2, 3, 6, 4)
     assert torch.autograd.gradcheck(lambda x: fused.rotate(x, cos, sin), (x,))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(1, 1, 1, 2, 2), (3, 4, 1, 12, 6), (3, 2, 7, 10, 10)])
+def test_without_gradients_the_bits_are_the_same(shape, dtype):
+    x, cos, sin = made(*shape, dtype)
+    with torch.no_grad():
+        y = fused.rotate(x, cos, sin)
+    assert y.grad_fn is None
+    assert torch.equal(y, fused.rotate(x, cos, sin))
