@@ -12,14 +12,15 @@ same tokens on every side. The sides:
                       fixed, and not from the CPU in every step, which cannot be captured
     PEFT, PEFT+Liger  transformers' Llama with PEFT's LoRA, where they can be imported
 
-Nothing in a step waits for the GPU. The sides run in turn, in alternating order; a ratio is that of
-one round.
+The loop here waits for nothing; where a model's own pass makes the CPU wait for the GPU, `waits`
+has the lines. The sides run in turn, in alternating order; a ratio is that of one round.
 """
 
 from __future__ import annotations
 
 import gc
 import statistics
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -204,6 +205,21 @@ def sides_of(
         yield name, lambda liger=liger: Side(of_peft(case, device, dtype, liger))  # type: ignore[misc]
 
 
+def waits(step: Step, device: str) -> list[str]:
+    """The lines at which a step makes the CPU wait for the GPU."""
+    if device != "cuda":
+        return []
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            step()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    said = [w for w in found if "synchroniz" in str(w.message)]
+    return sorted({f"{w.filename.rpartition('/minift/')[2]}:{w.lineno}" for w in said})
+
+
 def milliseconds(step: Step, count: int, device: str) -> float:
     """A step's time, over `count` steps of which none waits for another's end."""
     if device != "cuda":
@@ -240,6 +256,8 @@ def compared(
         if device == "cuda" and "captured" not in name:  # a graph's memory is not counted there
             side.peak_mb = (torch.cuda.max_memory_allocated() - before) / 2**20
         sides[name] = side
+    with sides["minift"].within():
+        waiting = waits(sides["minift"].step, device)
     times: dict[str, list[float]] = {name: [] for name in sides}
     for n in range(rounds):
         for name in list(sides) if n % 2 == 0 else list(sides)[::-1]:
@@ -247,7 +265,7 @@ def compared(
                 sides[name].step()
                 times[name].append(milliseconds(sides[name].step, steps, device))
     tokens = case.rows * case.length
-    out: dict[str, Any] = {"tokens": tokens, "left_out": absent, "sides": {}}
+    out: dict[str, Any] = {"tokens": tokens, "left_out": absent, "waits": waiting, "sides": {}}
     for name, side in sides.items():
         middle = statistics.median(times[name])
         ratios = [t / m for t, m in zip(times[name], times["minift"], strict=True)]

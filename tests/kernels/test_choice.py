@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from minift.errors import ConfigError
 from minift.kernels import choice
@@ -97,17 +98,22 @@ def test_triton_by_name_runs_or_says_why_not(there, monkeypatch):
         pass
 
 
-def test_a_whole_model_by_triton_is_the_readable_one(interpreted):
-    """Every dispatch, with a change on every linear: the loss and all gradients."""
-    interpreted("norm.triton")
+def made(method):
+    """A small model with a change on every linear, tokens and targets."""
     torch.manual_seed(0)
     config = ModelConfig(family="test", vocab=40, dim=16, layers=2, heads=4, kv_heads=2, head_dim=6,
                          ff=24, context=32, qk_norm=True, rope_dims=4)  # fmt: skip
     model = Transformer(config).double()
-    attach(model, LoRA(rank=3))
+    attach(model, method)
     for p in trainable(model).values():
         torch.nn.init.normal_(p, std=0.3)
-    tokens, targets = torch.randint(40, (2, 9)), torch.randint(40, (2, 9)).flatten()
+    return model, torch.randint(40, (2, 9)), torch.randint(40, (18,))
+
+
+def test_a_whole_model_by_triton_is_the_readable_one(interpreted):
+    """Every dispatch, with a change on every linear: the loss and all gradients."""
+    interpreted("norm.triton")
+    model, tokens, targets = made(LoRA(rank=3))
 
     def run():
         hidden = model(tokens, hidden_only=True)
@@ -121,6 +127,40 @@ def test_a_whole_model_by_triton_is_the_readable_one(interpreted):
         expected = run()
     for a, b in zip(found, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+
+
+class Asked(TorchDispatchMode):
+    """Notes what a GPU would have to be waited for: a number, or a size that depends on numbers."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func._schema.name.removeprefix("aten::")
+        if name in ("_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero"):
+            self.found.add(name)
+        if name in ("index", "index_put", "index_put_"):
+            self.found |= {name for at in args[1] if at is not None and at.dtype == torch.bool}
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("kernels", ["triton", "torch"])
+def test_nothing_in_a_step_waits_for_a_number(interpreted, kernels):
+    """Forward, loss and backward of a batch without padding.
+
+    With dropout, too; but not of torch's form, which draws the seed of its mask on the CPU.
+    """
+    interpreted("lora.triton")
+    model, tokens, targets = made(LoRA(rank=3, dropout=0.1 if kernels == "triton" else 0.0))
+    with using(kernels), Asked() as asked:
+        hidden = model.train()(tokens, hidden_only=True)
+        (model.nll(hidden.flatten(0, 1), targets) / 18).backward()
+    assert all(p.grad is not None for p in trainable(model).values())
+    assert asked.found == set()
+    with Asked() as asked:
+        bool(tokens.any()), tokens[tokens > 3]
+    assert asked.found == {"_local_scalar_dense", "index"}
 
 
 def test_a_cpu_never_imports_triton():
