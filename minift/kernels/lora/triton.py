@@ -92,7 +92,7 @@ def narrow_kernel(
     part = tl.program_id(0).to(tl.int64) * N
     for first in range(0, each, ROWS):
         row = begin + first + tl.arange(0, ROWS)
-        live = row < tl.minimum(begin + each, N)
+        live = row < N  # `each` is a multiple of ROWS
         inside = live[:, None] & (column < outs)[None, :]
         where = g + row[:, None] * g_row + column[None, :] * g_column
         tile = tl.load(where, mask=inside, other=0.0)
@@ -117,7 +117,7 @@ def across_kernel(
     begin = tl.program_id(1).to(tl.int64) * each
     for first in range(0, each, ROWS):
         row = begin + first + tl.arange(0, ROWS)
-        live = row < tl.minimum(begin + each, N)
+        live = row < N  # `each` is a multiple of ROWS
         inside = live[:, None] & (column < inputs)[None, :]
         where = x + row[:, None] * row_step + column[None, :] * column_step
         tile = seen(where, row[:, None] * inputs + column[None, :], inside, seed, DROP)
