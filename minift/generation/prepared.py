@@ -70,12 +70,14 @@ class Group:
         self.known = False
         self.outputs: Outputs | None = None
 
-    def __call__(self, group: Projections, x: Tensor) -> tuple[Tensor, ...] | None:
+    def __call__(
+        self, group: Projections, names: tuple[str, ...], x: Tensor
+    ) -> tuple[Tensor, ...] | None:
         if not self.known:  # within a forward pass: what is asked of each row is settled
             self.known, self.outputs = True, outputs_of(group, self.tokens)
-        if self.outputs is not None:
+        if self.outputs is not None and names == group.members:
             return self.outputs(x)
-        return None if self.otherwise is None else self.otherwise(group, x)
+        return None if self.otherwise is None else self.otherwise(group, names, x)
 
 
 def outputs_of(group: Projections, tokens: int) -> Outputs | None:

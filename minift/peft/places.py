@@ -62,10 +62,10 @@ class LinearSlot(Slot):
 
     def adapted(self, linear: nn.Linear) -> Adapted | None:
         """The linear with the thin product that is asked to be added; None for anything else."""
-        return self.of(self.switch.active, linear)
+        return None if self.switch.rows is not None else self.of(self.switch.active, linear)
 
     def of(self, name: str | None, linear: nn.Linear) -> Adapted | None:
-        """The same of the adapter `name`."""
+        """The same of one adapter."""
         if name is None or name not in self:
             return Adapted(linear)
         change = self[name]
@@ -218,8 +218,6 @@ def mlp_at_once(block: MLP, x: Tensor) -> Tensor | None:
     """An MLP's output by one kernel, under the same condition."""
     if watched(block.hidden) or watched(block.out):
         return None
-    if rows_at(block.hidden) is not None or rows_at(block.out) is not None:
-        return None  # group by group
     hidden, out = (sums(group, group.members) for group in (block.hidden, block.out))
     if hidden is None or out is None:
         return None
