@@ -7,7 +7,7 @@ One GPU, one command, from the source tree; torch from 2.11, Triton, Python from
 versions and commit to --out, else to $OUT, else to benchmarks/results.
 
     checks    every kernel beside its readable twin in float64, on the GPU: the value and every
-              gradient, in float32 and bf16, and the same bits at a second run
+              gradient, in float32 and bf16, and the same bits at a second run (gpu_checks.py)
     kernels   each forward and backward in bf16, as Triton, as torch's fused form and as the
               readable one; of a captured graph, so that launching costs nothing, with the L2 cache
               flushed before each. Beside the time the rate, its share of the best that the GPU's
@@ -42,223 +42,73 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import gpu_steps
 from certificate import write
+from gpu_checks import On, Run, checks, thin_of
 
 from minift.kernels.activations import ACTIVATIONS
 from minift.kernels.choice import using
 from minift.kernels.cross_entropy.dispatch import linear_cross_entropy
 from minift.kernels.lora.dispatch import adapted_linears
-from minift.kernels.lora.reference import Adapted
 from minift.kernels.mlp.dispatch import mlp
 from minift.kernels.norm.dispatch import rms_norm
 from minift.kernels.rope.dispatch import rotate_both
 
 PARTS = ("checks", "kernels", "steps")
-# Relative to the truth's norm. float32: sums of 600 numbers; bf16: e, p, h and more are rounded.
-LIMITS = {torch.float32: 2e-5, torch.bfloat16: 2e-2}
 SHAPES = {  # rows, D, F, query and key heads, V, rank
     "SmolLM2-135M, 16k tokens": (16_384, 576, 1536, 9, 3, 49_152, 8),
     "Llama-3.2-1B, 4k tokens": (4096, 2048, 8192, 32, 8, 128_256, 16),
 }
 E, ROW = 64, 1024
-Run = Callable[[], Sequence[Tensor]]  # -> values
-DEVICE = "cuda"
-
-
-def drawn(*shape: int, dtype: torch.dtype = torch.float32, std: float = 1.0) -> Tensor:
-    return (torch.randn(*shape, device=DEVICE) * std).to(dtype)
-
-
-def adapted(inputs: int, outputs: int, rank: int, dtype: torch.dtype, drop: float = 0) -> Adapted:
-    linear = nn.Linear(inputs, outputs, bias=False, device=DEVICE).to(dtype).requires_grad_(False)
-    if not rank:
-        return Adapted(linear)
-    A, B = drawn(rank, inputs, std=inputs**-0.5), drawn(outputs, rank, std=0.1)
-    return Adapted(linear, A.requires_grad_(), B.requires_grad_(), 2.0, drop)
-
-
-def thin_of(members: Sequence[Adapted]) -> list[Tensor]:
-    return [t for m in members for t in (m.A, m.B) if t is not None]
 
 
 def operations(
-    N: int, D: int, F: int, H: int, K: int, V: int, rank: int, dtype: torch.dtype, row: int = ROW
+    on: On,
+    N: int,
+    D: int,
+    F: int,
+    H: int,
+    K: int,
+    V: int,
+    rank: int,
+    dtype: torch.dtype,
+    row: int = ROW,
 ) -> dict[str, tuple[Run, list[Tensor], float, float]]:
     """Each operation: its forward pass, what it is differentiated by, operations of the main
     products forward and backward, and bytes that must be read and written."""
     T = min(N, row)
     B, e = max(1, N // T), dtype.itemsize
-    x = drawn(B, T, D, dtype=dtype).requires_grad_()
+    x = on.drawn(B, T, D, dtype=dtype).requires_grad_()
     found: dict[str, tuple[Run, list[Tensor], float, float]] = {}
     groups = {"q k v": (D, (H * E, K * E, K * E)), "o": (H * E, (D,)), "gate up": (D, (F, F))}
     for name, (inputs, outs) in groups.items():
-        into = x if inputs == D else drawn(B, T, inputs, dtype=dtype).requires_grad_()
+        into = x if inputs == D else on.drawn(B, T, inputs, dtype=dtype).requires_grad_()
         for r, label in ((rank, name), (0, f"{name} frozen")):
-            members = [adapted(inputs, out, r, dtype) for out in outs]
+            members = [on.adapted(inputs, out, r, dtype) for out in outs]
             found[label] = (
                 lambda into=into, members=members: adapted_linears(into, members),
                 [into, *thin_of(members)], 4.0 * B * T * inputs * sum(outs), 0.0,
             )  # fmt: skip
-    hidden, out = [adapted(D, F, rank, dtype) for _ in range(2)], adapted(F, D, rank, dtype)
+    hidden, out = [on.adapted(D, F, rank, dtype) for _ in range(2)], on.adapted(F, D, rank, dtype)
     silu = ACTIVATIONS["silu"]
     found["SwiGLU MLP"] = (
         lambda: [mlp(x, hidden, out, silu)], [x, *thin_of([*hidden, out])],
         12.0 * B * T * D * F, 0.0,
     )  # fmt: skip
-    weight = drawn(D, dtype=dtype)
+    weight = on.drawn(D, dtype=dtype)
     found["RMSNorm"] = (lambda: [rms_norm(x, weight, 1e-5)], [x], 0.0, 5.0 * B * T * D * e)
-    q, k = (drawn(B, T, n, E, dtype=dtype).transpose(1, 2).requires_grad_() for n in (H, K))
-    angle = drawn(B, 1, T, E // 2)
+    q, k = (on.drawn(B, T, n, E, dtype=dtype).transpose(1, 2).requires_grad_() for n in (H, K))
+    angle = on.drawn(B, 1, T, E // 2)
     cos, sin = angle.cos().to(dtype), angle.sin().to(dtype)
     found["RoPE"] = (
         lambda: rotate_both(q, k, cos, sin), [q, k], 0.0, 4.0 * B * T * (H + K) * E * e
     )  # fmt: skip
-    head = nn.Linear(D, V, bias=False, device=DEVICE).to(dtype).requires_grad_(False)
-    rows, targets = drawn(B * T, D, dtype=dtype).requires_grad_(), torch.randint(V, (B * T,))
-    targets = targets.to(DEVICE)
+    head = nn.Linear(D, V, bias=False, device=on.device).to(dtype).requires_grad_(False)
+    rows, targets = on.drawn(B * T, D, dtype=dtype).requires_grad_(), torch.randint(V, (B * T,))
+    targets = targets.to(on.device)
     found["linear cross-entropy"] = (
         lambda: [linear_cross_entropy(rows, head, head, targets, None)], [rows],
         4.0 * B * T * D * V, 0.0,
     )  # fmt: skip
     return found
-
-
-# ---- checks --------------------------------------------------------------------------------------
-
-
-def both(run: Run, wanted: list[Tensor]) -> list[Tensor]:
-    """Values, and gradients from slopes that differ everywhere."""
-    ys = run()
-    gs = [torch.cos(torch.arange(y.numel(), device=DEVICE)).view(y.shape).to(y.dtype) for y in ys]
-    return [*(y.detach() for y in ys), *torch.autograd.grad(list(ys), wanted, gs)]
-
-
-def exactly(run: Run, wanted: list[Tensor], modules: Sequence[nn.Module]) -> list[Tensor]:
-    """The readable twin in float64, on the very same numbers: each tensor's data for a while."""
-    tensors = [*wanted, *(p for m in modules for p in m.parameters())]
-    kept = [t.data for t in tensors]
-    try:
-        for t in tensors:
-            t.data = t.data.double()
-        with using("reference"):
-            return both(run, wanted)
-    finally:
-        for t, data in zip(tensors, kept, strict=True):
-            t.data = data
-
-
-def check_cases(dtype: torch.dtype) -> dict[str, tuple[Run, list[Tensor], list[nn.Module]]]:
-    """Odd sizes, one row, none that is a multiple of a tile; dropout is checked apart.
-
-    On a CPU the two smaller sizes of each.
-    """
-    some = slice(None if DEVICE == "cuda" else 2)
-    found: dict[str, tuple[Run, list[Tensor], list[nn.Module]]] = {}
-
-    def table(*shape: int) -> nn.Module:
-        """Constants that follow the inputs to float64."""
-        kept = nn.Module()
-        kept.value = nn.Parameter(drawn(*shape, dtype=dtype), requires_grad=False)
-        return kept
-
-    for shape in ((1, 1, 576), (3, 7, 129), (2, 128, 2048))[some]:
-        for offset in (0.0, 1.0):
-            x, w = drawn(*shape, dtype=dtype).requires_grad_(), table(shape[-1])
-            found[f"norm {shape} + {offset:g}"] = (
-                lambda x=x, w=w, o=offset: [rms_norm(x, w.value, 1e-5, o)], [x], [w]
-            )  # fmt: skip
-    heads = ((1, 1, 2, 1, 64, 64), (3, 7, 9, 3, 80, 32), (2, 128, 4, 4, 80, 32))
-    for B, T, H, K, width, turned in heads[some]:
-        q, k = (drawn(B, T, n, width, dtype=dtype).transpose(1, 2).requires_grad_() for n in (H, K))
-        angles = table(2, B, 1, T, turned // 2)
-        found[f"rope {B, T, H, K, width, turned}"] = (
-            lambda q=q, k=k, a=angles: rotate_both(q, k, a.value[0], a.value[1]), [q, k], [angles]
-        )  # fmt: skip
-    for N, V, cap in ((1, 1000, None), (7, 5001, 30.0), (200, 49_152, None))[some]:
-        head = nn.Linear(64, V, device=DEVICE).to(dtype).requires_grad_(False)
-        h, targets = drawn(N, 64, dtype=dtype).requires_grad_(), torch.randint(V, (N,)).to(DEVICE)
-
-        def scores(h: Tensor, head: nn.Linear = head, cap: float | None = cap) -> Tensor:
-            z = head(h)
-            return z if cap is None else cap * torch.tanh(z / cap)
-
-        found[f"cross-entropy {N, V, cap}"] = (
-            lambda h=h, head=head, t=targets, cap=cap, scores=scores: [
-                linear_cross_entropy(h, head, scores, t, cap)
-            ],
-            [h], [head],
-        )  # fmt: skip
-    for N, ranks in ((1, (8, 8, 8)), (7, (1, 0, 64)), (1000, (16, 3, 8)))[some]:
-        x = drawn(N, 200, dtype=dtype).requires_grad_()
-        members = [adapted(200, o, r, dtype) for o, r in zip((576, 65, 129), ranks, strict=True)]
-        found[f"lora {N, ranks}"] = (
-            lambda x=x, m=members: adapted_linears(x, m), [x, *thin_of(members)],
-            [m.linear for m in members],
-        )  # fmt: skip
-    for act in ("silu", "gelu", "gelu_tanh")[some]:
-        x = drawn(70, 130, dtype=dtype).requires_grad_()
-        hidden, out = [adapted(130, 257, 8, dtype) for _ in range(2)], adapted(257, 130, 8, dtype)
-        found[f"mlp {act}"] = (
-            lambda x=x, h=hidden, o=out, a=act: [mlp(x, h, o, ACTIVATIONS[a])],
-            [x, *thin_of([*hidden, out])], [m.linear for m in (*hidden, out)],
-        )  # fmt: skip
-    return found
-
-
-def checks(ours: str) -> dict[str, Any]:
-    """The largest relative error of each case, ours and that of torch's fused form."""
-    out: dict[str, Any] = {"failed": []}
-    for dtype, limit in LIMITS.items():
-        if DEVICE != "cuda" and dtype == torch.bfloat16:
-            continue  # the interpreter multiplies its bits as whole numbers
-        for name, (run, wanted, modules) in check_cases(dtype).items():
-            exact, row = exactly(run, wanted, modules), {}
-            for form, kernels in (("triton", ours), ("torch", "torch")):
-                with using(kernels):
-                    found = both(run, wanted)
-                    again = both(run, wanted)
-                row[form] = max(
-                    float((a.double() - e.double()).norm() / e.double().norm().clamp(min=1e-30))
-                    for a, e in zip(found, exact, strict=True)
-                )
-                same = all(torch.equal(a, b) for a, b in zip(found, again, strict=True))
-                if form == "triton" and not (row[form] < limit and same):
-                    out["failed"].append(f"{dtype} {name}: {row[form]:.1e}, repeats: {same}")
-            out[f"{str(dtype).removeprefix('torch.')} {name}"] = row
-            print(f"    {dtype} {name}: {row}", flush=True)
-    wrong = dropout(ours)
-    out["dropout"] = wrong
-    if not wrong < LIMITS[torch.float32]:
-        out["failed"].append(f"dropout: {wrong:.1e}")
-    return out
-
-
-def dropout(ours: str, N: int = 70, width: int = 130, drop: float = 0.25) -> float:
-    """The group with dropout beside explicit products with the mask, read off the kernel itself."""
-    from minift.kernels.lora import triton
-
-    x, members = drawn(N, width).requires_grad_(), [adapted(width, 70, 8, torch.float32, drop)]
-    (one,) = members
-    wanted = [x, *thin_of(members)]
-    assert one.A is not None
-    assert one.B is not None
-    with using(ours):
-        torch.manual_seed(1)
-        found = both(lambda: adapted_linears(x, members), wanted)
-        torch.manual_seed(1)
-        seed = triton.seed_on(x.device)()
-        eye = torch.eye(width, device=DEVICE)
-        plan = triton.Plan((one.linear,), (width,), (1.0,), drop, seed)
-        mask = triton.low(torch.ones_like(x), plan, [eye, eye])
-    kept = float(mask.mean())
-    if abs(kept - (1 - drop)) > 6 * (drop * (1 - drop) / mask.numel()) ** 0.5:
-        return float("inf")
-
-    def plain() -> list[Tensor]:
-        y = x @ one.linear.weight.T
-        return [y + one.scale / (1 - drop) * ((x * mask) @ one.A.T) @ one.B.T]
-
-    exact = both(plain, wanted)
-    return max(float((a - e).norm() / e.norm()) for a, e in zip(found, exact, strict=True))
 
 
 # ---- times ---------------------------------------------------------------------------------------
@@ -267,10 +117,10 @@ def dropout(ours: str, N: int = 70, width: int = 130, drop: float = 0.25) -> flo
 class Clock:
     """Milliseconds of a call on the GPU: the median, L2 flushed before each, after a warm-up."""
 
-    def __init__(self) -> None:
-        self.dry = DEVICE != "cuda"
+    def __init__(self, on: On) -> None:
+        self.dry = on.device != "cuda"
         size = 1 if self.dry else 4 * torch.cuda.get_device_properties(0).L2_cache_size
-        self.flush = torch.empty(size, dtype=torch.int8, device=DEVICE)
+        self.flush = torch.empty(size, dtype=torch.int8, device=on.device)
 
     def __call__(self, call: Callable[[], object], budget_ms: float = 120.0) -> float:
         call()
@@ -296,9 +146,9 @@ class Clock:
         return statistics.median(found)
 
 
-def as_graph(call: Callable[[], object]) -> Callable[[], object]:
+def as_graph(on: On, call: Callable[[], object]) -> Callable[[], object]:
     """The call's kernels alone."""
-    if DEVICE != "cuda":
+    if on.device != "cuda":
         return call
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
@@ -312,23 +162,23 @@ def as_graph(call: Callable[[], object]) -> Callable[[], object]:
     return graph.replay
 
 
-def roofline(clock: Clock, sizes: Sequence[int], copied: int) -> dict[str, float]:
+def roofline(on: On, clock: Clock, sizes: Sequence[int], copied: int) -> dict[str, float]:
     """The best rate of a product in bf16, TFLOP/s, and of a copy, GB/s read and written."""
     found = []
     for n in sizes:
-        a, b = drawn(n, n, dtype=torch.bfloat16), drawn(n, n, dtype=torch.bfloat16)
+        a, b = on.drawn(n, n, dtype=torch.bfloat16), on.drawn(n, n, dtype=torch.bfloat16)
         found.append(2e-9 * n**3 / clock(lambda a=a, b=b: torch.mm(a, b)))
-    source = torch.empty(copied, dtype=torch.int8, device=DEVICE)
+    source = torch.empty(copied, dtype=torch.int8, device=on.device)
     target = torch.empty_like(source)
     return {"TFLOP/s": max(found), "GB/s": 2e-6 * copied / clock(lambda: target.copy_(source))}
 
 
-def kernels(clock: Clock, ours: str, shapes: dict[str, Any], rates: dict[str, float],
+def kernels(on: On, clock: Clock, ours: str, shapes: dict[str, Any], rates: dict[str, float],
             late: Callable[[], bool], row: int = ROW) -> dict[str, Any]:  # fmt: skip
     out: dict[str, Any] = {}
     for shape, sizes in shapes.items():
         frozen: dict[str, float] = {}
-        found = operations(*sizes, torch.bfloat16, row)
+        found = operations(on, *sizes, torch.bfloat16, row)
         for name in sorted(found, key=lambda name: "frozen" not in name):  # those first
             if late():
                 out.setdefault("left out: no time", []).append(f"{shape}, {name}")
@@ -349,7 +199,7 @@ def kernels(clock: Clock, ours: str, shapes: dict[str, Any], rates: dict[str, fl
                     if (name, form) == ("linear cross-entropy", "readable"):
                         cell[form] |= {"ms": cell[form]["eager_ms"], "captured": False}
                     else:
-                        cell[form]["ms"] = clock(as_graph(call))
+                        cell[form]["ms"] = clock(as_graph(on, call))
                 ms = cell[form]["ms"]
                 if flops:
                     cell[form]["TFLOP/s"] = 1e-9 * flops / ms
@@ -379,8 +229,8 @@ def versions() -> dict[str, str]:
     return found
 
 
-def device_facts() -> dict[str, Any]:
-    if DEVICE != "cuda":
+def device_facts(on: On) -> dict[str, Any]:
+    if on.device != "cuda":
         return {"device": "a CPU, in Triton's interpreter: no times"}
     facts = torch.cuda.get_device_properties(0)
     return {
@@ -393,7 +243,6 @@ def device_facts() -> dict[str, Any]:
 
 
 def main() -> None:
-    global DEVICE
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, help="the folder of gpu.json; default $OUT")
     parser.add_argument("--only", choices=PARTS, nargs="+", default=PARTS)
@@ -403,11 +252,11 @@ def main() -> None:
     options = parser.parse_args()
     begin = time.perf_counter()
     if options.dry:
-        DEVICE = "cpu"
         os.environ["TRITON_INTERPRET"] = "1"  # before anything imports Triton
     elif not torch.cuda.is_available():
         print("gpu.py: found no CUDA device, allowed one (or --dry)", file=sys.stderr)
         sys.exit(2)
+    on = On("cpu" if options.dry else "cuda")
     ours = "triton"  # by name: it runs or says why not
     torch.manual_seed(0)
     torch.backends.cuda.matmul.allow_tf32 = False  # float32 is checked as float32
@@ -415,7 +264,7 @@ def main() -> None:
     def late(needed: float = 0.0) -> bool:
         return time.perf_counter() - begin + needed > 60 * options.minutes
 
-    result: dict[str, Any] = device_facts() | {"versions": versions(), "seconds": {}}
+    result: dict[str, Any] = device_facts(on) | {"versions": versions(), "seconds": {}}
     out = options.out or (Path(os.environ["OUT"]) if os.environ.get("OUT") else None)
 
     def done(part: str, found: Any, since: float) -> None:
@@ -429,15 +278,15 @@ def main() -> None:
         since = time.perf_counter()
         print(part, flush=True)
         if part == "checks":
-            done(part, checks(ours), since)
+            done(part, checks(on, ours), since)
         elif part == "kernels":
-            clock = Clock()
-            rates = roofline(clock, (16,), 64) if options.dry else roofline(
-                clock, (4096, 8192), 2**30
+            clock = Clock(on)
+            rates = roofline(on, clock, (16,), 64) if options.dry else roofline(
+                on, clock, (4096, 8192), 2**30
             )  # fmt: skip
             print(f"    {rates}", flush=True)
             shapes = {"tiny": (20, 128, 48, 2, 1, 100, 2)} if options.dry else SHAPES
-            found = kernels(clock, ours, shapes, rates, late, 10 if options.dry else ROW)
+            found = kernels(on, clock, ours, shapes, rates, late, 10 if options.dry else ROW)
             done(part, {"roofline": rates} | found, since)
         else:
             cases = gpu_steps.TINY_CASES if options.dry else gpu_steps.CASES
@@ -448,7 +297,7 @@ def main() -> None:
                     continue
                 print(f"    {name}", flush=True)
                 dtype = torch.float32 if options.dry else torch.bfloat16
-                found[name] = gpu_steps.compared(case, DEVICE, dtype, ours,
+                found[name] = gpu_steps.compared(case, on.device, dtype, ours,
                                                  *((2, 1) if options.dry else (8, 6)))  # fmt: skip
                 done(part, found, since)
     failed = result.get("checks", {}).get("failed", [])

@@ -1,0 +1,201 @@
+"""Each Triton kernel beside its readable twin in float64, on the device at hand.
+
+The value and every gradient of odd sizes, relative to the truth's norm, in float32 and bf16; the
+same bits at a second run; and dropout beside explicit products with its mask.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from minift.kernels.activations import ACTIVATIONS
+from minift.kernels.choice import using
+from minift.kernels.cross_entropy.dispatch import linear_cross_entropy
+from minift.kernels.lora.dispatch import adapted_linears
+from minift.kernels.lora.reference import Adapted
+from minift.kernels.mlp.dispatch import mlp
+from minift.kernels.norm.dispatch import rms_norm
+from minift.kernels.rope.dispatch import rotate_both
+
+# float32: sums of 600 numbers; bf16: e, p, h and more are rounded.
+LIMITS = {torch.float32: 2e-5, torch.bfloat16: 2e-2}
+Run = Callable[[], Sequence[Tensor]]  # -> values
+
+
+@dataclass(frozen=True)
+class On:
+    """Draws what a kernel needs, on one device."""
+
+    device: str
+
+    def drawn(self, *shape: int, dtype: torch.dtype = torch.float32, std: float = 1.0) -> Tensor:
+        return (torch.randn(*shape, device=self.device) * std).to(dtype)
+
+    def adapted(
+        self, inputs: int, outputs: int, rank: int, dtype: torch.dtype, drop: float = 0
+    ) -> Adapted:
+        linear = (
+            nn.Linear(inputs, outputs, bias=False, device=self.device)
+            .to(dtype)
+            .requires_grad_(False)
+        )
+        if not rank:
+            return Adapted(linear)
+        A, B = self.drawn(rank, inputs, std=inputs**-0.5), self.drawn(outputs, rank, std=0.1)
+        return Adapted(linear, A.requires_grad_(), B.requires_grad_(), 2.0, drop)
+
+
+def thin_of(members: Sequence[Adapted]) -> list[Tensor]:
+    return [t for m in members for t in (m.A, m.B) if t is not None]
+
+
+def both(run: Run, wanted: list[Tensor]) -> list[Tensor]:
+    """Values, and gradients from slopes that differ everywhere."""
+    ys = run()
+    gs = [torch.cos(torch.arange(y.numel(), device=y.device)).view(y.shape).to(y.dtype) for y in ys]
+    return [*(y.detach() for y in ys), *torch.autograd.grad(list(ys), wanted, gs)]
+
+
+def exactly(run: Run, wanted: list[Tensor], modules: Sequence[nn.Module]) -> list[Tensor]:
+    """The readable twin in float64, on the very same numbers: each tensor's data for a while."""
+    tensors = [*wanted, *(p for m in modules for p in m.parameters())]
+    kept = [t.data for t in tensors]
+    try:
+        for t in tensors:
+            t.data = t.data.double()
+        with using("reference"):
+            return both(run, wanted)
+    finally:
+        for t, data in zip(tensors, kept, strict=True):
+            t.data = data
+
+
+def check_cases(on: On, dtype: torch.dtype) -> dict[str, tuple[Run, list[Tensor], list[nn.Module]]]:
+    """Odd sizes, one row, none that is a multiple of a tile; dropout is checked apart.
+
+    On a CPU the two smaller sizes of each.
+    """
+    some = slice(None if on.device == "cuda" else 2)
+    found: dict[str, tuple[Run, list[Tensor], list[nn.Module]]] = {}
+
+    def table(*shape: int) -> nn.Module:
+        """Constants that follow the inputs to float64."""
+        kept = nn.Module()
+        kept.value = nn.Parameter(on.drawn(*shape, dtype=dtype), requires_grad=False)
+        return kept
+
+    for shape in ((1, 1, 576), (3, 7, 129), (2, 128, 2048))[some]:
+        for offset in (0.0, 1.0):
+            x, w = on.drawn(*shape, dtype=dtype).requires_grad_(), table(shape[-1])
+            found[f"norm {shape} + {offset:g}"] = (
+                lambda x=x, w=w, o=offset: [rms_norm(x, w.value, 1e-5, o)], [x], [w]
+            )  # fmt: skip
+    heads = ((1, 1, 2, 1, 64, 64), (3, 7, 9, 3, 80, 32), (2, 128, 4, 4, 80, 32))
+    for B, T, H, K, width, turned in heads[some]:
+        q, k = (
+            on.drawn(B, T, n, width, dtype=dtype).transpose(1, 2).requires_grad_() for n in (H, K)
+        )
+        angles = table(2, B, 1, T, turned // 2)
+        found[f"rope {B, T, H, K, width, turned}"] = (
+            lambda q=q, k=k, a=angles: rotate_both(q, k, a.value[0], a.value[1]), [q, k], [angles]
+        )  # fmt: skip
+    for N, V, cap in ((1, 1000, None), (7, 5001, 30.0), (200, 49_152, None))[some]:
+        head = nn.Linear(64, V, device=on.device).to(dtype).requires_grad_(False)
+        h, targets = (
+            on.drawn(N, 64, dtype=dtype).requires_grad_(),
+            torch.randint(V, (N,)).to(on.device),
+        )
+
+        def scores(h: Tensor, head: nn.Linear = head, cap: float | None = cap) -> Tensor:
+            z = head(h)
+            return z if cap is None else cap * torch.tanh(z / cap)
+
+        found[f"cross-entropy {N, V, cap}"] = (
+            lambda h=h, head=head, t=targets, cap=cap, scores=scores: [
+                linear_cross_entropy(h, head, scores, t, cap)
+            ],
+            [h], [head],
+        )  # fmt: skip
+    for N, ranks in ((1, (8, 8, 8)), (7, (1, 0, 64)), (1000, (16, 3, 8)))[some]:
+        x = on.drawn(N, 200, dtype=dtype).requires_grad_()
+        members = [on.adapted(200, o, r, dtype) for o, r in zip((576, 65, 129), ranks, strict=True)]
+        found[f"lora {N, ranks}"] = (
+            lambda x=x, m=members: adapted_linears(x, m), [x, *thin_of(members)],
+            [m.linear for m in members],
+        )  # fmt: skip
+    for act in ("silu", "gelu", "gelu_tanh")[some]:
+        x = on.drawn(70, 130, dtype=dtype).requires_grad_()
+        hidden, out = (
+            [on.adapted(130, 257, 8, dtype) for _ in range(2)],
+            on.adapted(257, 130, 8, dtype),
+        )
+        found[f"mlp {act}"] = (
+            lambda x=x, h=hidden, o=out, a=act: [mlp(x, h, o, ACTIVATIONS[a])],
+            [x, *thin_of([*hidden, out])], [m.linear for m in (*hidden, out)],
+        )  # fmt: skip
+    return found
+
+
+def checks(on: On, ours: str) -> dict[str, Any]:
+    """The largest relative error of each case, ours and that of torch's fused form."""
+    out: dict[str, Any] = {"failed": []}
+    for dtype, limit in LIMITS.items():
+        if on.device != "cuda" and dtype == torch.bfloat16:
+            continue  # the interpreter multiplies its bits as whole numbers
+        for name, (run, wanted, modules) in check_cases(on, dtype).items():
+            exact, row = exactly(run, wanted, modules), {}
+            for form, kernels in (("triton", ours), ("torch", "torch")):
+                with using(kernels):
+                    found = both(run, wanted)
+                    again = both(run, wanted)
+                row[form] = max(
+                    float((a.double() - e.double()).norm() / e.double().norm().clamp(min=1e-30))
+                    for a, e in zip(found, exact, strict=True)
+                )
+                same = all(torch.equal(a, b) for a, b in zip(found, again, strict=True))
+                if form == "triton" and not (row[form] < limit and same):
+                    out["failed"].append(f"{dtype} {name}: {row[form]:.1e}, repeats: {same}")
+            out[f"{str(dtype).removeprefix('torch.')} {name}"] = row
+            print(f"    {dtype} {name}: {row}", flush=True)
+    wrong = dropout(on, ours)
+    out["dropout"] = wrong
+    if not wrong < LIMITS[torch.float32]:
+        out["failed"].append(f"dropout: {wrong:.1e}")
+    return out
+
+
+def dropout(on: On, ours: str, N: int = 70, width: int = 130, drop: float = 0.25) -> float:
+    """The group with dropout beside explicit products with the mask, read off the kernel itself."""
+    from minift.kernels.lora import triton
+
+    x, members = (
+        on.drawn(N, width).requires_grad_(),
+        [on.adapted(width, 70, 8, torch.float32, drop)],
+    )
+    (one,) = members
+    wanted = [x, *thin_of(members)]
+    assert one.A is not None
+    assert one.B is not None
+    with using(ours):
+        torch.manual_seed(1)
+        found = both(lambda: adapted_linears(x, members), wanted)
+        torch.manual_seed(1)
+        seed = triton.seed_on(x.device)()
+        eye = torch.eye(width, device=on.device)
+        plan = triton.Plan((one.linear,), (width,), (1.0,), drop, seed)
+        mask = triton.low(torch.ones_like(x), plan, [eye, eye])
+    kept = float(mask.mean())
+    if abs(kept - (1 - drop)) > 6 * (drop * (1 - drop) / mask.numel()) ** 0.5:
+        return float("inf")
+
+    def plain() -> list[Tensor]:
+        y = x @ one.linear.weight.T
+        return [y + one.scale / (1 - drop) * ((x * mask) @ one.A.T) @ one.B.T]
+
+    exact = both(plain, wanted)
+    return max(float((a - e).norm() / e.norm()) for a, e in zip(found, exact, strict=True))
