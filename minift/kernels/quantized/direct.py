@@ -10,6 +10,9 @@ twin (decode, then F.linear) rounds every weight, and y once.
 Up to ROWS rows that is faster than decoding: 5 to 10 times for one row, 1.2 times for 32; for 64
 it is slower on wide matrices. In float32 the kernel's activations would lose 16 of their bits:
 those models decode.
+
+Scales rounded to bf16 would save a call, and cost: over 24 texts, SmolLM2's logits are off the
+float32 model's by 0.26 (root of the mean square), here by 0.17, decoded by 0.23.
 """
 
 from __future__ import annotations
@@ -55,7 +58,7 @@ def ones(count: int) -> Tensor:
 def product(x: Tensor, codes: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
     """x (..., in) -> (..., out)."""
     flat = x.reshape(-1, x.shape[-1]).contiguous()
-    y = torch.ops.aten._weight_int8pack_mm(flat, codes, ones(len(codes))) * scale  # (N, out)
-    if bias is not None:
-        y += bias
-    return y.to(x.dtype).view(*x.shape[:-1], len(codes))
+    y = torch.ops.aten._weight_int8pack_mm(flat, codes, ones(len(codes)))  # (N, out) bf16
+    # Each of the two is computed in float32, as its operand is, and rounded once.
+    y = y.mul_(scale) if bias is None else (y * scale + bias).to(x.dtype)
+    return y.view(*x.shape[:-1], len(codes))
