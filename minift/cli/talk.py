@@ -9,8 +9,9 @@ from minift.cli.options import Parsed
 from minift.cli.screen import Screen
 from minift.errors import ConfigError
 from minift.generation.decode import generate as continue_text
+from minift.generation.prepared import obstacle
 from minift.generation.sampling import Sampling
-from minift.kernels.quantized.linear import base_of, obstacle
+from minift.kernels.quantized.linear import base_of
 from minift.model.transformer import Transformer
 from minift.tokenizers.interface import Tokenizer
 

@@ -10,13 +10,17 @@ adapter and switch as it is then.
 What cannot be grouped takes the ordinary path, group by group: hooks on a linear, changes that are
 no thin sum (DoRA, IA3, biases), rows with adapters of their own.
 
+Of a base in few bits, int8 is multiplied as it is (kernels/quantized/direct.py), 4-bit blocks after
+their nibbles were put in order (four_bits.py); everything else is decoded for every token, and
+`obstacle` says why.
+
 Memory: with packing, one more copy of the linears and the output matrix in bf16 (SmolLM2-135M:
 269 MB). It is made only where `tokens` are enough to pay for its time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -26,6 +30,9 @@ from minift.kernels import choice
 from minift.kernels.linear.dispatch import packed
 from minift.kernels.lora.reference import Adapted, watched
 from minift.kernels.lora.thin import Thin
+from minift.kernels.quantized import direct, four_bits
+from minift.kernels.quantized.four_bits import FourBits
+from minift.kernels.quantized.linear import OWN, QuantizedLinear, quantized
 from minift.model.transformer import MLP, Projections, Transformer
 
 Outputs = Callable[[Tensor], tuple[Tensor, ...]]
@@ -60,6 +67,20 @@ def head_of(model: Transformer, tokens: int) -> Callable[[Tensor], Tensor]:
     if matrix is None:
         return model.logits
     return lambda hidden: model.capped(matrix(hidden)[0])
+
+
+def obstacle(model: Transformer) -> str | None:
+    """Why each token decodes a base in few bits; None where none does, or the base is dense."""
+    for _, linear in quantized(model):
+        kind, at = linear.kind, linear.like
+        found = (
+            direct.obstacle(kind, linear.in_features, at.dtype, at.device)
+            if kind in OWN
+            else four_bits.obstacle(linear)
+        )
+        if found is not None:
+            return found
+    return None
 
 
 class Group:
@@ -98,15 +119,22 @@ def outputs_of(group: Projections, tokens: int) -> Outputs | None:
     changed = any(member.A is not None for member in members)
     base: Outputs | None = packed(linears, tokens)
     if base is None:
-        if not changed:
+        fast = [in_four_bits(linear) for linear in linears]
+        if not changed and not any(fast):
             return None
-        base = each(linears)
+        base = each([four or linear for four, linear in zip(fast, linears, strict=True)])
     if not changed:
         return base
     return summed(base, Thin(members))
 
 
-def each(linears: list[nn.Linear]) -> Outputs:
+def in_four_bits(linear: nn.Linear) -> FourBits | None:
+    if isinstance(linear, QuantizedLinear) and four_bits.obstacle(linear) is None:
+        return FourBits(linear)
+    return None
+
+
+def each(linears: Sequence[Callable[[Tensor], Tensor]]) -> Outputs:
     return lambda x: tuple(linear(x) for linear in linears)
 
 

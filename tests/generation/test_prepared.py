@@ -10,7 +10,7 @@ import torch
 from minift.checkpoints.open import load_model
 from minift.generation.cache import KVCache
 from minift.generation.decode import decode
-from minift.generation.prepared import Group, prepared
+from minift.generation.prepared import Group, obstacle, prepared
 from minift.kernels.choice import using
 from minift.kernels.linear.packed import CALLS, Packed, possible
 from minift.kernels.quantized.linear import QuantizedLinear
@@ -28,7 +28,7 @@ FAMILIES = ["gemma", "gemma2", "gemma2_odd", "gemma3", "gpt2", "gpt_neox", "gpt_
             "llama_yarn"]  # fmt: skip
 PROMPTS = [[5], [7, 30, 2, 2, 19], [11, 3, 36], [5], [1, 2, 3, 4, 5, 6, 7, 8, 9]]
 MANY = 1000  # tokens, so that everything that can be packed is
-TINY = ModelConfig("llama", 61, 32, 2, 4, 2, 8, 48, 64)
+TINY = ModelConfig("llama", 61, 32, 2, 4, 2, 8, 64, 64)
 
 packs = pytest.mark.skipif(not possible(), reason="this CPU or torch packs no bf16")
 
@@ -229,3 +229,21 @@ def test_readable_kernels_and_gradients_prepare_nothing():
         assert model.blocks[0].attn.qkv.together is None
     with prepared(model, MANY) as logits:
         assert logits == model.logits
+
+
+@pytest.mark.parametrize(("kind", "dtype", "told"), [
+    ("int8", torch.bfloat16, None), ("Q4_0", torch.bfloat16, None),
+    ("Q4_1", torch.bfloat16, None), ("nf4", torch.bfloat16, "nf4 has no product of its own"),
+    ("Q8_0", torch.bfloat16, "Q8_0 has no product of its own"),
+    ("int8", torch.float32, "the work is in float32, which needs --dtype bf16"),
+])  # fmt: skip
+def test_bases_in_few_bits(kind, dtype, told):
+    model = tiny(dtype)
+    assert obstacle(model) is None
+    for path, linear in list(linears(model)):
+        model.set_submodule(path, QuantizedLinear.of(kind, linear.weight))
+    assert obstacle(model) == told
+    mine, twin = stepped(model).double(), plain(model).double()
+    # 14 products in a row, each of which rounds its output, its scales or its weights to 8 bits.
+    limit = 14**0.5 * 2**-6 if dtype == torch.bfloat16 else 1e-5
+    assert float((mine - twin).norm() / twin.norm()) < limit

@@ -32,7 +32,7 @@ AVAILABLE = hasattr(torch.ops.aten, "_weight_int8pack_mm")
 def obstacle(kind: str, inputs: int, dtype: torch.dtype, device: torch.device) -> str | None:
     """Why products of this kind decode the weight first; None where they read it as it is."""
     if kind != "int8":
-        return f"{kind} is stored in blocks"
+        return f"{kind} has no product of its own"
     if dtype != torch.bfloat16:
         return f"the work is in {str(dtype).removeprefix('torch.')}, which needs --dtype bf16"
     if inputs % STEP:

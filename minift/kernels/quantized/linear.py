@@ -161,15 +161,6 @@ def base_of(model: nn.Module) -> str | None:
     return next((kind for kind in OWN if kind in kinds), "gguf" if kinds & set(KINDS) else None)
 
 
-def obstacle(model: nn.Module) -> str | None:
-    """Why a token decodes the base in few bits; None where it does not, or the base is dense."""
-    found = (
-        direct.obstacle(layer.kind, layer.in_features, layer.like.dtype, layer.like.device)
-        for _, layer in quantized(model)
-    )
-    return next((reason for reason in found if reason is not None), None)
-
-
 def numbers(model: nn.Module) -> int:
     """Parameters, and the weights that are stored quantised."""
     stored = sum(linear.in_features * linear.out_features for _, linear in quantized(model))

@@ -9,7 +9,7 @@ from torch import nn
 from minift.kernels.choice import using
 from minift.kernels.quantized import direct, int8
 from minift.kernels.quantized import linear as file
-from minift.kernels.quantized.linear import QuantizedLinear, obstacle
+from minift.kernels.quantized.linear import QuantizedLinear
 
 pytestmark = pytest.mark.skipif(not direct.AVAILABLE, reason="this torch has no such product")
 
@@ -86,10 +86,20 @@ def test_who_decodes(monkeypatch):
             assert decodes(monkeypatch, layer, few)
 
 
-def test_the_reason_is_told():
-    assert obstacle(nn.Sequential(made(4, 32), nn.Linear(4, 4))) is None
-    assert obstacle(nn.Linear(4, 4)) is None
-    found = obstacle(nn.Sequential(made(4, 32), made(4, 32, dtype=torch.float32)))
-    assert found == "the work is in float32, which needs --dtype bf16"
-    assert obstacle(made(4, 64, kind="nf4")) == "nf4 is stored in blocks"
-    assert "meta" in str(direct.obstacle("int8", 64, torch.bfloat16, torch.device("meta")))
+@pytest.mark.parametrize(("found", "told"), [
+    (("int8", 64, torch.bfloat16, "cpu"), None),
+    (("int8", 64, torch.float32, "cpu"), "the work is in float32, which needs --dtype bf16"),
+    (("int8", 72, torch.bfloat16, "cpu"), "rows of 72 are no multiple of 32"),
+    (("int8", 64, torch.bfloat16, "meta"), "the model is on meta"),
+    (("nf4", 64, torch.bfloat16, "cpu"), "nf4 has no product of its own"),
+])  # fmt: skip
+def test_the_reason_is_told(found, told):
+    assert direct.obstacle(*found[:3], torch.device(found[3])) == told
+
+
+def test_another_torch(monkeypatch):
+    monkeypatch.setattr(direct, "AVAILABLE", False)
+    told = direct.obstacle("int8", 64, torch.bfloat16, torch.device("cpu"))
+    assert told == f"torch {torch.__version__} has no such product"
+    with torch.no_grad():
+        assert not direct.fits("int8", torch.randn(1, 64).bfloat16())
