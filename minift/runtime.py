@@ -149,9 +149,9 @@ def _precision(name: str | None) -> Iterator[None]:
 
 
 @contextmanager
-def rows_routed(rows: int) -> Iterator[None]:
-    """For products of so many rows: oneDNN's route costs a call more than one row gains by it."""
-    with _precision("highest" if rows == 1 else None):
+def unrouted(when: bool) -> Iterator[None]:
+    """Without oneDNN's route, for small products: it costs a call more than they gain by it."""
+    with _precision("highest" if when else None):
         yield
 
 

@@ -175,12 +175,12 @@ def test_trimming_needs_no_particular_c_library(monkeypatch):
     runtime.trim_memory()
 
 
-def test_one_row_takes_the_plain_route_and_more_take_what_is_set():
+def test_the_route_can_be_left_for_a_while():
     before = torch.get_float32_matmul_precision()
     try:
         torch.set_float32_matmul_precision("medium")
-        for rows, expected in ((1, "highest"), (2, "medium"), (64, "medium")):
-            with runtime.rows_routed(rows):
+        for when, expected in ((True, "highest"), (False, "medium")):
+            with runtime.unrouted(when):
                 assert torch.get_float32_matmul_precision() == expected
             assert torch.get_float32_matmul_precision() == "medium"
     finally:

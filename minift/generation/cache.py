@@ -33,7 +33,8 @@ class KVCache:
         shape = (config.layers, batch, config.kv_heads, capacity, config.head_dim)
         half = torch.device(device).type == "cpu" and dtype.itemsize < 4
         dtype = torch.float32 if half else dtype
-        self.k = torch.empty(shape, dtype=dtype, device=device)
+        # In memory a channel's columns stand beside each other: as a product with them reads them.
+        self.k = torch.empty((*shape[:3], shape[4], shape[3]), dtype=dtype, device=device).mT
         self.v = torch.empty(shape, dtype=dtype, device=device)
         self.keep = torch.ones(batch, capacity, dtype=torch.bool, device=device)
         self.rows = torch.arange(batch)  # which row of the first call each row now is
@@ -85,7 +86,7 @@ class KVCache:
         held = self.k.shape[1]
         if len(rows) > held:
             more = (self.k.shape[0], len(rows) - held, *self.k.shape[2:])
-            self.k = torch.cat((self.k, self.k.new_empty(more)), dim=1)
+            self.k = torch.cat((self.k.mT, self.k.new_empty(more).mT), dim=1).mT
             self.v = torch.cat((self.v, self.v.new_empty(more)), dim=1)
         for pair in self.views():
             for whole in pair:  # one at a time: what moves is copied out first
@@ -98,7 +99,7 @@ class KVCache:
         """Make room for more columns than were planned."""
         B = self.keep.shape[0]
         more = (*self.k.shape[:3], columns, self.k.shape[4])
-        self.k = torch.cat((self.k, self.k.new_empty(more)), dim=3)
+        self.k = torch.cat((self.k.mT, self.k.new_empty(more).mT), dim=4).mT
         self.v = torch.cat((self.v, self.v.new_empty(more)), dim=3)
         self.keep = torch.cat((self.keep, self.keep.new_ones(B, columns)), dim=1)
         self.layers = self.views()

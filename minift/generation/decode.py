@@ -18,7 +18,7 @@ from minift.generation.cache import KVCache
 from minift.generation.prepared import prepared
 from minift.generation.sampling import Sampling, adjust, draw
 from minift.model.transformer import Transformer
-from minift.runtime import rows_routed, tuned
+from minift.runtime import tuned, unrouted
 from minift.tokenizers import chat
 from minift.tokenizers.interface import Tokenizer
 from minift.tokenizers.stream import TextStream
@@ -70,16 +70,15 @@ def decode(
     model.eval()
     with ExitStack() as after:
         after.callback(model.train, was)
-        logits_of = after.enter_context(prepared(model, max_new_tokens))
-        with rows_routed(len(first) * longest):
-            hidden = model(tokens, mask=mask, cache=cache, hidden_only=True)[:, -1]  # (B, D)
+        ready = after.enter_context(prepared(model, max_new_tokens))
+        hidden = model(tokens, mask=mask, cache=cache, hidden_only=True)[:, -1]  # (B, D)
         if len(first) < len(prompts):
             every = torch.tensor(of, device=device)
             hidden = hidden[every]
             cache.select(every)
         cache.rows = torch.arange(len(prompts))
         for step in range(max_new_tokens):
-            logits = logits_of(hidden)  # (B, V)
+            logits = ready.logits(hidden)  # (B, V)
             if penalized or config.temperature > 0:
                 logits = adjust(logits.float(), seen, config)
             next_tokens = draw(logits, config, generator)  # (B,)
@@ -101,7 +100,7 @@ def decode(
                 next_tokens = next_tokens[kept]
                 seen = seen[kept] if penalized else seen
                 rows = [rows[i] for i in going]
-            with rows_routed(len(rows)):
+            with unrouted(ready.whole or len(rows) == 1):
                 hidden = model(next_tokens[:, None], cache=cache, hidden_only=True)[:, -1]
     return out
 

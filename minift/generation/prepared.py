@@ -1,11 +1,12 @@
 """A model made ready for many small products, for the time of one decoding.
 
 A token's time is the reading of all weights, and the calls around it. So a projection group is one
-product on weights in the processor's own order (kernels/linear/packed.py: bf16, on a CPU), the
-output matrix likewise, and LoRA changes stay beside the base as two thin products for the whole
-group (kernels/lora/thin.py). Each group is made at its first product, from what is attached and
-asked at that moment, and nothing of it outlives the `with`: the next decoding sees every weight,
-adapter and switch as it is then.
+product on weights in the processor's own order (kernels/linear/packed.py: bf16 on a CPU), or comes
+to its products without detours (straight.py: float32); the output matrix likewise. LoRA changes
+stay beside the base, as two thin products for the whole group (kernels/lora/thin.py).
+
+Each group is made at its first product, from what is attached and asked at that moment, and nothing
+of it outlives the `with`: the next decoding sees every weight, adapter and switch as it is then.
 
 What cannot be grouped takes the ordinary path, group by group: hooks on a linear, changes that are
 no thin sum (DoRA, IA3, biases), rows with adapters of their own.
@@ -22,12 +23,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from minift.kernels import choice
-from minift.kernels.linear.dispatch import packed
+from minift.kernels.linear.dispatch import few_rows
 from minift.kernels.lora.reference import Adapted, watched
 from minift.kernels.lora.thin import Thin
 from minift.kernels.quantized import direct, four_bits
@@ -38,32 +40,46 @@ from minift.model.transformer import MLP, Projections, Transformer
 Outputs = Callable[[Tensor], tuple[Tensor, ...]]
 
 
+@dataclass(frozen=True)
+class Ready:
+    """A prepared model: `logits` (..., V) of hidden states (..., D), and its groups."""
+
+    logits: Callable[[Tensor], Tensor]
+    groups: list[Group]
+
+    @property
+    def whole(self) -> bool:
+        """Whether every group was made, so that no product needs oneDNN's switch."""
+        return bool(self.groups) and all(group.outputs is not None for group in self.groups)
+
+
 @contextmanager
-def prepared(model: Transformer, tokens: int) -> Iterator[Callable[[Tensor], Tensor]]:
-    """Inside, the model's groups are ready; -> what gives logits (..., V) of hidden (..., D).
+def prepared(model: Transformer, tokens: int) -> Iterator[Ready]:
+    """Inside, the model's groups are ready.
 
     `tokens`: how many steps are to come, at most. For use under `torch.no_grad`, and by one thread:
     the model's groups are changed for the time of the block.
     """
     if not choice.fused() or torch.is_grad_enabled():
-        yield model.logits
+        yield Ready(model.logits, [])
         return
     groups = [module for module in model.modules() if isinstance(module, Projections)]
     blocks = [module for module in model.modules() if isinstance(module, MLP)]
     before = [module.together for module in (*groups, *blocks)]
-    for group in groups:
-        group.together = Group(group, tokens)
+    ready = Ready(head_of(model, tokens), [Group(group, tokens) for group in groups])
+    for group, made in zip(groups, ready.groups, strict=True):
+        group.together = made
     for block in blocks:
         block.together = None  # its two groups are asked instead
     try:
-        yield head_of(model, tokens)
+        yield ready
     finally:
         for module, together in zip((*groups, *blocks), before, strict=True):
             module.together = together
 
 
 def head_of(model: Transformer, tokens: int) -> Callable[[Tensor], Tensor]:
-    matrix = packed([model.head], tokens) if type(model.head) is nn.Linear else None
+    matrix = few_rows([model.head], tokens) if isinstance(model.head, nn.Linear) else None
     if matrix is None:
         return model.logits
     return lambda hidden: model.capped(matrix(hidden)[0])
@@ -117,7 +133,7 @@ def outputs_of(group: Projections, tokens: int) -> Outputs | None:
         members.append(one)
     linears = [member.linear for member in members]
     changed = any(member.A is not None for member in members)
-    base: Outputs | None = packed(linears, tokens)
+    base: Outputs | None = few_rows(linears, tokens)
     if base is None:
         fast = [in_four_bits(linear) for linear in linears]
         if not changed and not any(fast):

@@ -68,12 +68,12 @@ def stepped(model, tokens=MANY, columns=3):
     """Logits (B, T, V) of a prompt of 6 and some further tokens, one at a time."""
     B = 2
     text = torch.arange(B * (6 + columns)).view(B, -1) % model.config.vocab
-    with torch.no_grad(), prepared(model, tokens) as logits:
+    with torch.no_grad(), prepared(model, tokens) as ready:
         cache = KVCache(model.config, B, 6 + columns, dtype=model.embed.weight.dtype)
         parts = [model(text[:, :6], cache=cache, hidden_only=True)]
         for t in range(6, 6 + columns):
             parts.append(model(text[:, t : t + 1], cache=cache, hidden_only=True))
-        return logits(torch.cat(parts, dim=1))
+        return ready.logits(torch.cat(parts, dim=1))
 
 
 def plain(model, columns=3):
@@ -224,11 +224,23 @@ def test_the_model_is_as_it_was_even_after_an_error(adapted):
 
 def test_readable_kernels_and_gradients_prepare_nothing():
     model = tiny(torch.bfloat16)
-    with using("reference"), torch.no_grad(), prepared(model, MANY) as logits:
-        assert logits == model.logits
+    with using("reference"), torch.no_grad(), prepared(model, MANY) as ready:
+        assert ready.logits == model.logits
+        assert not ready.whole
         assert model.blocks[0].attn.qkv.together is None
-    with prepared(model, MANY) as logits:
-        assert logits == model.logits
+    with prepared(model, MANY) as ready:
+        assert ready.logits == model.logits
+
+
+@pytest.mark.parametrize(("config", "whole"), [
+    (None, True), (LoRA(rank=2), True), (LoRA(rank=2, dora=True, targets=("q",)), False),
+])  # fmt: skip
+def test_whether_all_is_ready(config, whole):
+    model = tiny(torch.float32) if config is None else perturbed(tiny(torch.float32), config)
+    with torch.no_grad(), prepared(model, 1) as ready:
+        assert not ready.whole  # nothing was asked yet
+        model(torch.tensor([[1]]))
+        assert ready.whole == whole
 
 
 @pytest.mark.parametrize(("kind", "dtype", "told"), [

@@ -1,4 +1,10 @@
-"""Whether linears are packed: dense bf16 on a CPU, plain layers, products enough to pay for it."""
+"""How linears are multiplied by few rows: which have a form of their own, on a CPU.
+
+    bf16       packed, where there are products enough to pay for it
+    float32    by oneDNN, straight
+
+Others stay as they are: hooks on them, layers of other kinds, other dtypes and devices.
+"""
 
 from __future__ import annotations
 
@@ -8,17 +14,22 @@ import torch
 from torch import nn
 
 from minift.kernels import choice
-from minift.kernels.linear.packed import CALLS, Packed, possible
+from minift.kernels.linear import packed, straight
+from minift.kernels.linear.packed import CALLS, Packed
+from minift.kernels.linear.straight import Straight
 from minift.kernels.lora.reference import watched
 
 
-def packed(members: Sequence[nn.Linear], calls: int) -> Packed | None:
-    """The packed form of linears that will be multiplied so often; None: as they are."""
-    if not choice.fused() or calls < CALLS:
+def few_rows(members: Sequence[nn.Linear], calls: int) -> Packed | Straight | None:
+    """The form of linears that will be multiplied so often; None: as they are."""
+    if not choice.fused():
         return None
-    plain = all(type(member) is nn.Linear and not watched(member) for member in members)
-    if not plain or not possible():
+    if not all(type(member) is nn.Linear and not watched(member) for member in members):
         return None
     tensors = [t for member in members for t in (member.weight, member.bias) if t is not None]
-    fits = all(t.device.type == "cpu" and t.dtype == torch.bfloat16 for t in tensors)
-    return Packed(members) if fits else None
+    kinds = {(t.device.type, t.dtype) for t in tensors}
+    if kinds == {("cpu", torch.float32)} and straight.possible():
+        return Straight(members)
+    if kinds == {("cpu", torch.bfloat16)} and calls >= CALLS and packed.possible():
+        return Packed(members)
+    return None
