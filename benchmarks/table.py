@@ -184,6 +184,28 @@ def methods() -> str:
     return table(["method", "trained", "steps", "accuracy", "training", "peak memory"], lines)
 
 
+def decoding() -> str:
+    """Tokens a second, and the peers' time over minift's, pair by pair."""
+    lines = []
+    for case, batches in result("decode")["cases"].items():
+        for rows, row in batches.items():
+            mine, alike = row["sides"]["minift"], row["first_tokens_alike"]["shipped"]
+            times = {
+                side: f"{found['decode']['median']} ({found['decode']['least']} to "
+                      f"{found['decode']['most']})"
+                for side, found in row["times_minift"].items()
+            }  # fmt: skip
+            lines.append([
+                f"{case}, {rows}", f"{mine['tokens_a_second']:.0f}",
+                f"{1000 * mine['prefill_seconds']:.0f} ms",
+                *(times.get(side, "") for side in ("shipped", "tuned", "llama")),
+                f"{alike['mean']:.0f} (fewest {alike['fewest']})",
+            ])  # fmt: skip
+    head = ["weights, rows", "tokens/s", "prefill", "transformers", "the same, tuned", "llama.cpp",
+            "first tokens alike"]  # fmt: skip
+    return table(head, lines)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "families": families,
     "measured": measured,

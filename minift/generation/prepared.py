@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 from minift.kernels import choice
 from minift.kernels.linear.dispatch import few_rows
+from minift.kernels.linear.packed import Packed
 from minift.kernels.lora.reference import Adapted, watched
 from minift.kernels.lora.thin import Thin
 from minift.kernels.quantized import direct, four_bits
@@ -155,4 +156,6 @@ def each(linears: Sequence[Callable[[Tensor], Tensor]]) -> Outputs:
 
 
 def summed(base: Outputs, thin: Thin) -> Outputs:
+    if isinstance(base, Packed):
+        return lambda x: base.parts(base.whole(x).add_(thin.whole(x)))  # rounded once
     return lambda x: tuple(y + d for y, d in zip(base(x), thin(x), strict=True))

@@ -51,5 +51,12 @@ class Packed:
             ]).detach()  # fmt: skip
 
     def __call__(self, x: Tensor) -> tuple[Tensor, ...]:
-        y = torch.ops.mkldnn._linear_pointwise(x, self.matrix, self.bias, "none", [], "")
+        return self.parts(self.whole(x))
+
+    def whole(self, x: Tensor) -> Tensor:
+        """(..., sum of out)."""
+        y: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.matrix, self.bias, "none", [], "")
+        return y
+
+    def parts(self, y: Tensor) -> tuple[Tensor, ...]:
         return (y,) if len(self.widths) == 1 else y.split(self.widths, dim=-1)

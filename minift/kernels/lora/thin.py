@@ -42,5 +42,8 @@ class Thin:
             row += width
 
     def __call__(self, x: Tensor) -> tuple[Tensor, ...]:
-        t = F.linear(x.to(self.A.dtype), self.A)  # (..., sum of R)
-        return F.linear(t, self.B).to(x.dtype).split(self.widths, dim=-1)
+        return self.whole(x).to(x.dtype).split(self.widths, dim=-1)
+
+    def whole(self, x: Tensor) -> Tensor:
+        """(..., sum of out), in the precision of A and B."""
+        return F.linear(F.linear(x.to(self.A.dtype), self.A), self.B)
