@@ -136,19 +136,20 @@ def outputs_of(group: Projections, tokens: int) -> Outputs | None:
     changed = any(member.A is not None for member in members)
     base: Outputs | None = few_rows(linears, tokens)
     if base is None:
-        fast = [in_four_bits(linear) for linear in linears]
-        if not changed and not any(fast):
+        products = [in_few_bits(linear) for linear in linears]
+        if not changed and products == linears:
             return None
-        base = each([four or linear for four, linear in zip(fast, linears, strict=True)])
+        base = each(products)
     if not changed:
         return base
     return summed(base, Thin(members))
 
 
-def in_four_bits(linear: nn.Linear) -> FourBits | None:
-    if isinstance(linear, QuantizedLinear) and four_bits.obstacle(linear) is None:
-        return FourBits(linear)
-    return None
+def in_few_bits(linear: nn.Linear) -> Callable[[Tensor], Tensor]:
+    """A layer stored in few bits by its own product, any other as it is."""
+    if not isinstance(linear, QuantizedLinear):
+        return linear
+    return FourBits(linear) if four_bits.obstacle(linear) is None else linear.at_once()
 
 
 def each(linears: Sequence[Callable[[Tensor], Tensor]]) -> Outputs:
