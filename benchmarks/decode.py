@@ -55,9 +55,11 @@ def prompts_of(count: int) -> list[list[int]]:
     """The first tokens of as many different reviews."""
     from texts import asset, reviews
 
-    from minift.checkpoints.open import load
+    from minift.checkpoints import gguf
+    from minift.checkpoints.tokenizers import tokenizer_of
 
-    tokenizer, found = load(str(asset(MODEL)))[1], []
+    path, found = asset(MODEL), []
+    tokenizer = tokenizer_of(gguf.read(path).metadata, str(path))
     for text in reviews():
         if len(text) > 6 * PROMPT and len(ids := tokenizer.encode(text[: 12 * PROMPT])) >= PROMPT:
             found.append(ids[:PROMPT])
