@@ -21,10 +21,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from minift.errors import ConfigError
+
+STATUS = Path("/proc/self/status")
 SHAPE = (256, 576, 1536)  # rows, in, out of the test product: a small model's MLP
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
 KEEP_MEMORY = ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2**31 - 1))
@@ -52,6 +56,21 @@ class Machine:
     @property
     def prefers_bf16(self) -> bool:
         return self.bf16 > 1.2 * self.rate
+
+
+def device_of(choice: str) -> str:
+    """`auto` is the first GPU that torch can use here, or else the CPU.
+
+    Raises ConfigError for a device that torch does not know, or that is not here.
+    """
+    here = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+    if choice == "auto":
+        return here[0] if here else "cpu"
+    if choice == "cuda" and here:
+        return here[0]
+    if choice != "cpu" and choice not in here:
+        raise ConfigError(f"device: found {choice}, allowed auto, {', '.join(['cpu', *here])}")
+    return choice
 
 
 def cores() -> int:
@@ -189,6 +208,8 @@ def trim_memory() -> None:
 
 def peak_memory() -> int:
     """Bytes that this process held at its peak; 0 where the system does not say."""
+    if STATUS.exists():  # getrusage's starts from what the parent held when it made this process
+        return int(STATUS.read_text().partition("VmHWM:")[2].split()[0]) * 1024
     try:
         import resource
     except ImportError:

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from minift import runtime
-from minift.runtime import Machine, advice, cores, machine, peak_memory, tuned
+from minift.errors import ConfigError
+from minift.runtime import Machine, advice, cores, device_of, machine, peak_memory, tuned
 
 FAST = Machine(threads=2, float32=100.0, routed=200.0, bf16=50.0)
 PLAIN = Machine(threads=2, float32=100.0, routed=0.0, bf16=50.0)
@@ -112,6 +113,24 @@ def test_a_gain_has_to_be_worth_it(routed, bf16, route, rate, prefers):
     assert (found.route, found.rate, found.prefers_bf16) == (route, rate, prefers)
 
 
+@pytest.mark.parametrize(("gpus", "choice", "found"), [
+    (0, "auto", "cpu"), (0, "cpu", "cpu"), (2, "auto", "cuda:0"), (2, "cuda", "cuda:0"),
+    (2, "cuda:1", "cuda:1"), (2, "cpu", "cpu"),
+])  # fmt: skip
+def test_the_device_is_a_gpu_where_there_is_one(monkeypatch, gpus, choice, found):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    assert device_of(choice) == found
+
+
+@pytest.mark.parametrize(("gpus", "choice", "allowed"), [
+    (0, "cuda", "auto, cpu"), (1, "cuda:1", "auto, cpu, cuda:0"), (1, "tpu", "auto, cpu, cuda:0"),
+])  # fmt: skip
+def test_a_device_that_is_not_here_is_refused(monkeypatch, gpus, choice, allowed):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    with pytest.raises(ConfigError, match=f"device: found {choice}, allowed {allowed}$"):
+        device_of(choice)
+
+
 def test_advice_names_what_is_right_here(monkeypatch):
     monkeypatch.setattr(runtime, "cores", lambda: 2)
     monkeypatch.setattr(runtime, "machine", lambda threads: Machine(2, 90.0, 200.0, 30.0))
@@ -147,7 +166,15 @@ def test_cores_where_affinity_is_unknown(monkeypatch):
     assert cores() == 1
 
 
-def test_peak_memory_is_in_bytes(monkeypatch):
+def test_peak_memory_is_the_process_s_own(monkeypatch, tmp_path):
+    assert peak_memory() > 10 << 20  # torch alone takes more
+    monkeypatch.setattr(runtime, "STATUS", tmp_path / "status")
+    (tmp_path / "status").write_text("Name:\tpython\nVmHWM:\t    5000 kB\nVmRSS:\t    4000 kB\n")
+    assert peak_memory() == 5_120_000
+
+
+def test_peak_memory_without_proc_is_in_bytes(monkeypatch, tmp_path):
+    monkeypatch.setattr(runtime, "STATUS", tmp_path / "status")
     resource = pytest.importorskip("resource")
     assert peak_memory() > 10 << 20  # torch alone takes more
 

@@ -27,6 +27,7 @@ from minift.errors import ConfigError, one_line
 from minift.model.transformer import Transformer
 from minift.peft.files import adapter_folder, load_adapter, stored
 from minift.peft.methods import attach
+from minift.runtime import device_of
 from minift.tokenizers.interface import Tokenizer
 from minift.train.classification import LABEL, LONGEST, TEXT, Classification, class_accuracy
 from minift.train.evaluate import Accuracy
@@ -44,8 +45,9 @@ def classify(parsed: Parsed, screen: Screen) -> int:
     check_out(out, parsed.flag("overwrite"))
     base = base_kind(parsed.flag("base"), stored(adapter) if adapter is not None else None)
     train, held = sides(parsed, partial(read, parsed, labels, before_run), config.seed)
-    dtype = base_dtype(parsed.flag("dtype"), config.threads)
-    model, tokenizer = load(name, dtype=dtype, base=base)
+    device = device_of(parsed.flag("device"))
+    dtype = base_dtype(parsed.flag("dtype"), config.threads, device)
+    model, tokenizer = load(name, dtype=dtype, device=device, base=base)
     most = longest(parsed, before_run, model)
     model = with_labels(model, labels, seed=config.seed)
     screen.say(headline())

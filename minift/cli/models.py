@@ -11,14 +11,16 @@ from minift.errors import ConfigError
 from minift.kernels.quantized.linear import base_of
 from minift.model.transformer import Transformer
 from minift.peft.files import AnyStored, load_adapter, stored
-from minift.runtime import machine
+from minift.runtime import device_of, machine
 from minift.tokenizers.interface import Tokenizer
 
 
-def base_dtype(choice: str, threads: int | None = None) -> str:
-    """`auto`: bf16 where this machine multiplies it faster than float32, else float32."""
+def base_dtype(choice: str, threads: int | None = None, device: str = "cpu") -> str:
+    """`auto`: bf16 on a GPU, and where this machine multiplies it faster than float32."""
     if choice != "auto":
         return choice
+    if device != "cpu":
+        return "bf16"
     return "bf16" if machine(threads).prefers_bf16 else "float32"
 
 
@@ -55,9 +57,10 @@ def open_model(parsed: Parsed, *, trainable: bool = False) -> tuple[Transformer,
             )
     if name is None:
         raise ConfigError("--model is missing")
-    dtype = base_dtype(parsed.values["dtype"], parsed.values.get("threads"))
+    device = device_of(parsed.values["device"])
+    dtype = base_dtype(parsed.values["dtype"], parsed.values.get("threads"), device)
     base = base_kind(parsed.values["base"], adapter)
-    model, tokenizer = load(name, dtype=dtype, base=base)
+    model, tokenizer = load(name, dtype=dtype, device=device, base=base)
     labels = labels_of(parsed)
     tokenizer.chat_template = parsed.values["chat_template"]
     if labels:

@@ -23,6 +23,7 @@ from minift.model.transformer import Transformer
 from minift.peft.adapters import disabled
 from minift.peft.lora import LoRA
 from minift.peft.methods import attach
+from minift.runtime import device_of
 from minift.tokenizers.interface import Tokenizer
 from minift.train.evaluate import gold_of
 from minift.train.loop import TrainConfig, check_out
@@ -55,7 +56,10 @@ def quickstart(parsed: Parsed, screen: Screen) -> int:
     train, test = published_reviews(assets.download(DATA), source)
     if parsed.flag("limit") is not None:
         test = Rows(test, np.arange(min(len(test), parsed.flag("limit"))))
-    model, tokenizer = load(MODEL, dtype=base_dtype(parsed.flag("dtype")))
+    device = device_of(parsed.flag("device"))
+    model, tokenizer = load(
+        MODEL, dtype=base_dtype(parsed.flag("dtype"), device=device), device=device
+    )
     objective = SFT(tokenizer, train, max_length=LONGEST)
     look(screen, objective, train, test)
     show_example(screen, objective, tokenizer)

@@ -20,7 +20,7 @@ from minift.peft.adapters import config_of, trainable
 from minift.peft.files import load_adapter, stored
 from minift.peft.methods import attach
 from minift.peft.places import linears
-from minift.runtime import machine, peak_memory
+from minift.runtime import device_of, machine, peak_memory
 from minift.tokenizers.interface import Tokenizer
 from minift.train.classification import Classification
 from minift.train.loop import Progress, Run, TrainConfig, check_out, fit
@@ -35,8 +35,9 @@ def sft(parsed: Parsed, screen: Screen) -> int:
     adapter = parsed.flag("adapter")
     base = base_kind(parsed.flag("base"), stored(adapter) if adapter is not None else None)
     train, held = sides(parsed, lambda path: read(parsed, path), config.seed)
-    dtype = base_dtype(parsed.flag("dtype"), config.threads)
-    model, tokenizer = load(name, dtype=dtype, base=base)
+    device = device_of(parsed.flag("device"))
+    dtype = base_dtype(parsed.flag("dtype"), config.threads, device)
+    model, tokenizer = load(name, dtype=dtype, device=device, base=base)
     if model.config.head != "lm":
         raise ConfigError(f"{name} is no language model: minift classify trains it on labels")
     tokenizer.chat_template = parsed.flag("chat_template")

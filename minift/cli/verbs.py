@@ -9,6 +9,7 @@ from minift.tokenizers.chat import TEMPLATES
 
 MODEL = Flag("model", str, None, "a downloaded name, org/name, a folder or a file", common=True)
 DTYPE = Flag("dtype", str, "auto", "of the base: float32, bf16, or auto: the faster one here")
+DEVICE = Flag("device", str, "auto", "cpu, cuda, cuda:1; auto: a GPU where there is one")
 CHAT_TEMPLATE = Flag(
     "chat_template", str, None, f"in place of the model's own: {', '.join(TEMPLATES)}"
 )
@@ -66,6 +67,7 @@ VERBS = {
             ),
             OVERWRITE,
             DTYPE,
+            DEVICE,
             THREADS,
         ),
     ),
@@ -103,6 +105,7 @@ VERBS = {
             Flag("adapter", str, None, "go on from this adapter"),
             CHAT_TEMPLATE,
             DTYPE,
+            DEVICE,
             BASE,
             OVERWRITE,
         ),
@@ -126,6 +129,7 @@ VERBS = {
             Flag("max_length", int, 256, "longest text in tokens; the rest is cut off", least=3),
             Flag("adapter", str, None, "go on from this classifier"),
             DTYPE,
+            DEVICE,
             BASE,
             OVERWRITE,
         ),
@@ -144,6 +148,7 @@ VERBS = {
             MAX_LENGTH,
             CHAT_TEMPLATE,
             DTYPE,
+            DEVICE,
             BASE,
             THREADS,
         ),
@@ -160,6 +165,7 @@ VERBS = {
             Flag("chat", bool, False, "treat the prompt as a user's message"),
             CHAT_TEMPLATE,
             DTYPE,
+            DEVICE,
             BASE,
             THREADS,
         ),
@@ -177,6 +183,7 @@ VERBS = {
             Flag("system", str, None, "the system's message"),
             CHAT_TEMPLATE,
             DTYPE,
+            DEVICE,
             BASE,
             THREADS,
         ),

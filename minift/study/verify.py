@@ -51,7 +51,7 @@ def trace(model: Transformer) -> dict[str, Tensor]:
     states: dict[str, Tensor] = {}
 
     def keep(name: str, value: Tensor) -> None:
-        states[name] = value.detach()[0].float()
+        states[name] = value.detach()[0].float().cpu()
 
     hooks = [
         model.blocks[0].register_forward_pre_hook(lambda m, inputs: keep("embedding", inputs[0]))
@@ -63,7 +63,7 @@ def trace(model: Transformer) -> dict[str, Tensor]:
     was = model.training
     model.eval()
     try:
-        tokens = probe(model)
+        tokens = probe(model).to(model.embed.weight.device)
         hidden = model(tokens, hidden_only=True)
         for hook in hooks:
             hook.remove()

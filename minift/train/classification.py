@@ -114,11 +114,11 @@ class Classification:
 
     def loss_sum(self, model: Transformer, batch: Batch) -> Tensor:
         """Summed cross-entropy of the labels, in nats."""
-        scores = model(batch.tokens, mask=batch.mask)  # (B, C)
+        scores = scores_of(model, batch)  # (B, C)
         if scores.shape != (batch.count, len(self.labels)):
             raise ConfigError(f"classification: {model.source} has no head for {len(self.labels)} "
                               "labels; minift.with_labels gives it one")  # fmt: skip
-        return F.cross_entropy(scores.float(), batch.labels, reduction="sum")
+        return F.cross_entropy(scores.float(), batch.labels.to(scores.device), reduction="sum")
 
     def example(self) -> tuple[list[int], list[int]]:
         """The first text, of which no token is learned: what is learned is `labels[i]`."""
@@ -176,12 +176,18 @@ def logprobs(
         for start in range(0, objective.rows, WINDOW):
             some = range(start, min(start + WINDOW, objective.rows))
             for places, batch in pieces([objective.encode(i) for i in some], AT_ONCE):
-                scores = model(batch.tokens, mask=batch.mask).float()  # (B, C)
-                out[[start + k for k in places]] = scores.log_softmax(-1)
+                scores = scores_of(model, batch).float()  # (B, C)
+                out[[start + k for k in places]] = scores.log_softmax(-1).cpu()
                 progress(batch.count)
     finally:
         model.train(was)
     return out
+
+
+def scores_of(model: Transformer, batch: Batch) -> Tensor:
+    """(B, C), where the model is."""
+    device = model.embed.weight.device
+    return model(batch.tokens.to(device), mask=batch.mask.to(device))
 
 
 # ---- rows ----------------------------------------------------------------------------------------

@@ -121,12 +121,12 @@ def last_logprobs(
     progress: Callable[[int], object],
 ) -> Tensor:
     """Log-probabilities of the tokens `wanted` (C,) after each row -> (N, C)."""
-    out = torch.empty(len(rows), len(wanted))
+    out, device = torch.empty(len(rows), len(wanted)), model.embed.weight.device
     for indices, tokens in padded(rows):
         last = torch.tensor([len(rows[i]) - 1 for i in indices])
         at = torch.arange(tokens.shape[1]) == last[:, None]
-        logits = model(tokens, wanted=at).float()  # (B, V)
-        out[indices] = logits.log_softmax(-1)[:, wanted]
+        logits = model(tokens.to(device), wanted=at.to(device)).float()  # (B, V)
+        out[indices] = logits.log_softmax(-1)[:, wanted.to(device)].cpu()
         progress(len(indices))
     return out
 
@@ -135,14 +135,15 @@ def tail_logprobs(
     model: Transformer, rows: list[list[int]], length: int, progress: Callable[[int], object]
 ) -> Tensor:
     """Summed log-probability of the last `length` tokens of each row -> (N,)."""
-    out = torch.empty(len(rows))
+    out, device = torch.empty(len(rows)), model.embed.weight.device
     for indices, tokens in padded(rows):
         stop = torch.tensor([len(rows[i]) for i in indices])[:, None]
         place = torch.arange(tokens.shape[1])
         at = (place >= stop - length - 1) & (place < stop - 1)
         targets = torch.tensor([rows[i][-length:] for i in indices])[..., None]  # (B, length, 1)
-        logits = model(tokens, wanted=at).float().view(len(indices), length, -1)  # (B, length, V)
-        out[indices] = logits.log_softmax(-1).gather(2, targets).sum((1, 2))
+        logits = model(tokens.to(device), wanted=at.to(device)).float()  # (B length, V)
+        logp = logits.view(len(indices), length, -1).log_softmax(-1)
+        out[indices] = logp.gather(2, targets.to(device)).sum((1, 2)).cpu()
         progress(len(indices))
     return out
 

@@ -148,11 +148,17 @@ class SFT:
 
     def loss_sum(self, model: Transformer, batch: Batch) -> Tensor:
         """Summed negative log-likelihood of the target tokens, in nats."""
+        device = model.embed.weight.device
+        targets = batch.targets[batch.learned].to(device)  # (N,)
+        segments = None if batch.segments is None else batch.segments.to(device)
         # Padded on the right, a causal model needs no mask: no real position looks that far.
         hidden = model(
-            batch.tokens, segments=batch.segments, wanted=batch.learned, hidden_only=True
+            batch.tokens.to(device),
+            segments=segments,
+            wanted=batch.learned.to(device),
+            hidden_only=True,
         )  # (N, D)
-        return model.nll(hidden, batch.targets[batch.learned])
+        return model.nll(hidden, targets)
 
     def example(self) -> tuple[list[int], list[int]]:
         return self.encode(0)

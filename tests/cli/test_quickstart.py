@@ -22,7 +22,7 @@ def test_the_five_stages(cli, tiny_model, tmp_path, monkeypatch):
         labels=["negative", "positive"],
     )
     halves = Rows(records, np.arange(30)), Rows(records, np.arange(30, 40))
-    monkeypatch.setattr(quickstart, "load", lambda name, dtype: load(tiny_model, dtype=dtype))
+    monkeypatch.setattr(quickstart, "load", lambda name, **given: load(tiny_model, **given))
     monkeypatch.setattr(quickstart, "published_reviews", lambda path, source: halves)
     monkeypatch.setattr(quickstart.assets, "cached", lambda name: table)
     monkeypatch.setattr(quickstart.assets, "download", lambda name, say=None: table)
