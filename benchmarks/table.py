@@ -206,9 +206,75 @@ def decoding() -> str:
     return table(head, lines)
 
 
+STEPS = {
+    "float32": "8 x 256 tokens, float32",
+    "bf16": "8 x 256 tokens, bf16",
+    "half": "the same in float32, half of the labels masked",
+    "ragged": "16 conversations, float32, packed",
+    "short": "8 reviews of about 33 tokens, bf16",
+}
+SIDES = {"shipped": "PEFT as installed", "tuned": "PEFT tuned", "readable": "readable kernels",
+         "padded": "padded rows"}  # fmt: skip
+
+
+def ratio(row: dict[str, float]) -> str:
+    return f"{row['median']:.2f} ({row['least']:.2f} to {row['most']:.2f})"
+
+
+def steps() -> str:
+    """A LoRA step beside the peer's, as it comes and with the same process switches."""
+    lines = []
+    for case, row in result("sft_step")["cases"].items():
+        ours, times = row["sides"]["minift"], row["times_minift"]
+        lines.append([
+            STEPS[case], f"{ours['step_seconds']:.2f} s",
+            *(ratio(times[side]) if side in times else "" for side in SIDES),
+            "", f"{ours['peak_mb'] / 1000:.1f} GB",
+            share(row["main_products"]) if "main_products" in row else "",
+        ])  # fmt: skip
+        peers = row["sides"]
+        less = [
+            f"{side}: {peers[side]['above_loaded_mb'] / ours['above_loaded_mb']:.1f}"
+            for side in ("shipped", "tuned")
+            if side in peers
+        ]
+        lines[-1][-3] = ", ".join(less)
+    head = [
+        "step",
+        "minift",
+        *SIDES.values(),
+        "memory above loading, times less",
+        "peak",
+        "main products",
+    ]
+    return table(head, lines)
+
+
+def kernels() -> str:
+    """Each fused kernel against its readable twin, forward and backward."""
+    found = result("kernels")["kernels"]
+    names = list(next(iter(found.values())))
+    lines = []
+    for name in names:
+        line: list[object] = [name]
+        for rows in found.values():
+            row = rows[name]
+            text = f"{row['fused_ms']:.2f} ms, {row['times_faster']:.2f}"
+            if "roofline" in row:
+                text += f", {100 * row['roofline']:.0f} %"
+            if "overhead" in row:
+                text += f", +{100 * (row['overhead'] - 1):.0f} %"
+            line.append(text)
+        lines.append(line)
+    return table(["kernel", *found], lines)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "families": families,
     "measured": measured,
+    "steps": steps,
+    "kernels": kernels,
+    "decoding": decoding,
     "methods": methods,
 }
 
