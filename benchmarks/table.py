@@ -197,12 +197,16 @@ def decoding() -> str:
             }  # fmt: skip
             lines.append([
                 f"{case}, {rows}", f"{mine['tokens_a_second']:.0f}",
-                f"{1000 * mine['prefill_seconds']:.0f} ms",
+                f"{1000 * mine['prefill_seconds']:.0f} ms; "
+                f"{1000 * row['sides']['shipped']['prefill_seconds']:.0f} ms",
                 *(times.get(side, "") for side in ("shipped", "tuned", "llama")),
+                f"{row['times_minift']['shipped']['whole']['median']}",
                 f"{alike['mean']:.0f} (fewest {alike['fewest']})",
             ])  # fmt: skip
-    head = ["weights, rows", "tokens/s", "prefill", "transformers", "the same, tuned", "llama.cpp",
-            "first tokens alike"]  # fmt: skip
+    head = [
+        "weights, rows", "tokens/s", "the prompt: minift; transformers", "a token: transformers",
+        "the same, tuned", "llama.cpp", "the whole: transformers", "first tokens alike",
+    ]  # fmt: skip
     return table(head, lines)
 
 
