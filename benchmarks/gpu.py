@@ -148,18 +148,7 @@ class Clock:
 
 def as_graph(on: On, call: Callable[[], object]) -> Callable[[], object]:
     """The call's kernels alone."""
-    if on.device != "cuda":
-        return call
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            call()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        call()
-    return graph.replay
+    return gpu_steps.captured(call) if on.device == "cuda" else call
 
 
 def roofline(on: On, clock: Clock, sizes: Sequence[int], copied: int) -> dict[str, float]:

@@ -17,10 +17,10 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from minift.kernels.activations_triton import OPTIONS, tanh, wide
+from minift.kernels.cross_entropy import fused
 
 ROWS, LOGITS = 4096, 2**28  # the most of a block: 512 MB in bf16, at full rate of the products
 COLUMNS = 4096  # logits at once in a program
@@ -82,8 +82,8 @@ def turn(z: Tensor, targets: Tensor, cap: float | None, learns: bool) -> Tensor:
     return losses
 
 
-class LinearCrossEntropy(torch.autograd.Function):
-    """hidden (N, D), targets (N,) -> the sum of the losses."""
+class LinearCrossEntropy(fused.LinearCrossEntropy):
+    """hidden (N, D), targets (N,) -> the sum of the losses. Backward is the same: dh is kept."""
 
     @staticmethod
     def forward(
@@ -102,12 +102,6 @@ class LinearCrossEntropy(torch.autograd.Function):
             del z  # before the next block's is made
         ctx.save_for_backward(dh)
         return total
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        (dh,) = ctx.saved_tensors
-        return None if dh is None else (dh * g).to(dh.dtype), None, None, None
 
 
 def linear_cross_entropy(
