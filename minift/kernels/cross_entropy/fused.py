@@ -4,7 +4,8 @@
 
 The loss is a sum, so its gradient is known as soon as it is: while a block's logits are at hand
 they become softmax(z) - onehot in place, and dh = (softmax - onehot) E at once (Hsu et al. 2024,
-arXiv:2410.10989, section 3.2). The backward pass only multiplies dh by what reaches the loss.
+arXiv:2410.10989, section 3.2). The backward pass only multiplies dh by what reaches the loss. The
+products take many rows at a time, what lies between them few, so that it stays in the cache.
 
 A capped logit passes on 1 - (z / c)² of its gradient.
 
@@ -31,14 +32,36 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 ROWS, LOGITS = 512, 25_000_000  # the most of a block: fewer would read the head too often
+NEAR = 1_000_000  # logits of a piece: in float32 they stay in the cache from pass to pass
 
 
-def scores(
-    h: Tensor, head: nn.Linear, cap: float | None, temperature: float = 1.0
-) -> tuple[Tensor, Tensor | None]:
-    """z (n, V) in float32 or better, and with a cap tanh(logits / cap) as well."""
-    z = F.linear(h, head.weight, head.bias)
-    z = z.to(torch.promote_types(z.dtype, torch.float32))
+def parts(count: int, width: int, rows: int, most: int) -> Iterator[slice]:
+    """Of `count` rows of so many logits: at most `rows`, and `most` logits, at a time."""
+    step = max(1, min(rows, most // width))
+    for first in range(0, count, step):
+        yield slice(first, min(first + step, count))
+
+
+def blocks(hidden: Tensor, head: nn.Linear) -> Iterator[slice]:
+    """The rows of each product."""
+    yield from parts(len(hidden), head.out_features, ROWS, LOGITS)
+
+
+def pieces(z: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """A product's rows again, few at a time, in float32 or better: z itself where it is that."""
+    wide = torch.promote_types(z.dtype, torch.float32)
+    for part in parts(*z.shape, len(z), NEAR):
+        yield part, z[part].to(wide)
+
+
+def put(found: Tensor, place: Tensor) -> None:
+    """What became of a piece goes back where it came from, unless it never left."""
+    if found.data_ptr() != place.data_ptr():
+        place.copy_(found)
+
+
+def bend(z: Tensor, cap: float | None, temperature: float = 1.0) -> tuple[Tensor, Tensor | None]:
+    """z (n, V), capped and over the temperature; with a cap tanh(z / cap) as well. z is spent."""
     bent = None
     if cap is not None:
         bent = torch.tanh(z.div_(cap))
@@ -50,25 +73,22 @@ def block(
     h: Tensor, head: nn.Linear, targets: Tensor, cap: float | None, learns: bool
 ) -> tuple[Tensor, Tensor | None]:
     """(Σ of the losses, dh) of some rows."""
-    z, bent = scores(h, head, cap)
-    most = z.amax(-1)  # (n,)
-    hit = z.gather(1, targets[:, None])[:, 0]
-    P = torch.softmax(z, dim=-1, out=z)
-    # The largest probability is 1 / Σ exp(z - most): no second pass for the sum.
-    loss = (most - P.amax(-1).log() - hit).sum()
-    if not learns:
-        return loss, None
-    P.scatter_add_(1, targets[:, None], P.new_full((len(P), 1), -1.0))
-    if bent is not None:
-        P.mul_(bent.square_().neg_().add_(1))
-    return loss, P.to(h.dtype) @ head.weight
-
-
-def parts(hidden: Tensor, head: nn.Linear) -> Iterator[slice]:
-    """The rows of each block."""
-    rows = max(1, min(ROWS, LOGITS // head.out_features))
-    for first in range(0, len(hidden), rows):
-        yield slice(first, first + rows)
+    whole = F.linear(h, head.weight, head.bias)  # (n, V), which becomes softmax - onehot
+    losses = []
+    for part, logits in pieces(whole):
+        z, bent = bend(logits, cap)
+        target = targets[part, None]
+        most, hit = z.amax(-1), z.gather(1, target)[:, 0]  # (rows,)
+        P = torch.softmax(z, dim=-1, out=z)
+        # The largest probability is 1 / Σ exp(z - most): no second pass for the sum.
+        losses.append((most - P.amax(-1).log() - hit).sum())
+        if not learns:
+            continue
+        P.scatter_add_(1, target, P.new_full((len(P), 1), -1.0))
+        if bent is not None:
+            P.mul_(bent.square_().neg_().add_(1))
+        put(P, whole[part])
+    return torch.stack(losses).sum(), whole @ head.weight if learns else None
 
 
 class LinearCrossEntropy(torch.autograd.Function):
@@ -81,7 +101,7 @@ class LinearCrossEntropy(torch.autograd.Function):
         learns = ctx.needs_input_grad[0]
         dh = torch.empty_like(hidden) if learns else None
         total = hidden.new_zeros((), dtype=torch.promote_types(hidden.dtype, torch.float32))
-        for part in parts(hidden, head):
+        for part in blocks(hidden, head):
             loss, found = block(hidden[part], head, targets[part], cap, learns)
             total += loss
             if dh is not None and found is not None:
@@ -118,17 +138,19 @@ class TokenLogprobs(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         wide = torch.promote_types(hidden.dtype, torch.float32)
         logp, entropy, lse = (hidden.new_empty(len(hidden), dtype=wide) for _ in range(3))
-        for part in parts(hidden, head):
-            z, _ = scores(hidden[part], head, cap, temperature)  # (n, V)
-            most = z.amax(-1, keepdim=True)  # (n, 1)
-            z.sub_(most)
-            P = z.exp()
-            total = P.sum(-1)
-            logs = total.log()
-            logp[part] = z.gather(1, targets[part, None])[:, 0] - logs
-            # z is 0 or less here: nothing cancels, however large the logits were.
-            entropy[part] = logs - z.mul_(P).sum(-1) / total
-            lse[part] = most[:, 0] + logs
+        for at in blocks(hidden, head):
+            target, *found = targets[at], logp[at], entropy[at], lse[at]
+            for part, logits in pieces(F.linear(hidden[at], head.weight, head.bias)):
+                z, _ = bend(logits, cap, temperature)
+                most = z.amax(-1, keepdim=True)  # (rows, 1)
+                z.sub_(most)
+                P = z.exp()
+                total = P.sum(-1)
+                logs = total.log()
+                found[0][part] = z.gather(1, target[part, None])[:, 0] - logs
+                # z is 0 or less here: nothing cancels, however large the logits were.
+                found[1][part] = logs - z.mul_(P).sum(-1) / total
+                found[2][part] = most[:, 0] + logs
         ctx.head, ctx.cap, ctx.temperature = head, cap, temperature
         ctx.save_for_backward(hidden, targets, lse, entropy)
         ctx.set_materialize_grads(False)
@@ -143,19 +165,23 @@ class TokenLogprobs(torch.autograd.Function):
         logps = torch.zeros_like(lse)[:, None] if a is None else a[:, None] / temperature
         entropies = None if e is None else e[:, None] / temperature
         dh = torch.empty_like(hidden)
-        for part in parts(hidden, head):
-            z, bent = scores(hidden[part], head, cap, temperature)
-            z.sub_(lse[part, None])  # log p
-            if entropies is None:
-                dz = z.exp_().mul_(-logps[part])
-            else:
-                P = z.exp()
-                weight = logps[part] + entropies[part] * entropy[part, None]
-                dz = z.mul_(-entropies[part]).sub_(weight).mul_(P)
-            dz.scatter_add_(1, targets[part, None], logps[part])
-            if bent is not None:
-                dz.mul_(bent.square_().neg_().add_(1))
-            dh[part] = dz.to(hidden.dtype) @ head.weight
+        for at in blocks(hidden, head):
+            whole = F.linear(hidden[at], head.weight, head.bias)  # (n, V), which becomes dz
+            for part, logits in pieces(whole):
+                rows = slice(at.start + part.start, at.start + part.stop)
+                z, bent = bend(logits, cap, temperature)
+                z.sub_(lse[rows, None])  # log p
+                if entropies is None:
+                    dz = z.exp_().mul_(-logps[rows])
+                else:
+                    P = z.exp()
+                    weight = logps[rows] + entropies[rows] * entropy[rows, None]
+                    dz = z.mul_(-entropies[rows]).sub_(weight).mul_(P)
+                dz.scatter_add_(1, targets[rows, None], logps[rows])
+                if bent is not None:
+                    dz.mul_(bent.square_().neg_().add_(1))
+                put(dz, whole[part])
+            dh[at] = whole @ head.weight
         return dh, None, None, None, None
 
 

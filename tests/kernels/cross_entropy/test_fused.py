@@ -34,6 +34,7 @@ def whole(hidden, head, targets, cap):
 @pytest.mark.parametrize(("N", "rows"), [(0, 4), (1, 4), (4, 4), (5, 4), (128, 7), (7, 512)])
 def test_value_and_gradient(N, rows, biased, cap, monkeypatch):
     monkeypatch.setattr(fused, "ROWS", rows)
+    monkeypatch.setattr(fused, "NEAR", 3 * V)  # pieces of three rows
     hidden, head, targets = made(N, biased=biased)
     loss = fused.linear_cross_entropy(hidden, head, targets, cap)
     expected = whole(hidden, head, targets, cap)
@@ -64,7 +65,8 @@ def test_hopeless_targets_cost_what_they_should():
     assert bool(torch.autograd.grad(loss, hidden)[0].isfinite().all())
 
 
-def test_bf16_adds_up_in_float32():
+def test_bf16_adds_up_in_float32(monkeypatch):
+    monkeypatch.setattr(fused, "NEAR", 7 * V)
     hidden, head, targets = made(64, torch.bfloat16)
     loss = fused.linear_cross_entropy(hidden, head, targets)
     assert loss.dtype == torch.float32
@@ -117,6 +119,7 @@ def weights(N, seed, dtype=torch.float64):
 @pytest.mark.parametrize(("N", "rows"), [(1, 4), (4, 4), (5, 4), (128, 7), (7, 512)])
 def test_rows_and_gradients(N, rows, biased, cap, temperature, monkeypatch):
     monkeypatch.setattr(fused, "ROWS", rows)
+    monkeypatch.setattr(fused, "NEAR", 3 * V)
     hidden, head, targets = made(N, biased=biased)
     found = fused.token_logprobs(hidden, head, targets, cap, temperature)
     expected = each(hidden, head, targets, cap, temperature)
