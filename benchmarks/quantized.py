@@ -124,16 +124,14 @@ def worker(name: str, options: argparse.Namespace) -> dict[str, Any]:
         for _ in range(options.steps + 1):
             tokens = torch.randint(model.config.vocab, shape, generator=generator)
             begin = time.perf_counter()
-            logits = model(tokens)
-            loss = torch.nn.functional.cross_entropy(
-                logits[:, :-1].flatten(0, 1).float(), tokens[:, 1:].flatten()
-            )
+            hidden = model(tokens[:, :-1], hidden_only=True).flatten(0, 1)
+            loss = model.nll(hidden, tokens[:, 1:].flatten()) / hidden.shape[0]
             loss.backward()
             optimizer.clip(0.0)
             optimizer.step()
             optimizer.zero_grad()
             seconds.append(time.perf_counter() - begin)
-            del logits, loss
+            del hidden, loss
     out["step_seconds"] = statistics.median(seconds[1:])  # the first one allocates
     out["step_peak_bytes"] = peak.most
     return out

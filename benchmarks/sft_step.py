@@ -14,6 +14,7 @@ AdamW, clipping and two threads on every side:
 
     float32    8 rows of 256 random tokens, every token learned
     bf16       the same on a base in bf16
+    default    as each comes: PEFT in float32, minift in the dtype that it chooses here itself
     half       float32, the first half of every row is no target
     ragged     float32, 16 conversations a step (the English chatterbot corpus, drawn at random, as
                examples/chatbot.py reads it), of which the answers are learned
@@ -24,9 +25,9 @@ Each run is a process of its own, the sides in turn, in alternating order. A ste
 run's steps after the first two, which allocate (of real rows the mean, since steps differ);
 ratios are those of one round. The gate: in float32 losses differ from the tuned peer's by at most
 three times what its own do between one thread and two, or 1e-4; in bf16 they are at most twice as
-far from the peer's in float32 as the peer's own in bf16 are. `main_products` is the time that the
-frozen products alone would take at the rate that a bare one reaches in the same process, over the
-time of minift's step. --only leaves the other cases of the
+far from the peer's in float32 as the peer's own in bf16 are; of `default` likewise.
+`main_products` is the time that the frozen products alone would take at the rate that a bare one
+reaches in the same process, over the time of minift's step. --only leaves the other cases of the
 result file as they are; each has its own certificate.
 """
 
@@ -55,18 +56,20 @@ EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "chatbot.py"
 
 @dataclass(frozen=True)
 class Case:
-    dtype: str
+    dtype: str  # of the base
     sides: tuple[str, ...]
     rows: int = 8  # a step
     masked: int = 0  # tokens at the beginning of a row that are no targets
     data: str = "random"
     steps: int = 1  # times those of the other cases
+    chosen: bool = False  # minift takes the dtype that it would take by itself
 
 
 BOTH = ("shipped", "tuned", "minift")
 CASES = {
     "float32": Case("float32", BOTH),
     "bf16": Case("bfloat16", BOTH),
+    "default": Case("float32", ("shipped", "minift"), chosen=True),
     "half": Case("float32", ("tuned", "minift"), masked=LENGTH // 2),
     "ragged": Case("float32", ("tuned", "minift", "padded"), rows=16, data="conversations"),
     "short": Case("bfloat16", (*BOTH, "readable"), data="reviews", steps=4),
@@ -161,12 +164,16 @@ def worker(name: str, side: str, steps: int, adapter: str) -> dict[str, Any]:
     import time
 
     import minift
+    from minift.cli.models import base_dtype
     from minift.peft.places import linears
     from minift.runtime import machine, peak_memory
 
     case = CASES[name]
     objective = Fixed(case, steps, "off" if side == "padded" else "auto")
-    model, _ = minift.load(MODEL, dtype={"bfloat16": "bf16"}.get(case.dtype, case.dtype))
+    dtype = {"bfloat16": "bf16"}.get(case.dtype, case.dtype)
+    if case.chosen:
+        dtype = base_dtype("auto", 2, "cpu")
+    model, _ = minift.load(MODEL, dtype=dtype)
     minift.load_adapter(model, adapter, trainable=True)
     status = Path("/proc/self/status").read_text()
     loaded = int(status.partition("VmRSS:")[2].split()[0]) / 1024
@@ -181,13 +188,13 @@ def worker(name: str, side: str, steps: int, adapter: str) -> dict[str, Any]:
 
     kernels = "reference" if side == "readable" else "auto"
     run = minift.fit(model, objective, config_of(case, steps, kernels), watch=watch)
-    rate = getattr(machine(2), "bf16" if case.dtype == "bfloat16" else "rate")
+    rate = getattr(machine(2), "bf16" if dtype == "bf16" else "rate")
     head = model.head.weight.numel()
     frozen = sum(linear.in_features * linear.out_features for _, linear in linears(model))
     operations = 4 * (frozen * tokens[-1] + head * targets[-1])  # a product and its dx
     return {"losses": run.losses, "step_seconds": seconds, "rss_loaded_mb": loaded,
             "peak_rss_mb": peak_memory() / 2**20, "gflops": rate,
-            "operations": operations}  # fmt: skip
+            "operations": operations, "dtype": dtype}  # fmt: skip
 
 
 def job_of(case: Case, steps: int, folder: Path) -> Path:
@@ -288,8 +295,12 @@ def main() -> None:
                 took = {side: round(row["step"], 2) for side, row in rounds[-1].items()}
                 print(case, took, flush=True)
             one = compared(rounds)
-            mine, theirs = (rounds[0][side]["losses"] for side in ("minift", "tuned"))
-            if about.dtype == "float32":
+            mine = rounds[0]["minift"]["losses"]
+            theirs = rounds[0]["tuned" if "tuned" in about.sides else "shipped"]["losses"]
+            if about.chosen:
+                coarse = told([*commands["tuned"], "--dtype", "bfloat16"])["losses"]
+                gap, limit = apart(mine, theirs), max(1e-4, 2 * apart(coarse, theirs))
+            elif about.dtype == "float32":
                 alone = told([*commands["tuned"], "--threads", "1"])["losses"]
                 gap, limit = apart(mine, theirs), max(1e-4, 3 * apart(alone, theirs))
             else:

@@ -213,7 +213,8 @@ def decoding() -> str:
 STEPS = {
     "float32": "8 x 256 tokens, float32",
     "bf16": "8 x 256 tokens, bf16",
-    "half": "the same in float32, half of the labels masked",
+    "default": "as each comes: PEFT in float32, minift in bf16 here",
+    "half": "8 x 256 tokens, float32, half of the labels masked",
     "ragged": "16 conversations, float32, packed",
     "short": "8 reviews of about 33 tokens, bf16",
 }
@@ -228,7 +229,9 @@ def ratio(row: dict[str, float]) -> str:
 def steps() -> str:
     """A LoRA step beside the peer's, as it comes and with the same process switches."""
     lines = []
-    for case, row in result("sft_step")["cases"].items():
+    found = result("sft_step")["cases"]
+    for case in (name for name in STEPS if name in found):
+        row = found[case]
         ours, times = row["sides"]["minift"], row["times_minift"]
         lines.append([
             STEPS[case], f"{ours['step_seconds']:.2f} s",
@@ -273,12 +276,31 @@ def kernels() -> str:
     return table(["kernel", *found], lines)
 
 
+def few_bits() -> str:
+    """A frozen base in few bits: what it saves, what it costs."""
+    lines = []
+    for name, row in result("quantized")["bases"].items():
+        kl = row["kl"]
+        lines.append([
+            name, f"{row['bytes_a_weight']:.3f}", f"{row['linear_bytes'] / 1e6:.0f} MB",
+            f"{row['load_peak_bytes'] / 1e6:.0f} MB", f"{row['step_seconds']:.2f} s",
+            f"{row['step_peak_bytes'] / 1e6:.0f} MB", f"{row['held_out_loss']:.3f}",
+            "0" if kl == 0 else f"{kl:.1e}",
+        ])  # fmt: skip
+    head = [
+        "base, computed in", "bytes a weight", "its linears", "memory to load", "a step",
+        "memory above loading", "held-out loss", "KL from dense float32",
+    ]  # fmt: skip
+    return table(head, lines)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "families": families,
     "measured": measured,
     "steps": steps,
     "kernels": kernels,
     "decoding": decoding,
+    "few bits": few_bits,
     "methods": methods,
 }
 
