@@ -16,10 +16,10 @@ AdamW, clipping and two threads on every side:
     bf16       the same on a base in bf16
     default    as each comes: PEFT in float32, minift in the dtype that it chooses here itself
     half       float32, the first half of every row is no target
-    ragged     float32, 16 conversations a step (the English chatterbot corpus, drawn at random, as
+    ragged     float32, 16 conversations a step (the English chatterbot corpus, as
                examples/chatbot.py reads it), of which the answers are learned
-    short      bf16, the quickstart's steps: 8 reviews of like length, of which the label is
-               learned; four times as many steps
+    short      bf16, the quickstart's steps: 8 reviews, of which the label is learned; four times
+               as many steps
 
 Each run is a process of its own, the sides in turn, in alternating order. A step is the median of a
 run's steps after the first two, which allocate (of real rows the mean, since steps differ);
@@ -114,7 +114,7 @@ def reviews() -> list[tuple[list[int], list[int]]]:
 
 
 class Fixed:
-    """Rows of ids, given as they are; conversations in an order blind to how long they are."""
+    """Rows of ids, given as they are, in random order."""
 
     def __init__(self, case: Case, steps: int, pack: str = "auto"):
         self.case, self.pack = case, pack
@@ -127,9 +127,9 @@ class Fixed:
     def rows(self) -> int:
         return len(self.data)
 
+    packs = True
+
     def lengths(self, indices: Sequence[int]) -> list[int]:
-        if self.case.data == "conversations":
-            return [LENGTH for _ in indices]
         return [len(self.data[i][0]) for i in indices]
 
     def batches(self, indices: Sequence[int], max_tokens: int) -> Any:

@@ -85,6 +85,8 @@ def measured() -> str:
     q8 = export["Q8_0"]
     gguf = memory["loading"]["gguf to float32"]
     fuzzed = result("fuzz")["readers"]
+    batching = result("batching")["arms"]
+    mixed, like = batching["random, packed"], batching["like, padded"]
     rows = [
         [
             "cached GGUF to first logits, torch's import taken off (`load`)",
@@ -134,6 +136,12 @@ def measured() -> str:
             f"{export['lora']['greedy_identical']}, Q8_0 {q8['greedy_identical']} of "
             f"{export['prompts']}",
             f"mean KL in Q8_0 {q8['mean_kl']:.0e} nats; F16 leaves at margins under 0.1 only",
+        ],
+        [
+            "held-out loss after an epoch of conversations, rows in random order and packed "
+            "(`batching`)",
+            f"{mixed['held_out']:.2f}, at {mixed['tokens_a_second']} tokens/s",
+            f"rows of like length together: {like['held_out']:.2f}, {like['tokens_a_second']}",
         ],
         [
             f"mutated files for each of {len(fuzzed)} readers (`fuzz`)",

@@ -42,6 +42,7 @@ def generate(parsed: Parsed, screen: Screen) -> int:
         samples=samples,
         stop=parsed.flag("stop"),
         threads=parsed.flag("threads"),
+        graph=parsed.flag("graph"),
         stream=None
         if as_json or samples > 1
         else lambda row, text: print(text, end="", flush=True),
@@ -96,6 +97,7 @@ def chat(parsed: Parsed, screen: Screen) -> int:
             max_new_tokens=parsed.flag("max_new_tokens"),
             stop=parsed.flag("stop"),
             threads=parsed.flag("threads"),
+            graph=parsed.flag("graph"),
             stream=lambda row, text: print(text, end="", flush=True),
             sampling=sampling,
         )[0]

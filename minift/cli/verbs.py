@@ -34,6 +34,7 @@ THREADS = Flag("threads", int, None, "default: one a core", least=1)
 GENERATION = (
     Flag("max_new_tokens", int, 200, "longest answer, in tokens", common=True, least=1),
     Flag("stop", tuple, (), "end at any of these strings, comma-separated"),
+    Flag("graph", bool, False, "on a GPU: each token's pass as one CUDA graph"),
 )
 
 

@@ -1,8 +1,11 @@
-"""Which rows go together: batches of like length, as a pure function of seed and epoch.
+"""Which rows go together, as a pure function of seed and epoch.
 
-    shuffle the rows -> for each window: sort by length -> cut into batches -> shuffle the batches
+    shuffle the rows -> for each window: cut into batches
+    or, of like length: -> for each window: sort by length -> cut into batches -> shuffle those
 
-Rows of like length waste little on padding, and the windows keep each epoch's batches new. A
+Rows of like length waste little on padding, and the windows keep each epoch's batches new. But an
+update counts as much as any other, however few targets its rows have: where long answers only meet
+long ones, they are heard too little (benchmarks/batching.py). A
 window's lengths are asked for when it is reached, so that they may be exact (in tokens) without
 reading a whole data set first. No generator state has to be saved: batch k of epoch e is the same
 in a resumed run, on any machine and with any version of numpy, because the random order is made
@@ -42,25 +45,30 @@ def shuffled(count: int, *key: int) -> Indices:
     return np.argsort(splitmix64(state, count), kind="stable")
 
 
-def length_buckets(
+def row_batches(
     rows: int,
     batch: int,
     seed: int,
     epoch: int,
     lengths: Callable[[list[int]], Lengths],
     *,
+    alike: bool = True,
     window: int = WINDOW,
 ) -> Iterator[Indices]:
     """Batches of row indices for one epoch: every row once, `batch` rows each, one perhaps fewer.
 
-    `lengths(indices)` is called once a window, of `window` rows rounded up to whole batches.
+    `alike`: rows of like length go together. `lengths(indices)` is called once a window, of
+    `window` rows rounded up to whole batches, even where it decides nothing.
     """
     if batch < 1 or window < 1:
         raise ConfigError(f"batch is {batch} and window {window}; allowed: 1 or more")
     order = shuffled(rows, seed, epoch, 0)
     for number, part in enumerate(cut(order, -(-window // batch) * batch)):
-        alike = part[np.argsort(np.asarray(lengths(part.tolist())), kind="stable")]
-        batches = cut(alike, batch)
+        known = np.asarray(lengths(part.tolist()))
+        if not alike:
+            yield from cut(part, batch)
+            continue
+        batches = cut(part[np.argsort(known, kind="stable")], batch)
         for k in shuffled(len(batches), seed, epoch, 1, number):
             yield batches[k]
 

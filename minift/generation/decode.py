@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from minift.errors import ConfigError
+from minift.generation import fixed
 from minift.generation.cache import KVCache
 from minift.generation.prepared import prepared
 from minift.generation.sampling import Sampling, adjust, draw
@@ -36,11 +37,15 @@ def decode(
     sampling: Sampling | None = None,
     finished: Callable[[int, list[int]], bool] = lambda row, ids: False,
     emit: Emit = lambda row, token: None,
+    graph: bool = False,
 ) -> list[list[int]]:
     """New ids of every prompt, the stop token left out. Rows of any length, none empty.
 
     `finished(row, ids)` may end a row after any token; `emit` hears of each token that counts.
+    `graph`: a token's pass is one CUDA graph (fixed.py); ConfigError where it cannot be.
     """
+    if graph:
+        fixed.check(model)
     config = sampling or Sampling()
     longest = max(map(len, prompts), default=0)
     check(model, prompts, longest, max_new_tokens)
@@ -77,6 +82,7 @@ def decode(
             hidden = hidden[every]
             cache.select(every)
         cache.rows = torch.arange(len(prompts))
+        proceed = fixed.FixedPass(model, cache) if graph else fixed.GrowingPass(model, cache)
         for step in range(max_new_tokens):
             logits = ready.logits(hidden)  # (B, V)
             if penalized or config.temperature > 0:
@@ -96,12 +102,12 @@ def decode(
                 break
             if len(going) < len(rows):
                 kept = torch.tensor(going, device=device)
-                cache.select(kept)
+                proceed.select(kept)
                 next_tokens = next_tokens[kept]
                 seen = seen[kept] if penalized else seen
                 rows = [rows[i] for i in going]
             with unrouted(ready.whole or len(rows) == 1):
-                hidden = model(next_tokens[:, None], cache=cache, hidden_only=True)[:, -1]
+                hidden = proceed(next_tokens)  # (B, D)
     return out
 
 
@@ -169,6 +175,7 @@ def generate(
     stop: str | Sequence[str] = (),
     threads: int | None = None,
     stream: Callable[[int, str], object] | None = None,
+    graph: bool = False,
     sampling: Sampling | None = None,
     **options: float,
 ) -> list[str]:
@@ -177,7 +184,8 @@ def generate(
     With `samples` that many of each, beside each other; the prompt is read once for all of them.
     Options are the fields of Sampling, `temperature=0.7` and so on. `stream(row, text)` is called
     with whole characters as they come. Ends at the tokenizer's end token, at the token that ends an
-    answer in its chat template, and at any `stop` string.
+    answer in its chat template, and at any `stop` string. `graph`: on a GPU, a token's pass as one
+    CUDA graph.
     """
     try:
         config = replace(sampling or Sampling(), **options)  # type: ignore[arg-type]
@@ -219,6 +227,7 @@ def generate(
             sampling=config,
             finished=finished,
             emit=emit,
+            graph=graph,
         )
     for row, rest in enumerate(streams):
         if not ended[row]:

@@ -83,6 +83,8 @@ class Classification:
     def rows(self) -> int:
         return len(self.train)
 
+    packs = False
+
     def lengths(self, indices: Sequence[int]) -> list[int]:
         self.window = {i: self.encode(i) for i in indices}
         return [len(ids) for ids, _ in self.window.values()]

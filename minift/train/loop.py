@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from minift import __version__
 from minift.checkpoints.save import as_json
-from minift.data.batches import length_buckets
+from minift.data.batches import row_batches
 from minift.errors import ConfigError
 from minift.kernels.choice import KERNELS, using
 from minift.kernels.quantized.linear import base_of, numbers
@@ -36,6 +36,8 @@ from minift.storage import append_line, free_space, write_file
 from minift.train.evaluate import held_out_loss
 from minift.train.objectives import Counted, Objective
 from minift.train.optimizer import SCHEDULES, AdamW, learning_rate
+
+ORDERS = ("auto", "random", "length")
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,13 @@ class TrainConfig:
     beta2: float = field(default=0.999, metadata={"help": "AdamW's memory of its square"})
     eps: float = field(default=1e-8, metadata={"help": "AdamW's floor"})
     clip: float = field(default=1.0, metadata={"help": "largest gradient norm; 0: no clipping"})
+    order: str = field(
+        default="auto",
+        metadata={
+            "help": "of the rows: random; length: those of like length together; auto: random "
+            "where rows can be packed"
+        },
+    )
     eval_every: int = field(
         default=0, metadata={"help": "steps between evaluations; 0: at the end"}
     )
@@ -93,6 +102,7 @@ class TrainConfig:
         rule("beta2", 0 <= self.beta2 < 1, "0 or more and below 1")
         rule("eps", 0 < self.eps < math.inf, "a number above 0")
         rule("clip", 0 <= self.clip < math.inf, "0 or more")
+        rule("order", self.order in ORDERS, ", ".join(ORDERS))
         rule("eval_every", self.eval_every >= 0, "0 or more")
         rule("kernels", self.kernels in KERNELS, ", ".join(KERNELS))
         rule("threads", self.threads is None or self.threads >= 1, "a whole number from 1")
@@ -259,10 +269,11 @@ def fit(
 
 def order(objective: Objective, config: TrainConfig) -> Iterator[list[int]]:
     """The rows of every optimizer step, without end: a pure function of the seed."""
+    alike = config.order == "length" or (config.order == "auto" and not objective.packs)
     epoch = 0
     while True:
-        for indices in length_buckets(
-            objective.rows, config.batch, config.seed, epoch, objective.lengths
+        for indices in row_batches(
+            objective.rows, config.batch, config.seed, epoch, objective.lengths, alike=alike
         ):
             yield [int(i) for i in indices]
         epoch += 1

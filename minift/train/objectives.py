@@ -62,6 +62,10 @@ class Objective(Protocol):
     def rows(self) -> int:
         """Rows to train on."""
 
+    @property
+    def packs(self) -> bool:
+        """Whether rows of unlike length may stand behind each other, without padding."""
+
     def lengths(self, indices: Sequence[int]) -> Sequence[int]:
         """Tokens of these rows; asked once for every window of rows, before its batches."""
 
@@ -115,6 +119,10 @@ class SFT:
     @property
     def rows(self) -> int:
         return len(self.train)
+
+    @property
+    def packs(self) -> bool:
+        return self.pack != "off"
 
     def lengths(self, indices: Sequence[int]) -> list[int]:
         self.window = {i: self.encode(i) for i in indices}

@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
-from minift.data.batches import length_buckets, micro_batches, packed_batches, shuffled, splitmix64
+from minift.data.batches import micro_batches, packed_batches, row_batches, shuffled, splitmix64
 from minift.errors import ConfigError
 
 
@@ -38,7 +38,7 @@ def test_shuffled_is_a_permutation_and_a_fair_one() -> None:
 
 @pytest.mark.parametrize(("rows", "batch"), [(0, 4), (1, 4), (3, 4), (1000, 16), (1027, 1), (9, 9)])
 def test_every_row_once(rows: int, batch: int) -> None:
-    batches = list(length_buckets(rows, batch, 5, 2, some_lengths(rows).take, window=64))
+    batches = list(row_batches(rows, batch, 5, 2, some_lengths(rows).take, window=64))
     assert sorted(int(i) for part in batches for i in part) == list(range(rows))
     sizes = sorted((len(part) for part in batches), reverse=True)
     assert sizes == [batch] * (rows // batch) + ([rows % batch] if rows % batch else [])
@@ -48,7 +48,7 @@ def test_a_pure_function_of_seed_and_epoch() -> None:
     lengths = some_lengths(300)
 
     def order(seed: int, epoch: int) -> list[list[int]]:
-        return [part.tolist() for part in length_buckets(300, 8, seed, epoch, lengths.take)]
+        return [part.tolist() for part in row_batches(300, 8, seed, epoch, lengths.take)]
 
     np.random.seed(1)  # noqa: NPY002  the state of other generators is of no account
     first = order(1, 0)
@@ -56,7 +56,7 @@ def test_a_pure_function_of_seed_and_epoch() -> None:
     assert order(1, 0) == first
     assert len({str(order(seed, epoch)) for seed in (-1, 0, 1, 2**63) for epoch in range(3)}) == 12
     # A golden of this order: a resumed run of a later version has to find the same batches.
-    small = length_buckets(7, 3, 0, 0, np.array([5, 3, 9, 1, 4, 4, 2]).take)
+    small = row_batches(7, 3, 0, 0, np.array([5, 3, 9, 1, 4, 4, 2]).take)
     assert [part.tolist() for part in small] == [[3, 6, 1], [4, 5, 0], [2]]
 
 
@@ -66,12 +66,12 @@ def test_like_lengths_are_together_but_not_in_order() -> None:
     def padding(batches: list[np.ndarray]) -> int:
         return sum(int(lengths[part].max()) * len(part) for part in batches) - int(lengths.sum())
 
-    bucketed = list(length_buckets(2000, 16, 0, 0, lengths.take))
-    plain = list(length_buckets(2000, 16, 0, 0, lengths.take, window=1))
+    bucketed = list(row_batches(2000, 16, 0, 0, lengths.take))
+    plain = list(row_batches(2000, 16, 0, 0, lengths.take, window=1))
     assert padding(bucketed) < padding(plain) / 5
     longest = [int(lengths[part].max()) for part in bucketed]
     assert longest != sorted(longest)
-    again = list(length_buckets(2000, 16, 0, 1, lengths.take))
+    again = list(row_batches(2000, 16, 0, 1, lengths.take))
     assert {frozenset(part.tolist()) for part in bucketed}.isdisjoint(
         frozenset(part.tolist()) for part in again
     )
@@ -84,7 +84,7 @@ def test_lengths_are_asked_for_when_their_window_is_reached() -> None:
         asked.append(len(part))
         return [1] * len(part)
 
-    batches = length_buckets(40, 4, 0, 0, lengths, window=15)  # 16: whole batches
+    batches = row_batches(40, 4, 0, 0, lengths, window=15)  # 16: whole batches
     for _ in range(4):
         next(batches)
     assert asked == [16]
@@ -129,6 +129,22 @@ def test_refusals() -> None:
     with pytest.raises(ConfigError, match="max_tokens is 0"):
         packed_batches([1], 0)
     with pytest.raises(ConfigError, match="batch is 0"):
-        next(length_buckets(1, 0, 0, 0, len))
+        next(row_batches(1, 0, 0, 0, len))
     with pytest.raises(ConfigError, match="max_tokens 0"):
         micro_batches([0], [1], 1, 0)
+
+
+def test_random_batches_are_blind_to_lengths() -> None:
+    """The order of the shuffle, cut; lengths are still asked for, a window at a time."""
+    asked: list[list[int]] = []
+
+    def lengths(rows: list[int]) -> list[int]:
+        asked.append(rows)
+        return [100 - row for row in rows]
+
+    found = list(row_batches(50, 8, 3, 1, lengths, alike=False, window=20))
+    assert [len(part) for part in found] == [8, 8, 8, 8, 8, 8, 2]
+    flat = [int(row) for part in found for row in part]
+    assert flat == shuffled(50, 3, 1, 0).tolist()
+    assert [len(rows) for rows in asked] == [24, 24, 2]
+    assert [row for rows in asked for row in rows] == flat

@@ -23,7 +23,7 @@ from minift.peft.lora import LoRA
 from minift.peft.methods import attach
 from minift.peft.places import changes
 from minift.peft.spelling import Spelling
-from minift.train.loop import Diverged, Step, TrainConfig, fit, gradients
+from minift.train.loop import Diverged, Step, TrainConfig, fit, gradients, order
 from minift.train.objectives import SFT, Batch, pieces
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -35,6 +35,8 @@ class Fixed:
     def __init__(self, rows, held_out=()):
         self.train, self.held_out = list(rows), list(held_out)
         self.rows = len(self.train)
+
+    packs = False
 
     def lengths(self, indices):
         return [len(self.train[i][0]) for i in indices]
@@ -301,3 +303,16 @@ def test_epochs_become_steps():
 def test_batch_counts():
     batch = Batch(torch.zeros(1, 3), torch.zeros(1, 3), torch.tensor([[True, False, True]]), 3)
     assert batch.count == 2
+
+
+@pytest.mark.parametrize(("choice_", "packs", "alike"), [
+    ("auto", False, True), ("auto", True, False), ("random", False, False), ("length", True, True),
+])  # fmt: skip
+def test_which_rows_go_together(choice_, packs, alike):
+    objective = Fixed([([1] * (2 + 7 * i % 11), [1] * (2 + 7 * i % 11)) for i in range(32)])
+    objective.packs = packs
+    config = TrainConfig(steps=4, batch=8, order=choice_)
+    rows = [batch for _, batch in zip(range(4), order(objective, config), strict=False)]
+    assert sorted(row for batch in rows for row in batch) == list(range(32))
+    spread = [max(objective.lengths(batch)) - min(objective.lengths(batch)) for batch in rows]
+    assert (max(spread) <= 4) == alike

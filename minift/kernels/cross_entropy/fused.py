@@ -49,8 +49,8 @@ def blocks(hidden: Tensor, head: nn.Linear) -> Iterator[slice]:
 
 def pieces(z: Tensor) -> Iterator[tuple[slice, Tensor]]:
     """A product's rows again, few at a time, in float32 or better: z itself where it is that."""
-    wide = torch.promote_types(z.dtype, torch.float32)
-    for part in parts(*z.shape, len(z), NEAR):
+    wide, (count, width) = torch.promote_types(z.dtype, torch.float32), z.shape
+    for part in parts(count, width, count, NEAR):
         yield part, z[part].to(wide)
 
 

@@ -148,13 +148,23 @@ def backward(
     return dx, grads or [None] * len(thin)
 
 
+@dataclass(frozen=True)
+class Products:
+    """A form's two passes, as `forward` and `backward` here."""
+
+    forward: Callable[..., tuple[list[Tensor], Tensor | None]]
+    backward: Callable[..., tuple[Tensor | None, list[Tensor | None]]]
+
+
 class Group(torch.autograd.Function):
     """x (N, in) -> (y_j (N, out_j), ...)."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, plan: Plan, *thin: Tensor) -> tuple[Tensor, ...]:
-        ys, t = forward(x, plan, thin)
-        ctx.plan = plan
+    def forward(
+        ctx: Any, x: Tensor, plan: Plan, products: Products, *thin: Tensor
+    ) -> tuple[Tensor, ...]:
+        ys, t = products.forward(x, plan, thin)
+        ctx.plan, ctx.products = plan, products
         ctx.save_for_backward(x if thin else None, t, *thin)
         return tuple(ys)
 
@@ -162,18 +172,26 @@ class Group(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *gs: Tensor) -> tuple[Tensor | None, ...]:
         x, t, *thin = ctx.saved_tensors
-        dx, grads = backward(
-            gs, x, t, ctx.plan, thin, learns=any(ctx.needs_input_grad[2:]),
+        dx, grads = ctx.products.backward(
+            gs, x, t, ctx.plan, thin, learns=any(ctx.needs_input_grad[3:]),
             descends=ctx.needs_input_grad[0],
         )  # fmt: skip
-        return (dx, None, *grads)
+        return (dx, None, None, *grads)
 
 
-def adapted_linears(x: Tensor, members: Sequence[Adapted]) -> tuple[Tensor, ...]:
-    """x (..., in) -> every (..., out)."""
-    found, thin = plan(members)
+def adapted_linears(
+    x: Tensor,
+    members: Sequence[Adapted],
+    products: Products | None = None,
+    draw: Callable[[], Any] = drawn,
+) -> tuple[Tensor, ...]:
+    """x (..., in) -> every (..., out), by `products` (here: torch's own)."""
+    products = products or Products(forward, backward)
+    found, thin = plan(members, draw)
     flat = x.reshape(-1, x.shape[-1])
     # Without gradients the bare forward pass: a Function costs more than a small product.
-    plain = not torch.is_grad_enabled()
-    ys = forward(flat, found, thin)[0] if plain else Group.apply(flat, found, *thin)
+    if torch.is_grad_enabled():
+        ys: Sequence[Tensor] = Group.apply(flat, found, products, *thin)
+    else:
+        ys, _ = products.forward(flat, found, thin)
     return tuple(y.view(*x.shape[:-1], y.shape[-1]) for y in ys)

@@ -28,12 +28,11 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from minift.kernels.activations_triton import OPTIONS, wide
 from minift.kernels.lora import fused
-from minift.kernels.lora.fused import Plan, plan, scaled, stacked
+from minift.kernels.lora.fused import Plan, Products, scaled, stacked
 from minift.kernels.lora.reference import Adapted
 
 ROWS = 32  # of x or g in a tile
@@ -321,27 +320,6 @@ def backward(
     return dx, grads
 
 
-class Group(torch.autograd.Function):
-    """x (N, in) -> (y_j (N, out_j), ...)."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, plan: Plan, *thin: Tensor) -> tuple[Tensor, ...]:
-        ys, t = forward(x, plan, thin)
-        ctx.plan = plan
-        ctx.save_for_backward(x if thin else None, t, *thin)
-        return tuple(ys)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *gs: Tensor) -> tuple[Tensor | None, ...]:
-        x, t, *thin = ctx.saved_tensors
-        dx, grads = backward(
-            gs, x, t, ctx.plan, thin, learns=any(ctx.needs_input_grad[2:]),
-            descends=ctx.needs_input_grad[0],
-        )  # fmt: skip
-        return (dx, None, *grads)
-
-
 def seed_on(device: torch.device) -> Callable[[], Tensor]:
     """Draws the seed of a mask on the device that will read it."""
     return lambda: torch.randint(2**62, (1,), device=device)
@@ -349,8 +327,4 @@ def seed_on(device: torch.device) -> Callable[[], Tensor]:
 
 def adapted_linears(x: Tensor, members: Sequence[Adapted]) -> tuple[Tensor, ...]:
     """x (..., in) -> every (..., out)."""
-    found, thin = plan(members, seed_on(x.device))
-    flat = x.reshape(-1, x.shape[-1])
-    plain = not torch.is_grad_enabled()
-    ys = forward(flat, found, thin)[0] if plain else Group.apply(flat, found, *thin)
-    return tuple(y.view(*x.shape[:-1], y.shape[-1]) for y in ys)
+    return fused.adapted_linears(x, members, Products(forward, backward), seed_on(x.device))

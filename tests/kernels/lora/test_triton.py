@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from minift.kernels.lora import reference
+from minift.kernels.lora.fused import Group, Products, plan
 from minift.kernels.lora.reference import Adapted
 from minift.kernels.quantized.linear import QuantizedLinear
 
@@ -178,11 +179,11 @@ def test_dropout_is_one_mask_of_both_passes(form):
 def test_gradcheck(form):
     """One seed for every call, as one step has."""
     members = group(5, (2, 1, 0), drop=0.3)
-    found, thin = form.plan(members, lambda: torch.tensor([12345]))
+    found, thin = plan(members, lambda: torch.tensor([12345]))
     x = drawn(torch.Generator().manual_seed(5), 4, 5).requires_grad_()
 
     def run(x, *thin):
-        return form.Group.apply(x, found, *thin)
+        return Group.apply(x, found, Products(form.forward, form.backward), *thin)
 
     assert torch.autograd.gradcheck(run, (x, *thin), fast_mode=True)
 
