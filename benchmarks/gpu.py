@@ -7,7 +7,8 @@ One GPU, one command, from the source tree; torch from 2.11, Triton, Python from
 versions and commit to --out, else to $OUT, else to benchmarks/results.
 
     checks    every kernel beside its readable twin in float64, on the GPU: the value and every
-              gradient, in float32 and bf16, and the same bits at a second run (gpu_checks.py)
+              gradient, in float32 and bf16, and the same bits at a second run; and `fit` with its
+              step captured beside the ordinary loop (gpu_checks.py)
     kernels   each forward and backward in bf16, as Triton, as torch's fused form and as the
               readable one; of a captured graph, so that launching costs nothing, with the L2 cache
               flushed before each. Beside the time the rate, its share of the best that the GPU's
@@ -51,6 +52,7 @@ from minift.kernels.lora.dispatch import adapted_linears
 from minift.kernels.mlp.dispatch import mlp
 from minift.kernels.norm.dispatch import rms_norm
 from minift.kernels.rope.dispatch import rotate_both
+from minift.train import captured
 
 PARTS = ("checks", "kernels", "steps")
 SHAPES = {  # rows, D, F, query and key heads, V, rank
@@ -148,7 +150,7 @@ class Clock:
 
 def as_graph(on: On, call: Callable[[], object]) -> Callable[[], object]:
     """The call's kernels alone."""
-    return gpu_steps.captured(call) if on.device == "cuda" else call
+    return captured.recorded(call, call) if on.device == "cuda" else call
 
 
 def roofline(on: On, clock: Clock, sizes: Sequence[int], copied: int) -> dict[str, float]:
@@ -242,6 +244,7 @@ def main() -> None:
     begin = time.perf_counter()
     if options.dry:
         os.environ["TRITON_INTERPRET"] = "1"  # before anything imports Triton
+        captured.DEVICES = ("cpu",)  # the same step without a capture
     elif not torch.cuda.is_available():
         print("gpu.py: found no CUDA device, allowed one (or --dry)", file=sys.stderr)
         sys.exit(2)

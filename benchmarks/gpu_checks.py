@@ -1,12 +1,13 @@
 """Each Triton kernel beside its readable twin in float64, on the device at hand.
 
 The value and every gradient of odd sizes, relative to the truth's norm, in float32 and bf16; the
-same bits at a second run; and dropout beside explicit products with its mask.
+same bits at a second run; and dropout beside explicit products with its mask. Then `fit`: its
+captured step beside the ordinary loop, over ragged rows, several micro-batches a step, evaluations.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,9 +22,16 @@ from minift.kernels.lora.reference import Adapted
 from minift.kernels.mlp.dispatch import mlp
 from minift.kernels.norm.dispatch import rms_norm
 from minift.kernels.rope.dispatch import rotate_both
+from minift.model.config import ModelConfig
+from minift.model.transformer import Transformer
+from minift.peft.lora import LoRA
+from minift.peft.methods import attach
+from minift.train.loop import TrainConfig, fit
+from minift.train.objectives import SFT, Batch, pieces
 
 # float32: sums of 600 numbers; bf16: e, p, h and more are rounded.
 LIMITS = {torch.float32: 2e-5, torch.bfloat16: 2e-2}
+CURVES = {torch.float32: 1e-3, torch.bfloat16: 5e-2}  # of losses and norms, a dozen steps on
 Run = Callable[[], Sequence[Tensor]]  # -> values
 
 
@@ -166,7 +174,62 @@ def checks(on: On, ours: str) -> dict[str, Any]:
     out["dropout"] = wrong
     if not wrong < LIMITS[torch.float32]:
         out["failed"].append(f"dropout: {wrong:.1e}")
+    for dtype, limit in CURVES.items():
+        if on.device != "cuda" and dtype == torch.bfloat16:
+            continue
+        apart = out[f"fit captured, {dtype}"] = captured_apart(on, ours, dtype)
+        print(f"    fit captured, {dtype}: {apart}", flush=True)
+        if not apart < limit:
+            out["failed"].append(f"fit captured, {dtype}: {apart:.1e}")
     return out
+
+
+class Ids(SFT):
+    """An SFT whose rows are ids already."""
+
+    def encode(self, i: int, held_out: bool = False) -> tuple[list[int], list[int]]:
+        return (self.held_out if held_out else self.train)[i]  # type: ignore[return-value]
+
+    def held_out_batches(self, max_tokens: int) -> Iterator[Batch]:
+        yield from pieces(self.held_out, max_tokens)  # type: ignore[arg-type]
+
+    def summary(self) -> dict[str, object]:
+        return {}
+
+
+def captured_apart(on: On, ours: str, dtype: torch.dtype) -> float:
+    """The largest relative difference of a loss, a norm or a held-out loss between both loops."""
+    shape = ModelConfig(family="llama", vocab=500, dim=64, layers=2, heads=4, kv_heads=2,
+                        head_dim=16, ff=96, context=512)  # fmt: skip
+    generator = torch.Generator().manual_seed(3)
+    lengths = torch.randint(2, 300 if on.device == "cuda" else 20, (40,), generator=generator)
+    rows = [
+        (
+            torch.randint(500, (n,), generator=generator).tolist(),
+            [0] * (n // 3) + [1] * (n - n // 3),
+        )
+        for n in lengths.tolist()
+    ]
+    runs = []
+    for graph in ("off", "on"):
+        torch.manual_seed(0)
+        with torch.device(on.device):
+            model = Transformer(shape)
+            for p in model.parameters():
+                if p.dim() == 2:
+                    nn.init.normal_(p, std=0.1)
+        attach(model.to(dtype), LoRA(rank=4))
+        config = TrainConfig(
+            steps=12 if on.device == "cuda" else 3, batch=8, lr=2e-3, micro_tokens=600, clip=0.5,
+            eval_every=5, kernels=ours, graph=graph, threads=1,
+        )  # fmt: skip
+        runs.append(fit(model, Ids(None, rows[8:], rows[:8]), config))
+    pairs = [
+        *zip(runs[0].losses, runs[1].losses, strict=True),
+        *zip(runs[0].norms, runs[1].norms, strict=True),
+        *((a[1], b[1]) for a, b in zip(runs[0].evaluations, runs[1].evaluations, strict=True)),
+    ]
+    return max(abs(a - b) / abs(a) for a, b in pairs)
 
 
 def dropout(on: On, ours: str, N: int = 70, width: int = 130, drop: float = 0.25) -> float:

@@ -8,12 +8,13 @@ same tokens on every side. The sides:
     readable          its readable kernels, which do what PEFT's loop does, operation by operation;
                       not PEFT
     unsloth-like      its models by Unsloth's schedule, our re-implementation (unsloth_like.py)
-    minift, captured  minift's step as a CUDA graph; rotary angles made once, since positions are
-                      fixed, and not from the CPU in every step, which cannot be captured
+    minift, captured  the step of `fit` with graph="on" (train/captured.py), the rows copied to the
+                      device in every step; in a dry run the same step without a capture
     PEFT, PEFT+Liger  transformers' Llama with PEFT's LoRA, where they can be imported
 
-The loop here waits for nothing; where a model's own pass makes the CPU wait for the GPU, `waits`
-has the lines. The sides run in turn, in alternating order; a ratio is that of one round.
+The loop here waits for nothing; where a step of minift's, captured or not, makes the CPU wait for
+the GPU, `waits` has the lines. The sides run in turn, in alternating order; a ratio is that of one
+round.
 """
 
 from __future__ import annotations
@@ -36,7 +37,11 @@ from minift.model.transformer import Transformer
 from minift.peft.adapters import trainable
 from minift.peft.lora import LoRA
 from minift.peft.methods import attach
+from minift.train.captured import Captured
+from minift.train.loop import TrainConfig
+from minift.train.optimizer import AdamW
 
+RATE = 1e-4
 Step = Callable[[], Tensor]  # one optimizer step -> its mean loss, on the device
 
 
@@ -61,6 +66,7 @@ CASES = {
     "SmolLM2-135M, 16k tokens": Case(SMOLLM2, 16, 1024, 8),
     "Llama-3.2-1B, 4k tokens": Case(LLAMA_1B, 4, 1024, 16),
 }
+OURS = ("minift", "minift, torch", "unsloth-like", "minift, captured")
 TINY_CASES = {"tiny": Case(TINY, 2, 9, 2)}
 
 
@@ -94,12 +100,8 @@ def model_of(case: Case, device: str, dtype: torch.dtype) -> Transformer:
     return model.train()
 
 
-def stepper(
-    loss_of: Callable[[], Tensor], parameters: list[nn.Parameter], device: str, capturable: bool
-) -> Step:
-    optimizer = torch.optim.AdamW(
-        parameters, lr=1e-4, weight_decay=0.0, fused=True, capturable=capturable
-    )
+def stepper(loss_of: Callable[[], Tensor], parameters: list[nn.Parameter]) -> Step:
+    optimizer = torch.optim.AdamW(parameters, lr=RATE, weight_decay=0.0, fused=True)
 
     def step() -> Tensor:
         loss = loss_of()
@@ -113,19 +115,33 @@ def stepper(
     return step
 
 
-def of_minift(case: Case, device: str, dtype: torch.dtype, capturable: bool = False) -> Step:
+def of_minift(case: Case, device: str, dtype: torch.dtype) -> Step:
     model = model_of(case, device, dtype)
     tokens, targets = batch_of(case, device)
-    if capturable:
-        places = torch.arange(case.length, device=device).expand(tokens.shape)
-        table = model.rotary(places, dtype, False)
-        model.rotary = lambda positions, dtype, local: table  # type: ignore[method-assign]
 
     def loss_of() -> Tensor:
         hidden = model(tokens, hidden_only=True)
         return model.nll(hidden.flatten(0, 1), targets.flatten()) / targets.numel()
 
-    return stepper(loss_of, list(trainable(model).values()), device, capturable)
+    return stepper(loss_of, list(trainable(model).values()))
+
+
+def of_fit(case: Case, device: str, dtype: torch.dtype) -> Step:
+    """The step that `fit` captures, of the same tokens."""
+    model = model_of(case, device, dtype)
+    tokens, targets = (side.tolist() for side in batch_of(case, "cpu"))
+    rows = [([*row, following[-1]], [1] * (case.length + 1))
+            for row, following in zip(tokens, targets, strict=True)]  # fmt: skip
+    parameters = trainable(model)
+    optimizer = AdamW(parameters, {}, betas=(0.9, 0.999), eps=1e-8, decay=0.0)
+    config = TrainConfig(batch=case.rows, micro_tokens=case.rows * case.length)
+    taker = Captured(model, optimizer, parameters, config)
+
+    def step() -> Tensor:
+        taker.queue(rows, RATE)
+        return taker.report[0].clone()  # the next step overwrites it
+
+    return step
 
 
 def of_peft(case: Case, device: str, dtype: torch.dtype, liger: bool) -> Step:
@@ -154,27 +170,8 @@ def of_peft(case: Case, device: str, dtype: torch.dtype, liger: bool) -> Step:
     labels = torch.cat((tokens[:, :1], targets_of[:, :-1]), dim=1)  # shifted again by the model
     return stepper(
         lambda: model(input_ids=tokens, labels=labels).loss,
-        [p for p in model.parameters() if p.requires_grad], device, False,
+        [p for p in model.parameters() if p.requires_grad],
     )  # fmt: skip
-
-
-def captured(step: Step) -> Step:
-    """The step as one CUDA graph. Raises RuntimeError where something in it cannot be captured."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            step()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        loss = step()
-
-    def replay() -> Tensor:
-        graph.replay()
-        return loss
-
-    return replay
 
 
 def sides_of(
@@ -194,13 +191,7 @@ def sides_of(
     yield "minift, torch", plain(lambda: using("torch"))
     yield "readable", plain(lambda: using("reference"))
     yield "unsloth-like", plain(unsloth_like)
-    if device == "cuda":
-
-        def replayed() -> Side:
-            with using(ours):
-                return Side(captured(of_minift(case, device, dtype, capturable=True)))
-
-        yield "minift, captured", replayed
+    yield "minift, captured", lambda: Side(of_fit(case, device, dtype), lambda: using(ours))
     for name, liger in (("PEFT", False), ("PEFT+Liger", True)):
         yield name, lambda liger=liger: Side(of_peft(case, device, dtype, liger))  # type: ignore[misc]
 
@@ -256,8 +247,10 @@ def compared(
         if device == "cuda" and "captured" not in name:  # a graph's memory is not counted there
             side.peak_mb = (torch.cuda.max_memory_allocated() - before) / 2**20
         sides[name] = side
-    with sides["minift"].within():
-        waiting = waits(sides["minift"].step, device)
+    waiting: dict[str, list[str]] = {}
+    for name in set(sides) & {"minift", "minift, captured"}:
+        with sides[name].within():
+            waiting[name] = waits(sides[name].step, device)
     times: dict[str, list[float]] = {name: [] for name in sides}
     for n in range(rounds):
         for name in list(sides) if n % 2 == 0 else list(sides)[::-1]:
@@ -280,7 +273,7 @@ def compared(
         }  # fmt: skip
         print(f"    {name}: {middle:.3f} ms, {out['sides'][name]['times_minift']}", flush=True)
     # The same weights and tokens; bf16 rounds differently on each side.
-    own = [s.losses for n, s in sides.items() if n in ("minift", "minift, torch", "unsloth-like")]
+    own = [s.losses for n, s in sides.items() if n in OURS]
     exact = sides["readable"].losses
     out["losses_apart"] = max(
         abs(a - b) for losses in own for a, b in zip(losses, exact, strict=True)

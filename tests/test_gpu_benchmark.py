@@ -42,11 +42,14 @@ def test_a_dry_run_takes_every_path(tmp_path):
     assert found["certificate"]["commit"]
     assert found["checks"]["failed"] == []
     assert found["checks"]["dropout"] < 1e-5
+    assert found["checks"]["fit captured, torch.float32"] < 1e-4
     cells = [cell for name, cell in found["kernels"].items() if name.startswith("tiny, ")]
     assert len(cells) == 10
     assert {form for cell in cells for form in cell} == {"triton", "torch", "readable"}
     (tiny,) = found["steps"].values()
-    assert {"minift", "minift, torch", "readable", "unsloth-like"} <= set(tiny["sides"])
+    assert {"minift", "minift, torch", "minift, captured", "readable", "unsloth-like"} <= set(
+        tiny["sides"]
+    )
     for side in tiny["sides"].values():  # float32: the same steps, but for what is rounded
         assert side["losses"][-1] < side["losses"][0]
     assert tiny["losses_apart"] < 1e-5

@@ -120,3 +120,30 @@ def packed_batches(lengths: Lengths, max_tokens: int) -> list[Indices]:
         parts[-1].append(row)
         full += int(size[row])
     return [np.asarray(part, np.int64) for part in parts]
+
+
+def fixed_batches(
+    lengths: Lengths, targets: Lengths, max_tokens: int, max_targets: int
+) -> list[list[int]]:
+    """Rows for as few batches of a fixed size as the first fit, longest first, finds.
+
+    At most 11/9 of the least possible, and one more (Johnson 1973, for one of the two limits). No
+    row may be beyond a limit by itself.
+    """
+    size, learned = np.asarray(lengths, np.int64), np.asarray(targets, np.int64)
+    parts: list[list[int]] = []
+    room: list[tuple[int, int]] = []  # tokens and targets that each has left
+    for row in np.argsort(-size, kind="stable").tolist():
+        n, m = int(size[row]), int(learned[row])
+        if n > max_tokens or m > max_targets:
+            raise ConfigError(
+                f"row {row}: found {n} tokens and {m} targets, allowed {max_tokens} and "
+                f"{max_targets}"
+            )
+        k = next((k for k, free in enumerate(room) if n <= free[0] and m <= free[1]), len(room))
+        if k == len(room):
+            parts.append([])
+            room.append((max_tokens, max_targets))
+        parts[k].append(row)
+        room[k] = (room[k][0] - n, room[k][1] - m)
+    return parts

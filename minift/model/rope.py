@@ -13,7 +13,7 @@ multiplies in float32; at position 8,000 that product alone is off by 5e-4.
 from __future__ import annotations
 
 import math
-from functools import lru_cache
+from functools import cache, lru_cache
 
 import torch
 from torch import Tensor
@@ -37,6 +37,15 @@ def frequencies(config: ModelConfig, *, local: bool = False, length: int = 0) ->
     half = torch.arange(0, config.turned, 2, dtype=torch.float64) / config.turned
     freq = base**-half
     return freq if scaling is None else stretch(freq, scaling, base)
+
+
+@cache
+def frequencies_on(device: torch.device, config: ModelConfig, local: bool) -> Tensor:
+    """The same bits on a device, copied there once: no later call waits for a copy.
+
+    Never let go, since a captured step reads them where they are.
+    """
+    return frequencies(config, local=local).to(device)
 
 
 def grown(scaling: RopeScaling, dims: int, length: int) -> float:

@@ -31,12 +31,13 @@ from minift.kernels import choice
 from minift.kernels.activations import ACTIVATIONS
 from minift.kernels.attention.dispatch import attend
 from minift.kernels.attention.packed import Packing
+from minift.kernels.attention.varlen import Texts, suits
 from minift.kernels.cross_entropy.dispatch import linear_cross_entropy, token_logprobs
 from minift.kernels.rope.dispatch import rotate_both
 from minift.model.config import ModelConfig
 from minift.model.heads import LabelHead, MaskedLMHead
 from minift.model.norm import make_norm
-from minift.model.rope import frequencies, rotary_table
+from minift.model.rope import frequencies, frequencies_on, rotary_table
 
 FEW = 0.9  # of all rows: where more are wanted, picking them early saves nothing
 
@@ -64,6 +65,7 @@ class Sight:
 
     visible: Tensor | None  # (B or 1, 1, T, S), True where a query may look; None: see `causal`
     causal: bool  # no mask needed beyond "not after me"
+    texts: Texts | None = None  # nor beyond "in my text", for a kernel that knows them
 
 
 @dataclass(frozen=True)
@@ -105,6 +107,7 @@ class Shared:
     cache: Cache | None
     past: Past | None
     packing: Packing | None  # how packed rows are laid out for attention
+    last: int | None = None  # no position is beyond it, where that is known without asking
     wanted: Wanted | None = None  # of the last block
 
 
@@ -191,7 +194,7 @@ class Attention(nn.Module):
                 torch.cat((before.to(x.dtype).expand(len(x), -1, -1, -1), x), dim=2)
                 for before, x in zip(past, (k, v), strict=True)
             )
-        return attend(q, k, v, sight.visible, sight.causal, self.scale, self.cap)
+        return attend(q, k, v, sight.visible, sight.causal, self.scale, self.cap, sight.texts)
 
 
 class MLP(nn.Module):
@@ -289,7 +292,7 @@ class Transformer(nn.Module):
         embeds: Tensor | None = None,
         positions: Tensor | None = None,
         mask: Tensor | None = None,
-        segments: Tensor | None = None,
+        segments: Tensor | Texts | None = None,
         token_types: Tensor | None = None,
         past: Past | None = None,
         cache: Cache | None = None,
@@ -303,10 +306,11 @@ class Transformer(nn.Module):
         token types and norm. mask (B, T): True where a position is real; padding may stand on
         either side. positions (B, T) count the real tokens of a row (of a segment, where segments
         are given) from 0, after P positions of `past` and whatever the cache holds. segments
-        (B, T): a position sees its own segment only. token_types (B, T): 0 where not given.
-        past: read-only keys and values that every position sees. cache: written, and read by the
-        next call. wanted (B, T): True at N real positions; only theirs come back, (N, D) or (N, V),
-        row by row, and what the last block computes for the others alone is left out.
+        (B, T): a position sees its own segment only; as Texts, B = 1, nothing that runs depends on
+        where they end. token_types (B, T): 0 where not given. past: read-only keys and values that
+        every position sees. cache: written, and read by the next call. wanted (B, T): True at N
+        real positions; only theirs come back, (N, D) or (N, V), row by row, and what the last block
+        computes for the others alone is left out. Or (N,) int64, which of the B T positions.
         """
         if (tokens is None) == (embeds is None):
             raise ConfigError("model: give either tokens or embeds")
@@ -315,19 +319,23 @@ class Transformer(nn.Module):
         elif embeds is not None:
             x = embeds.to(self.embed.weight.dtype)
         B, T, _ = x.shape
-        if wanted is not None and (wanted.shape != (B, T) or wanted.dtype != torch.bool):
+        if wanted is not None and (tuple(wanted.shape), wanted.dtype) not in (
+            ((B, T), torch.bool),
+            ((wanted.numel(),), torch.int64),
+        ):
             raise ConfigError(
-                f"model: wanted is {wanted.dtype} {tuple(wanted.shape)}, allowed bool {(B, T)}"
+                f"model: wanted is {wanted.dtype} {tuple(wanted.shape)}, allowed bool {(B, T)} "
+                "or int64 (N,)"
             )
         if isinstance(self.head, LabelHead) and not hidden_only:
             if wanted is not None:
                 raise ConfigError("model: a label head reads a position of its own, none wanted")
             wanted = self.head.reads(mask, B, T, x.device)
         positions, shared = self.share(x, positions, mask, segments, past, cache)
-        x = self.place(x, positions, token_types)
+        x = self.place(x, positions, token_types, shared.last)
         for block in self.blocks:
-            if block is self.blocks[-1] and wanted is not None and few(wanted):
-                rows = Wanted(x, wanted.flatten().nonzero()[:, 0])
+            if block is self.blocks[-1] and wanted is not None and few(wanted, B * T):
+                rows = Wanted(x, wanted if wanted.dim() == 1 else wanted.flatten().nonzero()[:, 0])
                 x, shared = rows.pick(x), replace(shared, wanted=rows)
             if self.checkpointing and torch.is_grad_enabled():
                 x = checkpoint(block, x, shared, use_reentrant=False)
@@ -336,7 +344,12 @@ class Transformer(nn.Module):
         if cache is not None:
             cache.advance(T)
         if wanted is not None:
-            x = x[wanted] if shared.wanted is None else x[0]  # (N, D)
+            if shared.wanted is not None:
+                x = x[0]  # (N, D)
+            elif wanted.dim() == 1:
+                x = x.flatten(0, 1).index_select(0, wanted)  # (N, D)
+            else:
+                x = x[wanted]  # (N, D)
         if self.norm is not None:
             x = self.norm(x)  # (B, T, D), or (N, D)
         if hidden_only or self.head is None:
@@ -356,9 +369,13 @@ class Transformer(nn.Module):
         cap = self.config.logit_cap
         return scores if cap is None else torch.tanh(scores / cap) * cap
 
-    def nll(self, hidden: Tensor, targets: Tensor) -> Tensor:
-        """Sum of the negative log-probabilities of targets (N,), in nats: hidden (N, D)."""
-        return linear_cross_entropy(hidden, self.head, self.logits, targets, self.config.logit_cap)
+    def nll(self, hidden: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
+        """Sum of the negative log-probabilities of targets (N,), in nats: hidden (N, D).
+
+        weights (N,): what each counts.
+        """
+        cap = self.config.logit_cap
+        return linear_cross_entropy(hidden, self.head, self.logits, targets, cap, weights)
 
     def logprobs(
         self, hidden: Tensor, targets: Tensor, temperature: float = 1.0
@@ -376,9 +393,11 @@ class Transformer(nn.Module):
         x = self.embed(tokens)
         scale = self.config.embed_scale
         # The factor is rounded to the weights' dtype first, as in the models' own training.
-        return x if scale == 1 else x * torch.tensor(scale, dtype=x.dtype, device=x.device)
+        return x if scale == 1 else x * torch.full((), scale, dtype=x.dtype, device=x.device)
 
-    def place(self, x: Tensor, positions: Tensor, token_types: Tensor | None) -> Tensor:
+    def place(
+        self, x: Tensor, positions: Tensor, token_types: Tensor | None, last: int | None
+    ) -> Tensor:
         """Learned positions, token types and the norm of the embeddings, where there are any."""
         if self.types is not None:
             kinds = torch.zeros_like(positions) if token_types is None else token_types
@@ -386,9 +405,10 @@ class Transformer(nn.Module):
         elif token_types is not None:
             raise ConfigError(f"model: family {self.config.family} has no token types")
         if self.places is not None:
-            if int(positions.max()) >= self.config.context:
+            last = int(positions.max()) if last is None else last
+            if last >= self.config.context:
                 raise ConfigError(
-                    f"model: position {int(positions.max()):,} is beyond the context, "
+                    f"model: position {last:,} is beyond the context, "
                     f"{self.config.context:,} positions"
                 )
             x = x + self.places(positions + self.config.position_offset)
@@ -399,7 +419,7 @@ class Transformer(nn.Module):
         x: Tensor,
         positions: Tensor | None,
         mask: Tensor | None,
-        segments: Tensor | None,
+        segments: Tensor | Texts | None,
         past: Past | None,
         cache: Cache | None,
     ) -> tuple[Tensor, Shared]:
@@ -410,6 +430,11 @@ class Transformer(nn.Module):
             raise ConfigError("model: segments and a cache do not go together")
         if cache is not None and not config.causal:
             raise ConfigError(f"model: {config.family} looks both ways, which no cache can serve")
+        if isinstance(segments, Texts) and mask is not None:
+            raise ConfigError("model: a row of Texts and a mask do not go together")
+        texts: Texts | None = None
+        if isinstance(segments, Texts):
+            texts, segments = segments, segments.segments
         keep = None if mask is None or bool(mask.all()) else mask.bool()  # (B, T)
         counted = torch.zeros(B, 1, dtype=torch.long, device=x.device)
         P = 0 if past is None else past[0][0].shape[2]
@@ -418,11 +443,15 @@ class Transformer(nn.Module):
             columns, counted = cache.mark(keep, T)
         elif config.causal and keep is not None and P == 0 and right_padded(keep):
             columns = None  # no real query looks that far
+        last = None
         if positions is None:
             positions = P + counted + count(keep, segments, B, T, x.device)
+            last = None if texts is None else P + texts.longest - 1
         positions = positions.expand(B, T)
         packing = None
-        if segments is not None and choice.fused():
+        if texts is not None:
+            every = [self.reaches(texts, x.dtype, T, P)]
+        elif segments is not None and choice.fused():
             packing = Packing(segments, keep)
             if not packing.bundles:
                 raise ConfigError("model: found segments and no position that is real")
@@ -437,7 +466,18 @@ class Transformer(nn.Module):
         local = whole
         if any(config.local):
             local = View(self.rotary(positions, x.dtype, True), locals_)
-        return positions, Shared(whole, local, cache, past, packing)
+        return positions, Shared(whole, local, cache, past, packing, last)
+
+    def reaches(self, texts: Texts, dtype: torch.dtype, T: int, P: int) -> tuple[Sight, Sight]:
+        """`sights` of a row of fixed shape: by a kernel that knows texts, or by a mask."""
+        config, device = self.config, texts.segments.device
+        plain = config.causal and P == 0 and config.attention_cap is None and choice.fused()
+        if not plain or not suits(dtype, device, config.head_dim):
+            return self.sights(None, texts.segments, T, 0, P)
+        whole = Sight(None, True, texts)
+        if not any(config.local) or config.window is None:
+            return whole, whole
+        return whole, Sight(None, True, replace(texts, window=config.window))
 
     def sights(
         self, columns: Tensor | None, segments: Tensor | None, T: int, before: int, P: int
@@ -464,9 +504,12 @@ class Transformer(nn.Module):
         if config.positions != "rope":
             return None
         scaling = config.rope_scaling
-        length = int(positions.max()) + 1 if scaling and scaling.kind == "dynamic" else 0
+        if scaling is not None and scaling.kind == "dynamic":
+            freq = frequencies(config, local=local, length=int(positions.max()) + 1)
+        else:
+            freq = frequencies_on(positions.device, config, local)
         gain = 1.0 if scaling is None or (local and config.local_rope_base) else scaling.gain
-        return rotary_table(frequencies(config, local=local, length=length), positions, dtype, gain)
+        return rotary_table(freq, positions, dtype, gain)
 
 
 def make_head(config: ModelConfig) -> nn.Module | None:
@@ -480,9 +523,10 @@ def make_head(config: ModelConfig) -> nn.Module | None:
     return None
 
 
-def few(wanted: Tensor) -> bool:
+def few(wanted: Tensor, positions: int) -> bool:
     """Whether so few positions are wanted that the last block had better know."""
-    return int(wanted.sum()) <= FEW * wanted.numel()
+    count = int(wanted.sum()) if wanted.dtype == torch.bool else len(wanted)
+    return count <= FEW * positions
 
 
 def right_padded(keep: Tensor) -> bool:

@@ -38,6 +38,7 @@ from minift.train.objectives import Counted, Objective
 from minift.train.optimizer import SCHEDULES, AdamW, learning_rate
 
 ORDERS = ("auto", "random", "length")
+GRAPHS = ("off", "on")
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,10 @@ class TrainConfig:
             "reference: readable"
         },
     )
+    graph: str = field(
+        default="off",
+        metadata={"help": "on: each step is one CUDA graph of fixed shape; SFT on a GPU"},
+    )
     seed: int = field(default=0, metadata={"help": "of the order of the data and of dropout"})
     threads: int | None = field(default=None, metadata={"help": "default: one a core"})
 
@@ -105,9 +110,13 @@ class TrainConfig:
         rule("order", self.order in ORDERS, ", ".join(ORDERS))
         rule("eval_every", self.eval_every >= 0, "0 or more")
         rule("kernels", self.kernels in KERNELS, ", ".join(KERNELS))
+        rule("graph", self.graph in GRAPHS, ", ".join(GRAPHS))
         rule("threads", self.threads is None or self.threads >= 1, "a whole number from 1")
         if self.steps is not None and self.epochs is not None:
             problems.append("give steps or epochs, not both")
+        if self.graph == "on" and (self.checkpointing or self.kernels == "reference"):
+            found = "checkpointing" if self.checkpointing else "kernels reference"
+            problems.append(f"graph: found on with {found}, allowed without")
         if problems:
             raise ConfigError("; ".join(problems))
 
@@ -169,6 +178,34 @@ class Progress:
     held_out_loss: float | None = None
 
 
+@dataclass(frozen=True)
+class Planned:
+    """A step before it is taken."""
+
+    step: int
+    lr: float
+    indices: list[int]
+    due: bool  # an evaluation follows
+
+
+@dataclass(frozen=True)
+class Taken:
+    """A step after it."""
+
+    step: int
+    lr: float
+    loss: float  # mean of its targets
+    norm: float
+    tokens: int
+    targets: int
+    settled: bool = True  # the weights are as it left them: no later step has begun
+
+    @property
+    def good(self) -> bool:
+        """Whether it changed the weights."""
+        return self.targets > 0 and math.isfinite(self.loss) and math.isfinite(self.norm)
+
+
 def fit(
     model: Transformer,
     objective: Objective,
@@ -182,7 +219,8 @@ def fit(
 
     `watch` hears of every step. Ctrl-C ends after the step at hand, with everything saved. Raises
     ConfigError where nothing is trainable or `out` holds a run, Diverged after three steps in a row
-    whose loss or gradient was not finite.
+    whose loss or gradient was not finite. With `graph` on, all of that is a step late, since a step
+    is read when the next one is under way; evaluation and the end are not.
     """
     parameters = trainable(model)
     if not parameters:
@@ -190,6 +228,10 @@ def fit(
     steps = config.resolved_steps(objective.rows)
     rate = methods.learning_rate(model) if config.lr is None else config.lr
     config = replace(config, lr=rate)
+    if config.graph == "on":
+        from minift.train import captured
+
+        captured.check(model, objective, parameters)
     if out is not None:  # now, not after hours of training
         check_out(out, overwrite)
         free_space(out, 2 * sum(p.numel() * p.element_size() for p in parameters.values()))
@@ -212,27 +254,26 @@ def fit(
         # "auto" leaves the choice to whoever called.
         choice = nullcontext() if config.kernels == "auto" else using(config.kernels)
         with choice, tuned(config.threads) as machine, interruptible() as interrupted:
-            for step, indices in zip(range(steps), order(objective, config), strict=False):
-                lr = learning_rate(config.schedule, rate, round(config.warmup * steps), steps, step)
-                optimizer.set_rate(lr)
-                loss, tokens, targets = gradients(step_module, indices, config.micro_tokens)
-                if step == 0:
-                    check_gradients(parameters)
-                norm = optimizer.clip(config.clip)
-                if targets and math.isfinite(loss) and math.isfinite(norm):
-                    optimizer.step()
+            work = planned(objective, config, steps, rate)
+            if config.graph == "on":
+                one_by_one = captured.steps(
+                    work, model, objective, optimizer, parameters, config, interrupted.is_set
+                )
+            else:
+                one_by_one = ordinary(work, step_module, optimizer, parameters, config)
+            for taken in one_by_one:
+                if taken.good:
                     bad = 0
                 else:  # the weights stay as they are
                     run.skipped += 1
-                    bad += targets > 0
-                optimizer.zero_grad()
-                run.losses.append(loss)
-                run.norms.append(norm)
-                run.tokens += tokens
+                    bad += taken.targets > 0
+                run.losses.append(taken.loss)
+                run.norms.append(taken.norm)
+                run.tokens += taken.tokens
                 run.seconds = time.perf_counter() - begin
-                held_out = None
+                step, held_out = taken.step, None
                 last = step + 1 == steps or interrupted.is_set()
-                if due(config, step, last):
+                if taken.settled and due(config, step, last):
                     held_out = held_out_loss(model, objective, config.micro_tokens)
                 if held_out is not None:
                     run.evaluations.append((step + 1, held_out))
@@ -240,17 +281,19 @@ def fit(
                         best_loss, run.best_step = held_out, step + 1
                         best = {n: p.detach().clone() for n, p in parameters.items()}
                 progress = Progress(
-                    step + 1, steps, loss, lr, norm, tokens, targets, run.seconds, held_out
-                )
+                    step + 1, steps, taken.loss, taken.lr, taken.norm, taken.tokens, taken.targets,
+                    run.seconds, held_out,
+                )  # fmt: skip
                 if run.out is not None:
                     append_line(run.out / "metrics.jsonl", json.dumps(asdict(progress)))
                 watch(progress)
                 if bad == 3:
                     raise Diverged(
                         f"step {step + 1}: the loss or the gradient was not finite three times in "
-                        f"a row (loss {loss}, gradient norm {norm}); try an lr below {rate}"
+                        f"a row (loss {taken.loss}, gradient norm {taken.norm}); try an lr below "
+                        f"{rate}"
                     )
-                if interrupted.is_set():
+                if interrupted.is_set() and taken.settled:
                     run.interrupted = True
                     break
             if best is not None and not run.interrupted:
@@ -265,6 +308,37 @@ def fit(
         model.train(was[0])
         model.checkpointing = was[1]
     return run
+
+
+def planned(
+    objective: Objective, config: TrainConfig, steps: int, rate: float
+) -> Iterator[Planned]:
+    """What every step will do; rows are tokenized as they come up."""
+    warmup = round(config.warmup * steps)
+    for step, indices in zip(range(steps), order(objective, config), strict=False):
+        lr = learning_rate(config.schedule, rate, warmup, steps, step)
+        yield Planned(step, lr, indices, due(config, step, step + 1 == steps))
+
+
+def ordinary(
+    work: Iterator[Planned],
+    step_module: Step,
+    optimizer: AdamW,
+    parameters: dict[str, nn.Parameter],
+    config: TrainConfig,
+) -> Iterator[Taken]:
+    """Step after step, each taken before it is told."""
+    for one in work:
+        optimizer.set_rate(one.lr)
+        loss, tokens, targets = gradients(step_module, one.indices, config.micro_tokens)
+        if one.step == 0:
+            check_gradients(parameters)
+        norm = optimizer.clip(config.clip)
+        taken = Taken(one.step, one.lr, loss, norm, tokens, targets)
+        if taken.good:
+            optimizer.step()
+        optimizer.zero_grad()
+        yield taken
 
 
 def order(objective: Objective, config: TrainConfig) -> Iterator[list[int]]:

@@ -143,10 +143,13 @@ class SFT:
             ids, mask = fit_length(ids, mask, self.max_length)
         return ids, mask
 
+    def encoded(self, indices: Sequence[int]) -> list[tuple[list[int], list[int]]]:
+        """(ids, mask) of these rows of the training data."""
+        return [self.window[i] if i in self.window else self.encode(i) for i in indices]
+
     def batches(self, indices: Sequence[int], max_tokens: int) -> list[Batch]:
         """These rows of the training data, in pieces of at most `max_tokens` with padding."""
-        rows = [self.window[i] if i in self.window else self.encode(i) for i in indices]
-        return pieces(rows, max_tokens, self.pack)
+        return pieces(self.encoded(indices), max_tokens, self.pack)
 
     def held_out_batches(self, max_tokens: int) -> Iterator[Batch]:
         order = sorted(range(len(self.held_out)), key=lambda i: size(self.held_out[i]))

@@ -75,7 +75,9 @@ class AdamW:
 
     Gradients arrive in the parameters' own `.grad`, as autograd (or DDP) hands them over; `clip`
     collects them. One that never came counts as zero. `release` gives every parameter its own
-    storage again.
+    storage again. And one step that the CPU waits for nowhere (train/captured.py), after `fix`:
+
+        backward passes -> advance(most, loss)
     """
 
     def __init__(
@@ -126,7 +128,10 @@ class AdamW:
 
     def set_rate(self, lr: float) -> None:
         for group in self.inner.param_groups:
-            group["lr"] = lr * group["ratio"]
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(lr * group["ratio"])
+            else:
+                group["lr"] = lr * group["ratio"]
 
     @torch.no_grad()
     def clip(self, most: float) -> float:
@@ -143,16 +148,57 @@ class AdamW:
             torch._foreach_copy_(parts, came)
         for parameter, _ in self.joined:
             parameter.grad = None
-        norm = torch.nn.utils.get_total_norm(
-            [row_norms(gradient(v)) for v in self.vectors] + [gradient(p) for p in self.alone]
-        )
+        norm = self.norm()
         if most and math.isfinite(float(norm)):
             torch.nn.utils.clip_grads_with_norm_(self.owners, most, norm)
         return float(norm)
 
+    def norm(self) -> Tensor:
+        """Of all gradients where they were collected."""
+        return torch.nn.utils.get_total_norm(
+            [row_norms(gradient(v)) for v in self.vectors] + [gradient(p) for p in self.alone]
+        )
+
     def step(self) -> None:
         """The update, from the gradients that `clip` collected."""
         self.inner.step()
+
+    @torch.no_grad()
+    def fix(self) -> None:
+        """Let gradients add up where they are collected, and rates be numbers on the device.
+
+        From now on every tensor of a step stays where it is.
+        """
+        for parameter, part in self.joined:
+            parameter.grad = part
+        for parameter in self.alone:
+            parameter.grad = torch.zeros_like(parameter)
+        self.forget()
+        for group in self.inner.param_groups:
+            self.bad = torch.zeros((), dtype=torch.float32, device=group["params"][0].device)
+            group["lr"] = torch.zeros_like(self.bad)
+        # torch's fused update asks for it by this name, and where it is 1 leaves all as it is.
+        self.inner.found_inf = self.bad  # type: ignore[attr-defined]
+
+    @torch.no_grad()
+    def advance(self, most: float, loss: Tensor) -> Tensor:
+        """Clip, update and forget the gradients; -> their norm before, on the device.
+
+        Where it or the loss is not finite, the weights and their moments stay as they are.
+        """
+        norm = self.norm()
+        self.bad.copy_(~(norm.isfinite() & loss.isfinite()))
+        if most:
+            torch.nn.utils.clip_grads_with_norm_(self.owners, most, norm)
+        capturing = self.bad.is_cuda and torch.cuda.is_current_stream_capturing()
+        for group in self.inner.param_groups:  # torch asks for it then, and warns of it else
+            group["capturable"] = capturing
+        self.inner.step()
+        self.forget()
+        return norm
+
+    def forget(self) -> None:
+        torch._foreach_zero_([gradient(owner) for owner in self.owners])
 
     def zero_grad(self) -> None:
         """Forget the gradients. (A flat vector's are overwritten by the next `clip`.)"""

@@ -42,6 +42,17 @@ def test_a_run_is_not_written_over_unless_told(cli, tiny_model, data, tmp_path):
     assert len((tmp_path / "out/metrics.jsonl").read_text().splitlines()) == 1
 
 
+def test_a_graph_on_a_cpu_is_refused_in_one_line_before_anything_is_made(
+    cli, tiny_model, data, tmp_path
+):
+    out = tmp_path / "out"
+    code, _, err = cli("sft", "--model", tiny_model, "--data", data, "--out", out, "--graph", "on",
+                       "--device", "cpu", "--quiet")  # fmt: skip
+    assert code == 2
+    assert err == "minift: graph: found on with the device cpu, allowed a GPU\n"
+    assert not out.exists()
+
+
 def test_ctrl_c_saves_what_there_is(cli, tiny_model, data, tmp_path, monkeypatch):
     honest = loop.gradients
     calls = []

@@ -7,7 +7,14 @@ import itertools
 import numpy as np
 import pytest
 
-from minift.data.batches import micro_batches, packed_batches, row_batches, shuffled, splitmix64
+from minift.data.batches import (
+    fixed_batches,
+    micro_batches,
+    packed_batches,
+    row_batches,
+    shuffled,
+    splitmix64,
+)
 from minift.errors import ConfigError
 
 
@@ -148,3 +155,25 @@ def test_random_batches_are_blind_to_lengths() -> None:
     assert flat == shuffled(50, 3, 1, 0).tolist()
     assert [len(rows) for rows in asked] == [24, 24, 2]
     assert [row for rows in asked for row in rows] == flat
+
+
+def test_fixed_batches_by_hand():
+    """Room for 10 tokens and 6 targets: 7 + 3, then 5 + 4, then 4 whose targets had no room."""
+    found = fixed_batches([4, 7, 3, 5, 4], [1, 3, 3, 2, 5], 10, 6)
+    assert found == [[1, 2], [3, 0], [4]]
+    assert fixed_batches([], [], 10, 6) == []
+    with pytest.raises(ConfigError, match="row 1: found 11 tokens and 2 targets, allowed 10 and 6"):
+        fixed_batches([3, 11], [1, 2], 10, 6)
+    with pytest.raises(ConfigError, match="row 0: found 3 tokens and 7 targets"):
+        fixed_batches([3], [7], 10, 6)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_fixed_batches_hold_every_row_once_and_waste_little(seed):
+    sizes = shuffled(60, seed) % 40 + 1
+    targets = np.minimum(sizes, shuffled(60, seed, 1) % 30)
+    found = fixed_batches(sizes, targets, 64, 40)
+    assert sorted(row for part in found for row in part) == list(range(60))
+    assert all(sizes[part].sum() <= 64 and targets[part].sum() <= 40 for part in found)
+    least = max(sizes.sum() / 64, targets.sum() / 40)
+    assert len(found) <= 1.3 * least + 1

@@ -10,7 +10,7 @@ import torch
 
 from minift.kernels.rope.reference import rotate
 from minift.model.config import ModelConfig, RopeScaling
-from minift.model.rope import frequencies, rotary_table, stretch
+from minift.model.rope import frequencies, frequencies_on, rotary_table, stretch
 
 CONFIG = ModelConfig("llama", 8, 8, 1, 2, 2, 4, 8, 16, rope_base=100.0)
 
@@ -87,3 +87,13 @@ def test_local_layers_have_a_base_of_their_own():
 def test_a_gain_multiplies_both():
     cos, sin = rotary_table(torch.tensor([0.0]), torch.tensor([[3]]), torch.float64, 1.5)
     assert (float(cos.flatten()), float(sin.flatten())) == (1.5, 0.0)
+
+
+def test_frequencies_are_kept_on_their_device():
+    scaled = replace(CONFIG, rope_scaling=RopeScaling("linear", 2.0))
+    one = frequencies_on(torch.device("cpu"), scaled, False)
+    assert torch.equal(one, frequencies(scaled))
+    assert frequencies_on(torch.device("cpu"), scaled, False) is one
+    other = frequencies_on(torch.device("meta"), scaled, False)
+    assert other.device.type == "meta"
+    assert frequencies_on(torch.device("meta"), scaled, False) is other

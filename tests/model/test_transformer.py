@@ -12,6 +12,7 @@ import torch
 from minift.checkpoints.open import load_model
 from minift.errors import ConfigError
 from minift.generation.cache import KVCache
+from minift.kernels.attention.varlen import Texts
 from minift.model.config import ModelConfig
 from minift.model.transformer import Transformer
 
@@ -284,3 +285,52 @@ def test_wrong_calls_are_refused():
     ):
         with pytest.raises(ConfigError):
             model(**call)
+
+
+def packed_texts(sizes=(3, 1, 5)):
+    """Three texts in a row, and two that have no position."""
+    ends = torch.tensor([0, *sizes, 0, 0]).cumsum(0).int()
+    segments = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))[None]
+    return Texts(segments, ends, max(sizes))
+
+
+@pytest.mark.parametrize("fields", [
+    {}, {"positions": "learned"}, {"local": (True, False), "window": 2}, {"attention_cap": 3.0},
+    {"causal": False}, {"embed_scale": 3.0, "norm_at": "sandwich"},
+])  # fmt: skip
+def test_texts_of_a_fixed_row_equal_separate_rows(fields):
+    model = tiny(**fields)
+    tokens = torch.randint(50, (1, 9))
+    y = model(tokens, segments=packed_texts())[0]
+    for begin, end in ((0, 3), (3, 4), (4, 9)):
+        torch.testing.assert_close(y[begin:end], model(tokens[:, begin:end])[0])
+
+
+def test_texts_do_not_go_with_a_mask_or_beyond_the_context():
+    model, tokens = tiny(positions="learned"), torch.zeros(1, 9, dtype=torch.long)
+    with pytest.raises(ConfigError, match="Texts and a mask do not go together"):
+        model(tokens, segments=packed_texts(), mask=torch.ones(1, 9))
+    with pytest.raises(ConfigError, match="position 64 is beyond the context, 64"):
+        model(tokens, segments=replace(packed_texts(), longest=65))
+
+
+@pytest.mark.parametrize("norm_at", ["pre", "post", "sandwich", "parallel"])
+@pytest.mark.parametrize("at", [[4, 1, 13], list(range(17, -1, -1))])
+def test_positions_wanted_by_number_come_in_that_order(norm_at, at):
+    """Few of them, which the last block hears of, and all."""
+    model = tiny(norm_at=norm_at, final_norm=norm_at != "post")
+    tokens, at = torch.randint(50, (2, 9)), torch.tensor(at)
+    y = model(tokens, wanted=at)
+    torch.testing.assert_close(y, model(tokens).flatten(0, 1)[at])
+    weight = model.blocks[0].mlp.hidden.up.weight
+    found, expected = (
+        torch.autograd.grad(x.square().sum(), weight)[0]
+        for x in (y, model(tokens).flatten(0, 1)[at])
+    )
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("wanted", [torch.ones(9).bool(), torch.ones(2, 9).long(), torch.ones(3)])
+def test_positions_wanted_in_any_other_way_are_refused(wanted):
+    with pytest.raises(ConfigError, match=r"allowed bool \(2, 9\) or int64 \(N,\)"):
+        tiny()(torch.zeros(2, 9, dtype=torch.long), wanted=wanted)

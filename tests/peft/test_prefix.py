@@ -51,6 +51,15 @@ def test_the_context_must_hold_both():
         adapted(TOKENS)
 
 
+def test_the_context_is_each_packed_texts_own():
+    adapted, tokens = attach(model(), Prefix(120)), torch.arange(14)[None]
+    y = adapted(tokens, segments=torch.arange(2).repeat_interleave(7)[None])
+    for part in (slice(0, 7), slice(7, 14)):
+        torch.testing.assert_close(y[:, part], adapted(tokens[:, part]), rtol=0, atol=1e-10)
+    with pytest.raises(ConfigError, match="120 virtual tokens and 9 tokens exceed"):
+        adapted(tokens, segments=torch.tensor([[0] * 9 + [1] * 5]))
+
+
 @pytest.mark.parametrize("fields", [
     {"prefix_tokens": 0}, {"prefix_tokens": True}, {"prefix_mlp": -1}, {"prefix_init": "text"},
     {"prefix_init": "vocab", "prefix_mlp": 2},

@@ -295,3 +295,45 @@ def test_two_updates_by_hand():
     # m = 0.25 - 1.5 = -1.25, over 0.75; v = 0.1875 + 2.25 = 2.4375, over 0.4375
     step = (-1.25 / 0.75) / (2.4375 / 0.4375) ** 0.5
     assert weight.item() == pytest.approx(1.9 - 0.1 * step)
+
+
+@pytest.mark.parametrize("small", [2**18, 100, -1])
+@pytest.mark.parametrize("clip", [0.0, 1.0])
+def test_a_step_that_waits_for_nothing_is_the_other_one(clip, small, monkeypatch):
+    """Rates that float32 holds; two backward passes each; the third step has a gradient and the
+    fourth a loss that is not finite, and they leave no trace."""
+    monkeypatch.setattr(module, "SMALL", small)
+    mine, other = made(), made()
+    optimizers = [
+        AdamW(p, {p["p0"]: 16.0, p["p3"]: 0.5}, **USUAL) for p in (mine, other)
+    ]  # fmt: skip
+    fixed, usual = optimizers
+    fixed.fix()
+    places = [p.grad.data_ptr() for p in mine.values()]
+    rates = [group["lr"] for group in fixed.inner.param_groups]
+    for step in range(6):
+        lr = 2.0 ** -(step + 4)
+        for parameters, optimizer in zip((mine, other), optimizers, strict=True):
+            optimizer.set_rate(lr)
+            for k in (1, 2):
+                sum((k * p).sin().sum() for p in parameters.values()).backward()
+            if step == 2:
+                parameters["p1"].grad[2] = float("inf")
+        loss = torch.tensor(float("nan") if step == 3 else 1.0)
+        norm = fixed.advance(clip, loss)
+        expected = usual.clip(clip)
+        assert float(norm) == pytest.approx(expected, rel=1e-12)
+        if step not in (2, 3):
+            usual.step()
+        usual.zero_grad()
+        for name in mine:
+            torch.testing.assert_close(mine[name], other[name], rtol=0, atol=1e-12)
+            assert not mine[name].grad.any()
+    assert places == [p.grad.data_ptr() for p in mine.values()]
+    assert all(a is g["lr"] for a, g in zip(rates, fixed.inner.param_groups, strict=True))
+    assert {one["step"] for one in fixed.state_dict().values()} == {4}
+    for name, one in usual.state_dict().items():
+        for key in ("exp_avg", "exp_avg_sq"):
+            torch.testing.assert_close(fixed.state_dict()[name][key], one[key], rtol=0, atol=1e-12)
+    fixed.release()
+    assert all(p.grad is None for p in mine.values())

@@ -3,7 +3,8 @@
 On a CPU, causal rows without a mask go through blocks of queries (fused.py), which keep no
 scores; other rows go through whole score matrices (reference.py) where those are small: torch's own
 kernel multiplies tiny blocks, and its backward pass takes up to eight times as long as two batched
-products over the whole square (rows of 32 tokens; even at 256). Everything else is torch's.
+products over the whole square (rows of 32 tokens; even at 256). Everything else is torch's. Rows of
+fixed shape say so by their `texts`, given only where varlen.py suits.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from minift.kernels import choice
-from minift.kernels.attention import fused
+from minift.kernels.attention import fused, varlen
 from minift.kernels.attention.reference import attention
 
 SQUARE = 256 * 256  # scores a head and row
@@ -26,8 +27,11 @@ def attend(
     causal: bool,
     scale: float | None = None,
     cap: float | None = None,
+    texts: varlen.Texts | None = None,
 ) -> Tensor:
     """`reference.attention`, by the fastest way; torch's kernel knows no cap."""
+    if texts is not None:
+        return varlen.attention(q, k, v, texts, scale)
     if not choice.fused() or cap is not None:
         return attention(q, k, v, visible, causal, scale, cap)
     if q.device.type == "cpu":

@@ -18,19 +18,21 @@ def linear_cross_entropy(
     logits: reference.Head,
     targets: Tensor,
     cap: float | None,
+    weights: Tensor | None = None,
 ) -> Tensor:
     """Sum of the negative log-probabilities: hidden (N, D), targets (N,) -> a float32+ scalar.
 
-    `logits` is what `head` and `cap` (and whatever hangs on the head) make of hidden states.
+    weights (N,), float32 or better: what each row counts, and 0 takes it out. `logits` is what
+    `head` and `cap` (and whatever hangs on the head) make of hidden states.
     """
     matrix = frozen_matrix(head)
     if matrix is None:
-        return reference.linear_cross_entropy(hidden, logits, targets)
+        return reference.linear_cross_entropy(hidden, logits, targets, weights=weights)
     if choice.triton(hidden):
         from minift.kernels.cross_entropy import triton
 
-        return triton.linear_cross_entropy(hidden, matrix, targets, cap)
-    return fused.linear_cross_entropy(hidden, matrix, targets, cap)
+        return triton.linear_cross_entropy(hidden, matrix, targets, cap, weights)
+    return fused.linear_cross_entropy(hidden, matrix, targets, cap, weights)
 
 
 def token_logprobs(

@@ -1,10 +1,11 @@
 """Cross-entropy from hidden states and a frozen head: two products a block, nothing kept but dh.
 
-    z = h Eᵀ + b (capped: c tanh(z / c))        loss = Σ_n  lse(z_n) - z_n[target]
+    z = h Eᵀ + b (capped: c tanh(z / c))        loss = Σ_n w_n (lse(z_n) - z_n[target])
 
 The loss is a sum, so its gradient is known as soon as it is: while a block's logits are at hand
 they become softmax(z) - onehot in place, and dh = (softmax - onehot) E at once (Hsu et al. 2024,
-arXiv:2410.10989, section 3.2). The backward pass only multiplies dh by what reaches the loss. The
+arXiv:2410.10989, section 3.2). The backward pass only multiplies dh by what reaches the loss, and
+each row by its weight w_n: 1, or given, and 0 takes a row out without a change of any shape. The
 products take many rows at a time, what lies between them few, so that it stays in the cache.
 
 A capped logit passes on 1 - (z / c)² of its gradient.
@@ -72,7 +73,7 @@ def bend(z: Tensor, cap: float | None, temperature: float = 1.0) -> tuple[Tensor
 def block(
     h: Tensor, head: nn.Linear, targets: Tensor, cap: float | None, learns: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """(Σ of the losses, dh) of some rows."""
+    """Each row's loss (n,), and dh, of some rows; neither is weighted."""
     whole = F.linear(h, head.weight, head.bias)  # (n, V), which becomes softmax - onehot
     losses = []
     for part, logits in pieces(whole):
@@ -81,46 +82,61 @@ def block(
         most, hit = z.amax(-1), z.gather(1, target)[:, 0]  # (rows,)
         P = torch.softmax(z, dim=-1, out=z)
         # The largest probability is 1 / Σ exp(z - most): no second pass for the sum.
-        losses.append((most - P.amax(-1).log() - hit).sum())
+        losses.append(most - P.amax(-1).log() - hit)
         if not learns:
             continue
         P.scatter_add_(1, target, P.new_full((len(P), 1), -1.0))
         if bent is not None:
             P.mul_(bent.square_().neg_().add_(1))
         put(P, whole[part])
-    return torch.stack(losses).sum(), whole @ head.weight if learns else None
+    return torch.cat(losses), whole @ head.weight if learns else None
+
+
+def total_of(losses: Tensor, weights: Tensor | None, part: slice) -> Tensor:
+    return losses.sum() if weights is None else (losses * weights[part]).sum()
 
 
 class LinearCrossEntropy(torch.autograd.Function):
-    """hidden (N, D), targets (N,) -> the sum of the losses."""
+    """hidden (N, D), targets (N,), weights (N,) or None -> the sum of the losses."""
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, head: nn.Linear, targets: Tensor, cap: float | None
+        ctx: Any,
+        hidden: Tensor,
+        head: nn.Linear,
+        targets: Tensor,
+        cap: float | None,
+        weights: Tensor | None,
     ) -> Tensor:
         learns = ctx.needs_input_grad[0]
         dh = torch.empty_like(hidden) if learns else None
         total = hidden.new_zeros((), dtype=torch.promote_types(hidden.dtype, torch.float32))
         for part in blocks(hidden, head):
             loss, found = block(hidden[part], head, targets[part], cap, learns)
-            total += loss
+            total += total_of(loss, weights, part)
             if dh is not None and found is not None:
                 dh[part] = found
-        ctx.save_for_backward(dh)
+        ctx.save_for_backward(dh, weights)
         return total
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        (dh,) = ctx.saved_tensors
-        return None if dh is None else (dh * g).to(dh.dtype), None, None, None
+        dh, weights = ctx.saved_tensors
+        if dh is not None:
+            dh = (dh * (g if weights is None else (g * weights)[:, None])).to(dh.dtype)
+        return dh, None, None, None, None
 
 
 def linear_cross_entropy(
-    hidden: Tensor, head: nn.Linear, targets: Tensor, cap: float | None = None
+    hidden: Tensor,
+    head: nn.Linear,
+    targets: Tensor,
+    cap: float | None = None,
+    weights: Tensor | None = None,
 ) -> Tensor:
     """Sum of the negative log-probabilities: hidden (N, D), targets (N,) -> a float32+ scalar."""
-    total: Tensor = LinearCrossEntropy.apply(hidden, head, targets, cap)
+    total: Tensor = LinearCrossEntropy.apply(hidden, head, targets, cap, weights)
     return total
 
 

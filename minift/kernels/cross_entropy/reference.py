@@ -1,6 +1,6 @@
 """Cross-entropy from hidden states, in blocks of rows: the logits of all rows never exist at once.
 
-    loss = Σ_n  logsumexp_v(h_n · E_v) - h_n · E_target(n)
+    loss = Σ_n w_n (logsumexp_v(h_n · E_v) - h_n · E_target(n))          w = 1, or given
 
 and for reinforcement learning each row's own log p(target) and entropy, at a temperature τ:
 
@@ -23,22 +23,29 @@ from torch.utils.checkpoint import checkpoint
 Head = Callable[[Tensor], Tensor]  # hidden states (N, D) -> logits (N, V)
 
 
-def linear_cross_entropy(hidden: Tensor, head: Head, targets: Tensor, rows: int = 512) -> Tensor:
-    """Sum of the negative log-probabilities: hidden (N, D), targets (N,) -> a float32+ scalar."""
+def linear_cross_entropy(
+    hidden: Tensor, head: Head, targets: Tensor, rows: int = 512, weights: Tensor | None = None
+) -> Tensor:
+    """Sum of the negative log-probabilities: hidden (N, D), targets (N,) -> a float32+ scalar.
+
+    weights (N,): what each row counts.
+    """
+    pairs = blocks(hidden, targets, rows)
+    shares = [None] * len(pairs) if weights is None else weights.split(rows)
+    each = [(h, head, t, w) for (h, t), w in zip(pairs, shares, strict=True)]
     if len(hidden) <= rows or not torch.is_grad_enabled():
-        parts = [block_loss(h, head, t) for h, t in blocks(hidden, targets, rows)]
+        parts = [block_loss(*block) for block in each]
     else:
-        parts = [
-            checkpoint(block_loss, h, head, t, use_reentrant=False)
-            for h, t in blocks(hidden, targets, rows)
-        ]
+        parts = [checkpoint(block_loss, *block, use_reentrant=False) for block in each]
     return torch.stack(parts).sum()
 
 
-def block_loss(hidden: Tensor, head: Head, targets: Tensor) -> Tensor:
+def block_loss(hidden: Tensor, head: Head, targets: Tensor, weights: Tensor | None) -> Tensor:
     logits = head(hidden)  # (N, V)
     wide = logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
-    return F.cross_entropy(wide, targets, reduction="sum")
+    if weights is None:
+        return F.cross_entropy(wide, targets, reduction="sum")
+    return (F.cross_entropy(wide, targets, reduction="none") * weights).sum()
 
 
 def blocks(hidden: Tensor, targets: Tensor, rows: int) -> list[tuple[Tensor, Tensor]]:

@@ -1,6 +1,6 @@
 """Cross-entropy from hidden states and a frozen head, for a GPU.
 
-    z = h Eᵀ + b (capped: c tanh(z / c))        loss = Σ_n  lse(z_n) - z_n[target]
+    z = h Eᵀ + b (capped: c tanh(z / c))        loss = Σ_n w_n (lse(z_n) - z_n[target])
 
 The structure of fused.py: between the two products of a block, made by the GPU's own library, the
 logits become (softmax(z) - onehot) in place (Hsu et al. 2024, arXiv:2410.10989, section 3.2). Here
@@ -83,11 +83,16 @@ def turn(z: Tensor, targets: Tensor, cap: float | None, learns: bool) -> Tensor:
 
 
 class LinearCrossEntropy(fused.LinearCrossEntropy):
-    """hidden (N, D), targets (N,) -> the sum of the losses. Backward is the same: dh is kept."""
+    """As fused.py's, whose backward pass it is, too: dh is kept, and not weighted yet."""
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, head: nn.Linear, targets: Tensor, cap: float | None
+        ctx: Any,
+        hidden: Tensor,
+        head: nn.Linear,
+        targets: Tensor,
+        cap: float | None,
+        weights: Tensor | None,
     ) -> Tensor:
         learns = ctx.needs_input_grad[0]
         dh = torch.empty(hidden.shape, dtype=hidden.dtype, device=hidden.device) if learns else None
@@ -96,17 +101,22 @@ class LinearCrossEntropy(fused.LinearCrossEntropy):
         for first in range(0, len(hidden), rows):
             part = slice(first, first + rows)
             z = F.linear(hidden[part], head.weight, head.bias)  # (n, V)
-            total += turn(z, targets[part], cap, learns).sum()
+            losses = turn(z, targets[part], cap, learns)
+            total += fused.total_of(losses, weights, part)
             if dh is not None:
                 torch.mm(z, head.weight, out=dh[part])
             del z  # before the next block's is made
-        ctx.save_for_backward(dh)
+        ctx.save_for_backward(dh, weights)
         return total
 
 
 def linear_cross_entropy(
-    hidden: Tensor, head: nn.Linear, targets: Tensor, cap: float | None = None
+    hidden: Tensor,
+    head: nn.Linear,
+    targets: Tensor,
+    cap: float | None = None,
+    weights: Tensor | None = None,
 ) -> Tensor:
     """Sum of the negative log-probabilities: hidden (N, D), targets (N,) -> a float32+ scalar."""
-    total: Tensor = LinearCrossEntropy.apply(hidden, head, targets, cap)
+    total: Tensor = LinearCrossEntropy.apply(hidden, head, targets, cap, weights)
     return total

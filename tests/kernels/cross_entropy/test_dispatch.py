@@ -46,6 +46,15 @@ def test_who_runs(head, expected):
     torch.testing.assert_close(rows, twins)
 
 
+@pytest.mark.parametrize("head", [frozen(), nn.Linear(3, 5, bias=False)])
+def test_weights_reach_either_form(head):
+    hidden, targets = torch.randn(4, 3, dtype=torch.float64), torch.tensor([1, 0, 4, 2])
+    head, weights = head.double(), torch.tensor([1.0, 0, 1, 0], dtype=torch.float64)
+    loss = linear_cross_entropy(hidden, head, head, targets, None, weights)
+    some = linear_cross_entropy(hidden[::2], head, head, targets[::2], None)
+    torch.testing.assert_close(loss, some)
+
+
 @pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan"), float("inf")])
 def test_a_temperature_that_cannot_be(temperature):
     hidden, targets = torch.randn(4, 3), torch.tensor([1, 0, 4, 2])

@@ -90,6 +90,27 @@ def test_by_hand():
     assert h.grad.item() == pytest.approx(0.75 * math.log(3))
 
 
+def test_weights_are_what_each_row_counts(monkeypatch):
+    """Against torch's loss of single rows; a row of weight 0 leaves no trace, however wrong."""
+    monkeypatch.setattr(fused, "ROWS", 4)
+    hidden, head, targets = made(9)
+    with torch.no_grad():
+        hidden[[2, 7]] *= 1e4
+    weights = torch.tensor([0.5, 2, 0, 1, 0.1, 3, 1e-3, 0, 1], dtype=torch.float64)
+    loss = fused.linear_cross_entropy(hidden, head, targets, 2.5, weights)
+    z = 2.5 * torch.tanh(head(hidden) / 2.5)
+    expected = F.cross_entropy(z, targets, reduction="none") @ weights
+    torch.testing.assert_close(loss, expected, rtol=1e-13, atol=1e-13)
+    (dh,), (exact,) = (torch.autograd.grad(3 * y, hidden) for y in (loss, expected))
+    torch.testing.assert_close(dh, exact, rtol=0, atol=1e-12)
+    assert not dh[[2, 7]].any()
+    kept = weights != 0
+    less = fused.linear_cross_entropy(hidden[kept], head, targets[kept], 2.5, weights[kept])
+    torch.testing.assert_close(loss, less, rtol=1e-14, atol=0)
+    with torch.no_grad():
+        assert torch.equal(fused.linear_cross_entropy(hidden, head, targets, 2.5, weights), loss)
+
+
 def test_gradcheck():
     hidden, head, targets = made(5)
     assert torch.autograd.gradcheck(

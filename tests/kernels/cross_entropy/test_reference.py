@@ -55,6 +55,22 @@ def test_no_rows_no_loss():
     assert gradients(loss, hidden, head)[1].abs().max() == 0
 
 
+def test_weights_by_hand_and_by_repetition():
+    """A row of weight 2 is that row twice, one of weight 0 is none: in blocks and in one piece."""
+    hidden, head, targets = made(7)
+    weights = torch.tensor([1.0, 2, 0, 1, 0, 2, 1], dtype=torch.float64)
+    again = torch.repeat_interleave(torch.arange(7), weights.long())
+    expected = whole(hidden[again], head, targets[again])
+    for rows in (3, 512):
+        loss = linear_cross_entropy(hidden, head, targets, rows, weights)
+        torch.testing.assert_close(loss, expected, rtol=1e-13, atol=1e-13)
+        found = gradients(loss, hidden, head)
+        for a, b in zip(found, gradients(whole(hidden[again], head, targets[again]), hidden, head),
+                        strict=True):  # fmt: skip
+            torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
+        assert not found[0][[2, 4]].any()
+
+
 def test_a_head_that_knows_nothing_costs_the_log_of_the_vocabulary():
     hidden, head, targets = made(600)
     nn.init.zeros_(head.weight)

@@ -1,0 +1,81 @@
+"""What torch's kernel is asked, answered by a stand-in that does what its documentation says; the
+kernel itself runs on a GPU alone. Shapes by the kernel's own declaration."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.attention.varlen as theirs
+
+from minift.kernels.attention import dispatch, varlen
+from minift.kernels.attention.varlen import Texts
+
+T, ENDS = 9, (0, 4, 5, 9, 9, 9)
+
+
+def heads(dtype=torch.float64, device="cpu"):
+    generator = torch.Generator().manual_seed(0)
+    made = [torch.randn(1, T, n, 8, generator=generator).to(device, dtype) for n in (4, 2, 2)]
+    return [x.transpose(1, 2).requires_grad_() for x in made]
+
+
+def texts(window=None, device="cpu"):
+    sizes = torch.tensor(ENDS).diff()
+    segments = torch.arange(len(sizes)).repeat_interleave(sizes)[None]
+    ends = torch.tensor(ENDS, dtype=torch.int32)
+    return Texts(segments.to(device), ends.to(device), 4, window)
+
+
+def documented(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, scale, window_size,
+               enable_gqa):  # fmt: skip
+    """Query i of a sequence sees the keys from i - left to i + right, -1: all on that side."""
+    out = torch.zeros_like(query)
+    left, right = window_size
+    assert max_q == max_k == 4
+    assert right == 0
+    assert (query.shape[1] == key.shape[1]) or enable_gqa
+    for a, b in zip(cu_seq_q.tolist(), cu_seq_k.tolist()[1:], strict=False):
+        for i in range(a, b):
+            first = a if left == -1 else max(a, i - left)
+            for h in range(query.shape[1]):
+                group = h * key.shape[1] // query.shape[1]
+                scores = key[first : i + 1, group] @ query[i, h] * (scale or 8**-0.5)
+                out[i, h] = scores.softmax(0) @ value[first : i + 1, group]
+    return out
+
+
+@pytest.mark.parametrize("scale", [None, 0.3])
+@pytest.mark.parametrize("window", [None, 1, 2, 3])
+def test_what_is_asked_is_the_mask(window, scale, monkeypatch):
+    monkeypatch.setattr(theirs, "varlen_attn", documented)
+    q, k, v = heads()
+    y = dispatch.attend(q, k, v, None, True, scale, None, texts(window))
+    at, segments = torch.arange(T), texts().segments[0]
+    visible = (at <= at[:, None]) & (segments == segments[:, None])
+    if window is not None:
+        visible &= at[:, None] - at < window
+    expected = dispatch.attend(q, k, v, visible[None, None], False, scale)
+    torch.testing.assert_close(y, expected, rtol=0, atol=1e-12)
+
+
+def test_the_kernel_takes_these_shapes_both_ways():
+    assert varlen.installed()
+    q, k, v = heads(torch.bfloat16, "meta")
+    y = varlen.attention(q, k, v, texts(device="meta"))
+    assert y.shape == q.shape
+    assert y.dtype == torch.bfloat16
+    grads = torch.autograd.grad(y.sum(), (q, k, v))
+    assert [g.shape for g in grads] == [x.shape for x in (q, k, v)]
+
+
+@pytest.mark.parametrize(("dtype", "device", "width", "capability", "expected"), [
+    (torch.bfloat16, "cuda", 64, (9, 0), True), (torch.float16, "cuda", 256, (8, 0), True),
+    (torch.float32, "cuda", 64, (9, 0), False), (torch.bfloat16, "cpu", 64, (9, 0), False),
+    (torch.bfloat16, "cuda", 60, (9, 0), False), (torch.bfloat16, "cuda", 264, (9, 0), False),
+    (torch.bfloat16, "cuda", 64, (7, 5), False),
+])  # fmt: skip
+def test_where_it_suits(dtype, device, width, capability, expected, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert varlen.suits(dtype, torch.device(device), width) == expected
+    monkeypatch.setattr(varlen, "installed", lambda: False)
+    assert not varlen.suits(dtype, torch.device(device), width)
