@@ -15,6 +15,7 @@ versions and commit to --out, else to $OUT, else to benchmarks/results.
               own library reached here (products) or of a copy's (memory), and for LoRA the
               overhead over the frozen linears alone
     steps     whole training steps (gpu_steps.py)
+    decoding  a token's pass call by call, and as one CUDA graph (gpu_decode.py)
 
 Written and tested without a GPU: --dry runs every path on a CPU, in Triton's interpreter, at tiny
 shapes; its times mean nothing and are not written. Until a result stands in benchmarks/results,
@@ -41,6 +42,7 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+import gpu_decode
 import gpu_steps
 from certificate import write
 from gpu_checks import On, Run, checks, thin_of
@@ -54,7 +56,7 @@ from minift.kernels.norm.dispatch import rms_norm
 from minift.kernels.rope.dispatch import rotate_both
 from minift.train import captured
 
-PARTS = ("checks", "kernels", "steps")
+PARTS = ("checks", "kernels", "steps", "decoding")
 SHAPES = {  # rows, D, F, query and key heads, V, rank
     "SmolLM2-135M, 16k tokens": (16_384, 576, 1536, 9, 3, 49_152, 8),
     "Llama-3.2-1B, 4k tokens": (4096, 2048, 8192, 32, 8, 128_256, 16),
@@ -280,6 +282,21 @@ def main() -> None:
             shapes = {"tiny": (20, 128, 48, 2, 1, 100, 2)} if options.dry else SHAPES
             found = kernels(on, clock, ours, shapes, rates, late, 10 if options.dry else ROW)
             done(part, {"roofline": rates} | found, since)
+        elif part == "decoding":
+            models = {"tiny": gpu_steps.TINY} if options.dry else {
+                "SmolLM2-135M": gpu_steps.SMOLLM2, "Llama-3.2-1B": gpu_steps.LLAMA_1B
+            }  # fmt: skip
+            found = {}
+            for name, sizes in models.items():
+                if late(30):
+                    found[name] = "left out: no time"
+                    continue
+                print(f"    {name}", flush=True)
+                dtype = torch.float32 if options.dry else torch.bfloat16
+                words = (2, 6, 5) if options.dry else (4, gpu_decode.PROMPT, gpu_decode.NEW)
+                with using(ours):
+                    found[name] = gpu_decode.compared(sizes, on.device, dtype, *words)
+                done(part, found, since)
         else:
             cases = gpu_steps.TINY_CASES if options.dry else gpu_steps.CASES
             found = {}

@@ -22,14 +22,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from minift.errors import ConfigError
 
+Result = TypeVar("Result")
 STATUS = Path("/proc/self/status")
 SHAPE = (256, 576, 1536)  # rows, in, out of the test product: a small model's MLP
+WARM = 3  # calls before a capture, as torch's notes on CUDA graphs have it
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
 KEEP_MEMORY = ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2**31 - 1))
 GLIBC_DEFAULTS = ((M_MMAP_MAX, 65_536), (M_TRIM_THRESHOLD, 128 << 10))
@@ -204,6 +207,28 @@ def trim_memory() -> None:
     if sys.platform == "linux":
         with suppress(AttributeError, OSError):  # a C library other than glibc
             ctypes.CDLL(None).malloc_trim(0)
+
+
+def recorded(call: Callable[[], Result], warm: Callable[[], object]) -> Callable[[], Result]:
+    """`call` as one CUDA graph, `warm` called before; every replay writes its result anew.
+
+    Raises RuntimeError where something in it cannot be captured.
+    """
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(WARM):
+            warm()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        result = call()
+
+    def replay() -> Result:
+        graph.replay()
+        return result
+
+    return replay
 
 
 def peak_memory() -> int:

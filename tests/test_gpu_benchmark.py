@@ -53,3 +53,6 @@ def test_a_dry_run_takes_every_path(tmp_path):
     for side in tiny["sides"].values():  # float32: the same steps, but for what is rounded
         assert side["losses"][-1] < side["losses"][0]
     assert tiny["losses_apart"] < 1e-5
+    (rows,) = found["decoding"].values()
+    for one in rows.values():  # a pass of fixed shape gives what the growing cache gives
+        assert one["apart"] < 1e-5 * one["size"]

@@ -54,7 +54,7 @@ def decode(
     device = model.embed.weight.device
     dtype = model.embed.weight.dtype
     first, of = alike(model, prompts)
-    capacity = longest + max_new_tokens
+    capacity = longest + max_new_tokens - 1  # nothing follows the last
     cache = KVCache(model.config, len(first), capacity, dtype=dtype, device=device)
     cache.rows = torch.tensor(first)
     tokens = torch.zeros(len(first), longest, dtype=torch.long)

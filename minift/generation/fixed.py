@@ -27,8 +27,7 @@ from torch import Tensor
 from minift.errors import ConfigError
 from minift.generation.cache import KVCache
 from minift.model.transformer import Transformer
-
-WARM = 3  # passes before a capture, in which libraries allocate what they keep
+from minift.runtime import recorded
 
 
 class FixedCache:
@@ -110,24 +109,15 @@ class FixedPass:
 
     def captured(self) -> Callable[[], Tensor]:
         """`plain` as a CUDA graph."""
-        before = [x.clone() for x in self.cache.place()]
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(WARM):
-                self.plain()
-                for x, was in zip(self.cache.place(), before, strict=True):
-                    x.copy_(was)
-        torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            hidden = self.plain()
+        place = self.cache.place()
+        before = [x.clone() for x in place]
 
-        def replay() -> Tensor:
-            graph.replay()
-            return hidden
+        def warm() -> None:
+            self.plain()
+            for x, was in zip(place, before, strict=True):
+                x.copy_(was)
 
-        return replay
+        return recorded(self.plain, warm)
 
 
 class GrowingPass:
@@ -152,5 +142,3 @@ def check(model: Transformer) -> None:
         raise ConfigError(
             "graph: found RoPE whose angles follow the length (dynamic), allowed a fixed kind"
         )
-    if model.config.positions == "learned":
-        raise ConfigError("graph: found learned positions, allowed rotary ones")

@@ -446,7 +446,9 @@ class Transformer(nn.Module):
         last = None
         if positions is None:
             positions = P + counted + count(keep, segments, B, T, x.device)
-            last = None if texts is None else P + texts.longest - 1
+            last = P + (before + T if texts is None else texts.longest) - 1
+            if texts is None and last >= config.context:
+                last = None  # with padding: without it perhaps not
         positions = positions.expand(B, T)
         packing = None
         if texts is not None:

@@ -21,7 +21,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import astuple, dataclass
 from types import MethodType
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,6 +36,7 @@ from minift.kernels.cross_entropy.dispatch import frozen_matrix
 from minift.model.transformer import Transformer
 from minift.peft.places import Adapters, Slot, adapters_of
 from minift.peft.virtual import Virtual
+from minift.runtime import recorded
 from minift.train.loop import Planned, Taken, TrainConfig, check_gradients
 from minift.train.objectives import SFT, Objective
 from minift.train.optimizer import AdamW
@@ -44,10 +45,8 @@ DEVICES: tuple[str, ...] = ("cuda",)  # where `fit` takes graph="on"
 EACH = 64  # positions and targets come in multiples of it; a text of padding is no longer
 SHAPES = 32  # that are tried, about
 OVERHEAD = 512  # positions that a micro-batch costs beside its own, in time: a guess
-WARM = 3  # calls before a capture, as torch's notes on CUDA graphs have it
 
 Row = tuple[list[int], list[int]]  # ids, and a mask: 1 where a token is learned
-Result = TypeVar("Result")
 
 
 # ---- what cannot be captured ---------------------------------------------------------------------
@@ -347,28 +346,6 @@ class Captured:
             )
         self.optimizer.forget()
         self.loss.zero_()
-
-
-def recorded(call: Callable[[], Result], warm: Callable[[], object]) -> Callable[[], Result]:
-    """`call` as one CUDA graph, `warm` called before; every replay writes its result anew.
-
-    Raises RuntimeError where something in it cannot be captured.
-    """
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(WARM):
-            warm()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        result = call()
-
-    def replay() -> Result:
-        graph.replay()
-        return result
-
-    return replay
 
 
 def steps(
