@@ -13,6 +13,8 @@ from torch import Tensor
 from minift.errors import ConfigError
 from minift.model.config import ModelConfig
 
+Pair = tuple[Tensor, Tensor]  # keys and values
+
 
 class KVCache:
     """Keys are stored as they are looked at: turned by their positions already.
@@ -41,9 +43,10 @@ class KVCache:
         self.length = 0
         self.counted = torch.zeros(batch, 1, dtype=torch.long, device=device)  # real so far
         self.padded = False
-        self.layers = self.views()
+        self.opened: tuple[int, int] | None = None  # the columns that `layers` is cut out for
+        self.layers: list[tuple[Pair, Pair]] = []
 
-    def views(self) -> list[tuple[Tensor, Tensor]]:
+    def views(self) -> list[Pair]:
         """Each layer's keys and values (B, K, capacity, E)."""
         return [(self.k[layer], self.v[layer]) for layer in range(self.k.shape[0])]
 
@@ -63,12 +66,30 @@ class KVCache:
 
     def write(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Store (B, K, T, E) after what is there; -> all keys and values (B, K, S, E)."""
-        keys, values = self.layers[layer]
         T = k.shape[2]
-        keys.narrow(2, self.length, T).copy_(k)
-        values.narrow(2, self.length, T).copy_(v)
-        stop = self.length + T
-        return keys.narrow(2, 0, stop), values.narrow(2, 0, stop)
+        if torch.is_grad_enabled():  # which does not let views of several at once be written
+            stop, filled = self.length + T, (self.k[layer], self.v[layer])
+            for whole, new in zip(filled, (k, v), strict=True):
+                whole.narrow(2, self.length, T).copy_(new)
+            return filled[0].narrow(2, 0, stop), filled[1].narrow(2, 0, stop)
+        if self.opened != (self.length, T):
+            self.open(T)
+        room, filled = self.layers[layer]
+        room[0].copy_(k)
+        room[1].copy_(v)
+        return filled
+
+    def open(self, columns: int) -> None:
+        """Cut out what each layer will write next, and what will then be there to read.
+
+        Of all layers in one call: for single tokens views cost as much as what is done with them.
+        """
+        self.opened, stop = (self.length, columns), self.length + columns
+        room, filled = (
+            zip(self.k[..., a:stop, :].unbind(), self.v[..., a:stop, :].unbind(), strict=True)
+            for a in (self.length, 0)
+        )
+        self.layers = list(zip(room, filled, strict=True))
 
     def advance(self, columns: int) -> None:
         self.length += columns
@@ -93,7 +114,7 @@ class KVCache:
                 filled = whole[:, :, : self.length]
                 filled[first : len(rows)] = filled[rows[first:]]
         self.k, self.v = self.k[:, : len(rows)], self.v[:, : len(rows)]
-        self.layers = self.views()
+        self.opened = None
 
     def reserve(self, columns: int) -> None:
         """Make room for more columns than were planned."""
@@ -102,4 +123,4 @@ class KVCache:
         self.k = torch.cat((self.k.mT, self.k.new_empty(more).mT), dim=4).mT
         self.v = torch.cat((self.v, self.v.new_empty(more)), dim=3)
         self.keep = torch.cat((self.keep, self.keep.new_ones(B, columns)), dim=1)
-        self.layers = self.views()
+        self.opened = None

@@ -8,7 +8,7 @@ after `max_new_tokens`.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -106,9 +106,18 @@ def decode(
                 next_tokens = next_tokens[kept]
                 seen = seen[kept] if penalized else seen
                 rows = [rows[i] for i in going]
-            with unrouted(ready.whole or len(rows) == 1):
+            with unrouted(ready.whole or len(rows) == 1), plain(ready.whole):
                 hidden = proceed(next_tokens)  # (B, D)
     return out
+
+
+def plain(prepared: bool) -> AbstractContextManager[None]:
+    """Around the step of a prepared model, which leaves nothing to autograd.
+
+    Without its bookkeeping an operation is a little cheaper: 4 % of a token. Only here, since what
+    the step makes cannot be kept for a backward pass, as what a caller's `emit` makes may be.
+    """
+    return torch.inference_mode() if prepared else nullcontext()
 
 
 def alike(model: Transformer, prompts: Sequence[Sequence[int]]) -> tuple[list[int], list[int]]:

@@ -30,12 +30,13 @@ from torch import Tensor, nn
 
 from minift.kernels import choice
 from minift.kernels.linear.dispatch import few_rows
-from minift.kernels.linear.packed import Packed
+from minift.kernels.linear.packed import CALLS, Packed
 from minift.kernels.lora.reference import Adapted, watched
 from minift.kernels.lora.thin import Thin
-from minift.kernels.quantized import direct, four_bits
+from minift.kernels.quantized import four_bits, stacked
 from minift.kernels.quantized.four_bits import FourBits
 from minift.kernels.quantized.linear import OWN, QuantizedLinear, quantized
+from minift.kernels.quantized.stacked import Stacked
 from minift.model.transformer import MLP, Projections, Transformer
 
 Outputs = Callable[[Tensor], tuple[Tensor, ...]]
@@ -89,12 +90,7 @@ def head_of(model: Transformer, tokens: int) -> Callable[[Tensor], Tensor]:
 def obstacle(model: Transformer) -> str | None:
     """Why each token decodes a base in few bits; None where none does, or the base is dense."""
     for _, linear in quantized(model):
-        kind, at = linear.kind, linear.like
-        found = (
-            direct.obstacle(kind, linear.in_features, at.dtype, at.device)
-            if kind in OWN
-            else four_bits.obstacle(linear)
-        )
+        found = (stacked if linear.kind in OWN else four_bits).obstacle(linear)
         if found is not None:
             return found
     return None
@@ -136,20 +132,34 @@ def outputs_of(group: Projections, tokens: int) -> Outputs | None:
     changed = any(member.A is not None for member in members)
     base: Outputs | None = few_rows(linears, tokens)
     if base is None:
-        products = [in_few_bits(linear) for linear in linears]
-        if not changed and products == linears:
-            return None
-        base = each(products)
+        base = in_few_bits(linears, tokens)
+        if base is None:
+            if not changed:
+                return None
+            base = each(linears)
     if not changed:
         return base
     return summed(base, Thin(members))
 
 
-def in_few_bits(linear: nn.Linear) -> Callable[[Tensor], Tensor]:
-    """A layer stored in few bits by its own product, any other as it is."""
+def in_few_bits(linears: Sequence[nn.Linear], tokens: int) -> Outputs | None:
+    """Layers stored in few bits by products of their own; None where none of them has one."""
+    of = [linear for linear in linears if isinstance(linear, QuantizedLinear)]
+    if len(of) == len(linears) and tokens >= CALLS and not any(map(stacked.obstacle, of)):
+        return Stacked(of)
+    products = [own_product(linear) for linear in linears]
+    return None if products == linears else each(products)
+
+
+def own_product(linear: nn.Linear) -> Callable[[Tensor], Tensor]:
     if not isinstance(linear, QuantizedLinear):
         return linear
-    return FourBits(linear) if four_bits.obstacle(linear) is None else linear.at_once()
+    if four_bits.obstacle(linear) is None:
+        return FourBits(linear)
+    if stacked.obstacle(linear) is None:
+        alone = Stacked([linear])
+        return lambda x: alone(x)[0]
+    return linear
 
 
 def each(linears: Sequence[Callable[[Tensor], Tensor]]) -> Outputs:

@@ -14,6 +14,7 @@ from minift.generation.prepared import Group, obstacle, prepared
 from minift.kernels.choice import using
 from minift.kernels.linear.packed import CALLS, Packed, possible
 from minift.kernels.quantized.linear import QuantizedLinear
+from minift.kernels.quantized.stacked import Stacked
 from minift.model.config import ModelConfig
 from minift.model.transformer import Projections, Transformer
 from minift.peft.adapters import disabled, rows, trainable, use
@@ -147,6 +148,26 @@ def test_a_base_in_eight_bits_keeps_its_own_product_under_an_adapter():
     mine, twin = stepped(model).double(), plain(model).double()
     # 16 bf16 products in a row, each rounded twice where the twin rounds all weights.
     assert float((mine - twin).norm() / twin.norm()) < 0.03
+
+
+@pytest.mark.parametrize(("tokens", "copies"), [(CALLS - 1, [1]), (CALLS, [3, 1, 2])])
+def test_codes_are_stacked_only_where_there_are_tokens_enough(tokens, copies, monkeypatch):
+    model, made, honest = tiny(torch.bfloat16), [], Stacked.__init__
+    for path, linear in list(linears(model)):
+        model.set_submodule(path, QuantizedLinear.of("int8", linear.weight))
+    monkeypatch.setattr(Stacked, "__init__", lambda self, m: made.append(len(m)) or honest(self, m))
+    with torch.no_grad(), prepared(model, tokens):
+        model(torch.tensor([[1, 2]]))
+    assert set(made) == set(copies)
+
+
+def test_what_a_caller_makes_can_be_trained_with():
+    weight = torch.ones(3, requires_grad=True)
+    kept = []
+    decode(tiny(torch.float32), [[1, 2]], max_new_tokens=3,
+           emit=lambda row, token: kept.append(torch.full((3,), float(token))))  # fmt: skip
+    (kept[-1] * weight).sum().backward()
+    assert torch.equal(weight.grad, kept[-1])
 
 
 def test_hooks_on_a_linear_are_heard():

@@ -3,17 +3,19 @@
 On a CPU, causal rows without a mask go through blocks of queries (fused.py), which keep no
 scores; other rows go through whole score matrices (reference.py) where those are small: torch's own
 kernel multiplies tiny blocks, and its backward pass takes up to eight times as long as two batched
-products over the whole square (rows of 32 tokens; even at 256). Everything else is torch's. Rows of
-fixed shape say so by their `texts`, given only where varlen.py suits.
+products over the whole square (rows of 32 tokens; even at 256). A single query a row, where there
+are no gradients, is three operations (single.py). Everything else is torch's. Rows of fixed shape
+say so by their `texts`, given only where varlen.py suits.
 """
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from minift.kernels import choice
-from minift.kernels.attention import fused, varlen
+from minift.kernels.attention import fused, single, varlen
 from minift.kernels.attention.reference import attention
 
 SQUARE = 256 * 256  # scores a head and row
@@ -37,6 +39,8 @@ def attend(
     if q.device.type == "cpu":
         if causal and visible is None:
             return fused.attention(q, k, v, scale)
+        if q.shape[2] == 1 and q.dtype.itemsize >= 4 and not torch.is_grad_enabled():
+            return single.attention(q, k, v, visible, scale)
         if q.shape[2] * k.shape[2] <= SQUARE:
             return attention(q, k, v, visible, causal, scale, cap)
     return F.scaled_dot_product_attention(

@@ -57,8 +57,8 @@ def ones(count: int) -> Tensor:
 
 def product(x: Tensor, codes: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
     """x (..., in) -> (..., out)."""
-    flat = x.reshape(-1, x.shape[-1]).contiguous()
-    y = torch.ops.aten._weight_int8pack_mm(flat, codes, ones(len(codes)))  # (N, out) bf16
+    flat, rows = x.reshape(-1, x.shape[-1]).contiguous(), codes.shape[0]
+    y = torch.ops.aten._weight_int8pack_mm(flat, codes, ones(rows))  # (N, out) bf16
     # Each of the two is computed in float32, as its operand is, and rounded once.
     y = y.mul_(scale) if bias is None else (y * scale + bias).to(x.dtype)
-    return y.view(*x.shape[:-1], len(codes))
+    return y.view(*x.shape[:-1], rows)

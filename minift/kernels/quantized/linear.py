@@ -15,7 +15,7 @@ GGUF files are decoded on the CPU wherever the model is; int8 and nf4 where they
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -134,19 +134,6 @@ class QuantizedLinear(nn.Linear):
     def product(self, x: Tensor) -> Tensor:
         """x Wᵀ, the bias left out."""
         return self.times(x, None)
-
-    def at_once(self) -> Callable[[Tensor], Tensor]:
-        """This layer as a function for one decoding, which asks everything but the rows once."""
-        if direct.obstacle(self.kind, self.in_features, self.like.dtype, self.like.device):
-            return self
-        codes, scale, bias = self.codes, self.scale.view(torch.float32), self.bias
-
-        def product(x: Tensor) -> Tensor:
-            if x.numel() > direct.ROWS * x.shape[-1]:
-                return self.times(x, bias)
-            return direct.product(x, codes, scale, bias)
-
-        return product
 
     def times(self, x: Tensor, bias: Tensor | None) -> Tensor:
         if not torch.is_grad_enabled() and direct.fits(self.kind, x):

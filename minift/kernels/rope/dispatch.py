@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from minift.kernels import choice
@@ -23,4 +24,6 @@ def rotate_both(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor,
         from minift.kernels.rope import triton
 
         return triton.rotate_both(q, k, cos, sin)
+    if choice.fused() and q.shape[2] == 1 and not torch.is_grad_enabled():
+        return fused.turn_both(q, k, cos, sin)
     return rotate(q, cos, sin), rotate(k, cos, sin)

@@ -2,8 +2,8 @@
 
 The backward pass turns the other way, by -a: a rotation's transpose. Nothing of x is kept.
 
-Without one, a single position is turned in six calls with temporaries: its numbers are few, and the
-calls are what it costs.
+Without one, a single position is turned in six calls with temporaries, its queries and keys beside
+each other: its numbers are few, and the calls are what it costs.
 """
 
 from __future__ import annotations
@@ -31,6 +31,13 @@ def turn_one(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     first, second, *rest = x.split((half, half, x.shape[-1] - 2 * half), dim=-1)
     turned = torch.addcmul(first * cos, second, sin, value=-1)
     return torch.cat((turned, torch.addcmul(second * cos, first, sin), *rest), dim=-1)
+
+
+def turn_both(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    """q (B, H, 1, E) and k (B, K, 1, E) by the same angles."""
+    H, K = q.shape[1], k.shape[1]
+    q, k = turn_one(torch.cat((q, k), dim=1), cos, sin).split_with_sizes((H, K), dim=1)
+    return q, k
 
 
 class Rotate(torch.autograd.Function):

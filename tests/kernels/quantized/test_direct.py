@@ -62,16 +62,6 @@ def test_an_input_with_gaps():
         assert torch.equal(layer.product(x), layer(x))
 
 
-@pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize("rows", [1, 32, 33])
-def test_for_one_decoding(rows, bias):
-    layer, x = made(16, 64, bias), torch.randn(rows, 1, 64).bfloat16()
-    with torch.no_grad():
-        assert torch.equal(layer.at_once()(x), layer(x))
-    other = made(16, 64, dtype=torch.float32)
-    assert other.at_once() is other
-
-
 def decodes(monkeypatch, layer, x):
     """Whether the weight is decoded for the product of x."""
     calls, honest = [], file.decode

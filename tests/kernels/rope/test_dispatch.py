@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from minift.kernels.choice import using
+from minift.kernels.rope import fused, reference
 from minift.kernels.rope.dispatch import rotate, rotate_both
 
 
@@ -22,3 +24,21 @@ def test_both_is_each():
             both = rotate_both(q, k, table, table)
             for found, x in zip(both, (q, k), strict=True):
                 assert torch.equal(found, rotate(x, table, table))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("turned", [6, 2])  # of 6 channels
+def test_a_single_position_without_gradients(turned, dtype):
+    generator = torch.Generator().manual_seed(1)
+    q, k = (torch.randn(3, 1, n, 6, generator=generator).to(dtype) for n in (4, 2))
+    q, k = q.transpose(1, 2), k.transpose(1, 2)  # heads beside each other, as they come
+    angle = torch.rand(3, 1, 1, turned // 2, generator=generator)
+    cos, sin = angle.cos().to(dtype), angle.sin().to(dtype)
+    with torch.no_grad():
+        both = rotate_both(q, k, cos, sin)
+    for found, x in zip(both, (q, k), strict=True):
+        assert torch.equal(found, fused.rotate(x, cos, sin))
+        exact = reference.rotate(x.double(), cos.double(), sin.double())
+        # in bf16 a product and the sum are rounded
+        limit = 2**-7 * float(x.abs().max()) if dtype == torch.bfloat16 else 1e-15
+        torch.testing.assert_close(found.double(), exact, rtol=0, atol=limit)
