@@ -19,7 +19,8 @@ Each run is a process of its own: load, a short decoding to warm up, then the me
 which the median counts. Prefill is the time to the first token of every row (minift's making of
 what it keeps for the decoding included), decode that of the 127 others. The sides take turns, in
 alternating order; ratios are those of one round. A round in which the memory's rate moved by more
-than 5 % between its start and its end is measured again, at most `--rounds` times in all.
+than 5 % between its start and its end is measured again, at most `--rounds` times in all. Cells of
+the result file that were not asked for stay as they are; each has its own certificate.
 
 Agreement: how many of the first tokens of a row are those of the peer; the fewest and the mean over
 the rows. The gate: in float32 all of them in nine rows of ten, since near ties may fall either way.
@@ -48,6 +49,7 @@ CASES = {  # dtype of the work, minift's base, llama.cpp's kind
     "int8": ("bf16", "int8", "Q8_0"),
 }
 PEERS = Path(__file__).with_name("peers")
+RESULTS = Path(__file__).with_name("results")
 STEADY = 0.05
 
 
@@ -209,7 +211,7 @@ def main() -> None:
     if sys.argv[1:2] == ["--worker"]:
         print(json.dumps(worker(json.loads(Path(sys.argv[2]).read_text()), sys.argv[3])))
         return
-    from certificate import write
+    from certificate import certificate, write
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--peer-python", required=True, help="with transformers")
@@ -226,15 +228,15 @@ def main() -> None:
     if options.quick:
         options.rounds = options.repeats = 1
         options.batches = [rows for rows in options.batches if rows <= 8]
-    result: dict[str, Any] = {
-        "settings": {"rounds": options.rounds, "repeats": options.repeats, "prompt": PROMPT,
-                     "new": options.new, "threads": options.threads},
-        "cases": {},
-    }  # fmt: skip
+    settings = {"rounds": options.rounds, "repeats": options.repeats, "prompt": PROMPT,
+                "new": options.new, "threads": options.threads}  # fmt: skip
+    path = (options.out or RESULTS) / "decode.json"
+    before = json.loads(path.read_text())["cases"] if path.exists() else {}
+    result: dict[str, Any] = {"cases": before}
     bad, ids = [], prompts_of(max(options.batches))
     with tempfile.TemporaryDirectory() as name:
         for case in CASES if options.only is None else (options.only,):
-            result["cases"][case] = {}
+            result["cases"].setdefault(case, {})
             for rows in options.batches:
                 commands = commands_of(case, rows, ids, Path(name), options)
                 rounds: list[dict[str, Any]] = []
@@ -252,9 +254,11 @@ def main() -> None:
                     for side in commands:
                         del row[side]["tokens"]
                 result["cases"][case][str(rows)] = one | {
+                    "settings": settings,
                     "measured_again": unsteady,
                     "steady_rounds": sum(map(steady, rounds)),
                     "rounds": rounds,
+                    "certificate": certificate(),
                 }
                 print(json.dumps(one), flush=True)
                 alike = one["first_tokens_alike"]["shipped"]

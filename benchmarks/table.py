@@ -195,8 +195,9 @@ def methods() -> str:
 def decoding() -> str:
     """Tokens a second, and the peers' time over minift's, pair by pair."""
     lines = []
-    for case, batches in result("decode")["cases"].items():
-        for rows, row in batches.items():
+    cases = result("decode")["cases"]
+    for case in (name for name in ("float32", "bf16", "int8") if name in cases):
+        for rows, row in sorted(cases[case].items(), key=lambda item: int(item[0])):
             mine, alike = row["sides"]["minift"], row["first_tokens_alike"]["shipped"]
             times = {
                 side: f"{found['decode']['median']} ({found['decode']['least']} to "

@@ -15,17 +15,23 @@ from torch import Tensor
 from minift.kernels.quantized.reference import piece, room
 
 LARGEST = 127
+AT_ONCE = 1 << 19  # numbers: what is made of them stays in the cache
 
 
 def encode(weight: Tensor) -> dict[str, Tensor]:
     """(out, in), finite: codes int8 (out, in) and scale float32 (out,)."""
-    w = weight.detach().float()
-    if not bool(w.isfinite().all()):
+    w = weight.detach()
+    codes = torch.empty(w.shape, dtype=torch.int8, device=w.device)
+    scale = torch.empty(len(w), device=w.device)  # (out,)
+    rows = max(1, AT_ONCE // max(1, w.shape[1]))
+    for part, q, s in zip(w.split(rows), codes.split(rows), scale.split(rows), strict=True):
+        wide = part.float()
+        torch.div(wide.abs().amax(dim=1), LARGEST, out=s)
+        # Where the scale is zero, or so small that the quotient overflows, codes are still defined.
+        q.copy_((wide / s[:, None]).nan_to_num_(0).clamp_(-LARGEST, LARGEST).round_())
+    if not bool(scale.isfinite().all()):  # NaN is the maximum of its row
         raise ValueError("a weight that is not finite")
-    scale = w.abs().amax(dim=1) / LARGEST  # (out,)
-    # Where the scale is zero, or so small that the quotient overflows, the codes are still defined.
-    q = (w / scale[:, None]).nan_to_num(0).clamp(-LARGEST, LARGEST).round()
-    return {"codes": q.to(torch.int8), "scale": scale}
+    return {"codes": codes, "scale": scale}
 
 
 def decode(stored: Mapping[str, Tensor], dtype: torch.dtype = torch.float32) -> Tensor:

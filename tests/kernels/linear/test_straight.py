@@ -8,7 +8,7 @@ from torch import nn
 
 from minift.kernels.linear import straight
 from minift.kernels.linear.reference import linears
-from minift.kernels.linear.straight import ROWS, Straight, possible
+from minift.kernels.linear.straight import NARROW, ROWS, Straight, possible
 
 pytestmark = pytest.mark.skipif(not possible(), reason="this torch has no such operator")
 
@@ -25,6 +25,23 @@ def test_every_output(shape, inputs, widths, bias):
         assert y.dtype == torch.float32
         # Sums of `inputs` products in float32, of numbers of size 1 and less.
         torch.testing.assert_close(y.double(), wanted, rtol=0, atol=(inputs + 2) * 2**-22)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("width", [2, 7, 36, NARROW, NARROW + 2])
+def test_one_row_on_several_threads(width, bias, monkeypatch):
+    batches, honest = [], torch.bmm
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    monkeypatch.setattr(torch, "bmm", lambda x, y: batches.append(len(x)) or honest(x, y))
+    member = nn.Linear(24, width, bias=bias)
+    for shape in ((24,), (1, 1, 24), (3, 24)):
+        x = torch.randn(shape, generator=torch.Generator().manual_seed(3))
+        [y], [wanted] = Straight([member])(x), linears(x.double(), [member.double()])
+        member.float()
+        assert y.shape == wanted.shape
+        torch.testing.assert_close(y.double(), wanted, rtol=0, atol=26 * 2**-22)
+    assert batches == [2, 2] * (width in (2, 36, NARROW))
 
 
 def test_gaps_and_weights_that_change():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from minift.kernels.quantized import reference
+from minift.kernels.quantized import int8, reference
 from minift.kernels.quantized.int8 import decode, encode
 
 
@@ -37,6 +37,20 @@ def test_what_has_no_scale_is_refused_or_zero():
         encode(torch.tensor([[1.0, float("nan")]]))
     stored = encode(torch.full((2, 3), 1e-45))  # a 127th of it is no float32
     assert torch.equal(decode(stored), torch.zeros(2, 3))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("at", [0, 4])
+def test_pieces_encode_as_the_whole(at, bad, monkeypatch):
+    weight = torch.randn(5, 33)
+    before, whole = weight.clone(), encode(weight)
+    for numbers in (1, 2 * 33):
+        monkeypatch.setattr(int8, "AT_ONCE", numbers)
+        assert all(torch.equal(x, whole[name]) for name, x in encode(weight).items())
+    assert torch.equal(weight, before)
+    weight[at, 7] = bad
+    with pytest.raises(ValueError, match="not finite"):
+        encode(weight)
 
 
 def test_other_dtypes_come_as_float32():
