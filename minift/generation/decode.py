@@ -18,7 +18,6 @@ from minift.generation import fixed
 from minift.generation.cache import KVCache
 from minift.generation.prepared import prepared
 from minift.generation.sampling import Sampling, adjust, draw
-from minift.generation.step import step_of
 from minift.model.transformer import Transformer
 from minift.runtime import tuned, unrouted
 from minift.tokenizers import chat
@@ -83,11 +82,7 @@ def decode(
             hidden = hidden[every]
             cache.select(every)
         cache.rows = torch.arange(len(prompts))
-<<<<<<< HEAD
         proceed = fixed.FixedPass(model, cache) if graph else fixed.GrowingPass(model, cache)
-=======
-        go_on = step_of(model)
->>>>>>> int8
         for step in range(max_new_tokens):
             logits = ready.logits(hidden)  # (B, V)
             if penalized or config.temperature > 0:
@@ -112,14 +107,7 @@ def decode(
                 seen = seen[kept] if penalized else seen
                 rows = [rows[i] for i in going]
             with unrouted(ready.whole or len(rows) == 1), plain(ready.whole):
-<<<<<<< HEAD
                 hidden = proceed(next_tokens)  # (B, D)
-=======
-                if go_on is not None:
-                    hidden = go_on(next_tokens[:, None], cache)[:, -1]
-                else:
-                    hidden = model(next_tokens[:, None], cache=cache, hidden_only=True)[:, -1]
->>>>>>> int8
     return out
 
 

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from minift.errors import ConfigError
 from minift.generation.cache import KVCache
+from minift.generation.step import step_of
 from minift.model.transformer import Transformer
 from minift.runtime import recorded
 
@@ -121,12 +122,14 @@ class FixedPass:
 
 
 class GrowingPass:
-    """The same question to a cache that grows."""
+    """The same question to a cache that grows; on a CPU past the modules, where that can be."""
 
     def __init__(self, model: Transformer, cache: KVCache):
-        self.model, self.cache = model, cache
+        self.model, self.cache, self.step = model, cache, step_of(model)
 
     def __call__(self, tokens: Tensor) -> Tensor:
+        if self.step is not None:
+            return self.step(tokens[:, None], self.cache)[:, -1]
         return self.model(tokens[:, None], cache=self.cache, hidden_only=True)[:, -1]
 
     def select(self, rows: Tensor) -> None:

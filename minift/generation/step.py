@@ -90,7 +90,7 @@ class Step:
         E, scale, cap = attn.head_dim, attn.scale, attn.cap
         x = model.embed_tokens(tokens)  # (B, 1, D)
         positions, shared = model.share(x, None, None, None, None, cache)
-        x = model.place(x, positions, None)
+        x = model.place(x, positions, None, shared.last)
         rotary, visible = shared.whole.rotary, shared.whole.sights[0].visible
         for i, layer in enumerate(self.layers):
             heads = [p.view(B, -1, 1, E) for p in layer.qkv(layer.attn_norm(x))]
