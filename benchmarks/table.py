@@ -225,7 +225,7 @@ STEPS = {
     "default": "as each comes: PEFT in float32, minift in bf16 here",
     "half": "8 x 256 tokens, float32, half of the labels masked",
     "ragged": "16 conversations, float32, packed",
-    "short": "8 reviews of about 33 tokens, bf16",
+    "short": "8 reviews of about 33 tokens, bf16, packed",
 }
 SIDES = {"shipped": "PEFT as installed", "tuned": "PEFT tuned", "readable": "readable kernels",
          "padded": "padded rows"}  # fmt: skip

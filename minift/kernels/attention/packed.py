@@ -10,7 +10,7 @@ a bundle never sees the padding behind it. In a bundle the shortest text has mor
 longest one's length (short ones count as SHORT), so that a long text among short ones costs its own
 square and no other.
 
-The readable twin is one mask over the whole packed row (`look` in model/transformer.py), whose cost
+The readable twin is one mask over the whole packed row (`look` in model/sight.py), whose cost
 is the square of all texts together.
 """
 

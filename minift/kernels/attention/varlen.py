@@ -7,7 +7,7 @@ depends on a length: the same operations serve every row with as many positions 
 texts, so that they can be captured once and replayed (train/captured.py). torch's own kernel for
 such rows, where it runs: flash attention over `ends` (Dao 2023, arXiv:2307.08691), which a text
 costs its own square. Elsewhere one mask over the whole row, the readable twin (`look` in
-model/transformer.py).
+model/sight.py).
 """
 
 from __future__ import annotations
