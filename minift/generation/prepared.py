@@ -11,12 +11,13 @@ of it outlives the `with`: the next decoding sees every weight, adapter and swit
 What cannot be grouped takes the ordinary path, group by group: hooks on a linear, changes that are
 no thin sum (DoRA, IA3, biases), rows with adapters of their own.
 
-Of a base in few bits, int8 is multiplied as it is (kernels/quantized/direct.py), 4-bit blocks after
-their nibbles were put in order (four_bits.py); everything else is decoded for every token, and
-`obstacle` says why.
+Of a base in few bits, int8 is multiplied as it is, a group at once (kernels/quantized/stacked.py),
+4-bit blocks after their nibbles were put in order (four_bits.py); everything else is decoded for
+every token, and `obstacle` says why.
 
 Memory: with packing, one more copy of the linears and the output matrix in bf16 (SmolLM2-135M:
-269 MB). It is made only where `tokens` are enough to pay for its time.
+269 MB); of int8 the groups of two or more (70 MB) and the output matrix (57 MB). They are made only
+where `tokens` are enough to pay for their time.
 """
 
 from __future__ import annotations

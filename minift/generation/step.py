@@ -22,7 +22,8 @@ from minift.generation.cache import KVCache
 from minift.generation.prepared import Group, Outputs
 from minift.kernels.attention.dispatch import attend
 from minift.kernels.lora.reference import watched
-from minift.kernels.rope.dispatch import rotate_both
+from minift.kernels.norm.forward import rms_norm
+from minift.kernels.rope import fused
 from minift.model.norm import LayerNorm, RMSNorm
 from minift.model.transformer import MLP, Attention, Block, Projections, Transformer
 
@@ -67,9 +68,16 @@ def layer_of(block: nn.Module) -> Layer | None:
     qkv, o, hidden, down = (made(g) for g in (attn.qkv, attn.out, mlp.hidden, mlp.out))
     if qkv is None or o is None or hidden is None or down is None:
         return None
-    q_norm, k_norm = (None if n is None else n.forward for n in (attn.q_norm, attn.k_norm))
-    norms = attn.norm.forward, mlp.norm.forward
-    return Layer(norms[0], qkv, q_norm, k_norm, o, norms[1], hidden, mlp.act, down)
+    q_norm, k_norm = (None if n is None else normed(n) for n in (attn.q_norm, attn.k_norm))
+    act = mlp.act.forward
+    return Layer(normed(attn.norm), qkv, q_norm, k_norm, o, normed(mlp.norm), hidden, act, down)
+
+
+def normed(norm: RMSNorm | LayerNorm) -> Rows:
+    if not isinstance(norm, RMSNorm):
+        return norm.forward
+    weight, eps, offset = norm.weight, norm.eps, norm.offset
+    return lambda x: rms_norm(x, weight, eps, offset)
 
 
 def made(group: Projections) -> Outputs | None:
@@ -92,13 +100,17 @@ class Step:
         positions, shared = model.share(x, None, None, None, None, cache)
         x = model.place(x, positions, None, shared.last)
         rotary, visible = shared.whole.rotary, shared.whole.sights[0].visible
+        turn: Callable[..., tuple[Tensor, Tensor]] = fused.turn_both
+        if rotary is not None and 2 * rotary[0].shape[-1] == E:
+            turn, rotary = fused.turn_widened, fused.widened(*rotary)
         for i, layer in enumerate(self.layers):
-            heads = [p.view(B, -1, 1, E) for p in layer.qkv(layer.attn_norm(x))]
-            q, k, v = heads  # (B, H, 1, E), (B, K, 1, E), (B, K, 1, E)
+            q, k, v = layer.qkv(layer.attn_norm(x))
+            q = q.view(B, -1, 1, E)  # (B, H, 1, E)
+            k, v = k.view(B, -1, 1, E), v.view(B, -1, 1, E)  # (B, K, 1, E)
             if layer.q_norm is not None and layer.k_norm is not None:
                 q, k = layer.q_norm(q), layer.k_norm(k)
             if rotary is not None:
-                q, k = rotate_both(q, k, *rotary)
+                q, k = turn(q, k, *rotary)
             k, v = cache.write(i, k, v)  # (B, K, S, E)
             y = attend(q.to(k.dtype), k, v, visible, False, scale, cap)  # (B, H, 1, E)
             x = x + layer.o(y.view(B, 1, -1).to(x.dtype))[0]

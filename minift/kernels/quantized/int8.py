@@ -1,8 +1,10 @@
 """A matrix in 8 bits: one scale for every row, symmetric around zero.
 
-    s = max|w| / 127 of the row        q = w / s to the nearest whole number        w ≈ s q
+    s = max|w| / 127 of the row, to bf16        q = w / s to the nearest whole number        w ≈ s q
 
-A row of zeros has s = 0 and q = 0. The error is at most s / 2 a weight.
+A row of zeros has s = 0 and q = 0. The error is at most s / 2 a weight, since a scale that bf16
+rounded down by its worst, 2⁻⁸, leaves a quotient below 127.5. In bf16 a scale is what the product
+of direct.py takes. It is kept in float32.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ def encode(weight: Tensor) -> dict[str, Tensor]:
     rows = max(1, AT_ONCE // max(1, w.shape[1]))
     for part, q, s in zip(w.split(rows), codes.split(rows), scale.split(rows), strict=True):
         wide = part.float()
-        torch.div(wide.abs().amax(dim=1), LARGEST, out=s)
+        s.copy_((wide.abs().amax(dim=1) / LARGEST).bfloat16())
         # Where the scale is zero, or so small that the quotient overflows, codes are still defined.
         q.copy_((wide / s[:, None]).nan_to_num_(0).clamp_(-LARGEST, LARGEST).round_())
     if not bool(scale.isfinite().all()):  # NaN is the maximum of its row

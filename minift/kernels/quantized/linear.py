@@ -137,7 +137,8 @@ class QuantizedLinear(nn.Linear):
 
     def times(self, x: Tensor, bias: Tensor | None) -> Tensor:
         if not torch.is_grad_enabled() and direct.fits(self.kind, x):
-            return direct.product(x, self.codes, self.scale.view(torch.float32), bias)
+            scale = self.scale.view(torch.float32).bfloat16()
+            return direct.product(x, self.codes, scale, bias)
         y: Tensor = Product.apply(x, bias, self)
         return y
 

@@ -35,7 +35,7 @@ class Stacked:
         if len(members) > 1:
             self.codes = torch.cat([member.codes for member in members])  # (sum of out, in)
             scale = torch.cat([member.scale for member in members])
-        self.scale, self.bias = scale.view(torch.float32), None
+        self.scale, self.bias = scale.view(torch.float32).bfloat16(), None
         if any(member.bias is not None for member in members):
             zeros = members[0].like.new_zeros
             self.bias = torch.cat([

@@ -28,7 +28,7 @@ def turn(x: Tensor, cos: Tensor, sin: Tensor, way: int) -> Tensor:
 
 def turn_one(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     half = cos.shape[-1]
-    first, second, *rest = x.split((half, half, x.shape[-1] - 2 * half), dim=-1)
+    first, second, *rest = x.split_with_sizes((half, half, x.shape[-1] - 2 * half), dim=-1)
     turned = torch.addcmul(first * cos, second, sin, value=-1)
     return torch.cat((turned, torch.addcmul(second * cos, first, sin), *rest), dim=-1)
 
@@ -37,6 +37,20 @@ def turn_both(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, T
     """q (B, H, 1, E) and k (B, K, 1, E) by the same angles."""
     H, K = q.shape[1], k.shape[1]
     q, k = turn_one(torch.cat((q, k), dim=1), cos, sin).split_with_sizes((H, K), dim=1)
+    return q, k
+
+
+def widened(cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    """The angles (B, 1, T, E/2) as `turn_widened` takes them, for many heads: (B, 1, T, E)."""
+    return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
+
+
+def turn_widened(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    """`turn_both` where all channels turn, in half of the calls."""
+    H, K = q.shape[1], k.shape[1]
+    x = torch.cat((q, k), dim=1)
+    other = x.roll(x.shape[-1] // 2, -1)  # each channel's partner
+    q, k = torch.addcmul(x * cos, other, sin).split_with_sizes((H, K), dim=1)
     return q, k
 
 

@@ -37,9 +37,9 @@ def test_the_value_is_rounded_twice_at_most(out, inputs, shape, bias):
     exact = plain + layer.bias.double() if bias else plain
     assert y.dtype == torch.bfloat16
     assert y.shape == exact.shape
-    # x qᵀ is rounded to 8 bits, then s times it plus b: 2^-8 each; float32 sums of `inputs` terms.
+    # s x qᵀ is rounded to 8 bits, and again with b: 2^-8 each; float32 sums of `inputs` terms.
     largest = x.double().abs() @ int8.decode(layer.stored, torch.float64).abs().T
-    limit = (plain.abs() + exact.abs()) * 2**-8 + largest * inputs * 2**-23
+    limit = (plain.abs() + bias * exact.abs()) * 2**-8 + largest * inputs * 2**-23
     assert bool(((y.double() - exact).abs() <= limit * 1.01 + 1e-12).all())
 
 

@@ -11,12 +11,20 @@ from minift.kernels.quantized.int8 import decode, encode
 
 
 def test_by_hand():
-    weight = torch.tensor([[1.27, -0.5, 0.014, 0.0], [-2.54, 1.0, 0.03, 2.54], [0.0] * 4])
-    stored = encode(weight)
-    assert torch.allclose(stored["scale"], torch.tensor([0.01, 0.02, 0.0]))
+    weight = torch.tensor([[1.27, -0.5, 0.014, 0.0], [-2.54, 1.0, 0.034, 2.54], [0.0] * 4])
+    stored = encode(weight / 1.28)  # scales 1/128 and 1/64
+    assert stored["scale"].tolist() == [2**-7, 2**-6, 0]
     assert stored["codes"].tolist() == [[127, -50, 1, 0], [-127, 50, 2, 127], [0] * 4]
-    expected = torch.tensor([[1.27, -0.5, 0.01, 0.0], [-2.54, 1.0, 0.04, 2.54], [0.0] * 4])
-    assert torch.allclose(decode(stored), expected)
+    expected = torch.tensor([[127, -50, 1, 0], [-254, 100, 4, 254], [0] * 4]) / 128
+    assert torch.equal(decode(stored), expected)
+
+
+def test_a_scale_is_the_nearest_bf16_number():
+    # 8 bits: between 1 and 2 they are 2^-7 apart, and a tie goes to the even one.
+    for quotient, scale, code in ((1.0039, 1.0, 127), (1.004, 1 + 2**-7, 127), (1.002, 1.0, 127)):
+        stored = encode(torch.tensor([[quotient * 127, 1.0]]))
+        assert stored["scale"].tolist() == [scale]
+        assert stored["codes"][0, 0] == code
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (3, 7), (16, 65), (64, 576)])
@@ -25,9 +33,10 @@ def test_plain_loops_give_the_same_codes(shape):
     stored, w = encode(weight), weight.double().numpy()
     for i in range(shape[0]):
         largest = max(abs(x) for x in w[i])
-        assert abs(stored["scale"][i].item() - largest / 127) <= 1e-7 * largest
+        scale = stored["scale"][i].item()
+        assert abs(scale - largest / 127) <= largest / 127 * 2**-8
         for j in range(shape[1]):
-            assert stored["codes"][i, j].item() == round(w[i, j] / (largest / 127))
+            assert stored["codes"][i, j].item() == round(w[i, j] / scale)
     error = np.abs(decode(stored).double().numpy() - w)
     assert (error <= stored["scale"].numpy()[:, None] * 0.5001).all()
 

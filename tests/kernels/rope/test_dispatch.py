@@ -36,6 +36,9 @@ def test_a_single_position_without_gradients(turned, dtype):
     cos, sin = angle.cos().to(dtype), angle.sin().to(dtype)
     with torch.no_grad():
         both = rotate_both(q, k, cos, sin)
+        if turned == 6:
+            widened = fused.turn_widened(q, k, *fused.widened(cos, sin))
+            assert all(map(torch.equal, widened, both))
     for found, x in zip(both, (q, k), strict=True):
         assert torch.equal(found, fused.rotate(x, cos, sin))
         exact = reference.rotate(x.double(), cos.double(), sin.double())
