@@ -225,7 +225,7 @@ STEPS = {
     "default": "as each comes: PEFT in float32, minift in bf16 here",
     "half": "8 x 256 tokens, float32, half of the labels masked",
     "ragged": "16 conversations, float32, packed",
-    "short": "8 reviews of about 33 tokens, bf16, packed",
+    "short": "8 reviews of about 33 tokens, bf16",
 }
 SIDES = {"shipped": "PEFT as installed", "tuned": "PEFT tuned", "readable": "readable kernels",
          "padded": "padded rows"}  # fmt: skip
@@ -285,31 +285,12 @@ def kernels() -> str:
     return table(["kernel", *found], lines)
 
 
-def few_bits() -> str:
-    """A frozen base in few bits: what it saves, what it costs."""
-    lines = []
-    for name, row in result("quantized")["bases"].items():
-        kl = row["kl"]
-        lines.append([
-            name, f"{row['bytes_a_weight']:.3f}", f"{row['linear_bytes'] / 1e6:.0f} MB",
-            f"{row['load_peak_bytes'] / 1e6:.0f} MB", f"{row['step_seconds']:.2f} s",
-            f"{row['step_peak_bytes'] / 1e6:.0f} MB", f"{row['held_out_loss']:.3f}",
-            "0" if kl == 0 else f"{kl:.1e}",
-        ])  # fmt: skip
-    head = [
-        "base, computed in", "bytes a weight", "its linears", "memory to load", "a step",
-        "memory above loading", "held-out loss", "KL from dense float32",
-    ]  # fmt: skip
-    return table(head, lines)
-
-
 TABLES: dict[str, Callable[[], str]] = {
     "families": families,
     "measured": measured,
     "steps": steps,
     "kernels": kernels,
     "decoding": decoding,
-    "few bits": few_bits,
     "methods": methods,
 }
 
