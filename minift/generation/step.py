@@ -22,7 +22,6 @@ from minift.generation.cache import KVCache
 from minift.generation.prepared import Group, Outputs
 from minift.kernels.attention.dispatch import attend
 from minift.kernels.lora.reference import watched
-from minift.kernels.norm.forward import rms_norm
 from minift.kernels.rope import fused
 from minift.model.norm import LayerNorm, RMSNorm
 from minift.model.transformer import MLP, Attention, Block, Projections, Transformer
@@ -68,16 +67,10 @@ def layer_of(block: nn.Module) -> Layer | None:
     qkv, o, hidden, down = (made(g) for g in (attn.qkv, attn.out, mlp.hidden, mlp.out))
     if qkv is None or o is None or hidden is None or down is None:
         return None
-    q_norm, k_norm = (None if n is None else normed(n) for n in (attn.q_norm, attn.k_norm))
+    q_norm, k_norm = (None if n is None else n.forward for n in (attn.q_norm, attn.k_norm))
     act = mlp.act.forward
-    return Layer(normed(attn.norm), qkv, q_norm, k_norm, o, normed(mlp.norm), hidden, act, down)
-
-
-def normed(norm: RMSNorm | LayerNorm) -> Rows:
-    if not isinstance(norm, RMSNorm):
-        return norm.forward
-    weight, eps, offset = norm.weight, norm.eps, norm.offset
-    return lambda x: rms_norm(x, weight, eps, offset)
+    norms = attn.norm.forward, mlp.norm.forward
+    return Layer(norms[0], qkv, q_norm, k_norm, o, norms[1], hidden, act, down)
 
 
 def made(group: Projections) -> Outputs | None:

@@ -1,7 +1,7 @@
 """Which form a norm takes: the fused one wherever its weight is not being trained.
 
-The fused form saves memory for a backward pass. Where there will be none, fewer calls do
-(forward.py): the call of an autograd.Function alone costs a single row more than the norm.
+The fused form saves memory for a backward pass. Where there will be none the readable one runs: the
+same bits, without the call of an autograd.Function, which costs a single row more than the norm.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from minift.kernels import choice
-from minift.kernels.norm import forward, fused, reference
+from minift.kernels.norm import fused, reference
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, offset: float = 0.0) -> Tensor:
@@ -21,5 +21,5 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, offset: float = 0.0) -> Tens
         from minift.kernels.norm import triton  # nothing else imports it
 
         return triton.rms_norm(x, weight, eps, offset)
-    form = fused if torch.is_grad_enabled() else forward
+    form = fused if torch.is_grad_enabled() else reference
     return form.rms_norm(x, weight, eps, offset)

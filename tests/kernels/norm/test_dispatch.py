@@ -24,4 +24,4 @@ def test_without_gradients_no_function_is_called(monkeypatch):
     fused = rms_norm(x, weight, 1e-5)
     monkeypatch.setattr("minift.kernels.norm.dispatch.fused", None)
     with torch.no_grad():
-        torch.testing.assert_close(rms_norm(x, weight, 1e-5), fused)
+        assert torch.equal(rms_norm(x, weight, 1e-5), fused)
