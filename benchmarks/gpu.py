@@ -267,6 +267,18 @@ def main() -> None:
         if out is not None or not options.dry:  # a dry run's numbers are none
             print(write("gpu", result, out, commit=options.commit), flush=True)
 
+    def each(part: str, compared: Callable[..., Any], cases: dict[str, Any], needed: float,
+             words: tuple[int, ...], since: float) -> None:  # fmt: skip
+        """Case by case, as long as there is time for one more."""
+        dtype, found = torch.float32 if options.dry else torch.bfloat16, {}
+        for name, case in cases.items():
+            if late(needed):
+                found[name] = "left out: no time"
+                continue
+            print(f"    {name}", flush=True)
+            found[name] = compared(case, on.device, dtype, ours, *words)
+            done(part, found, since)
+
     print(json.dumps(result), flush=True)
     for part in options.only:
         since = time.perf_counter()
@@ -286,29 +298,12 @@ def main() -> None:
             models = {"tiny": gpu_steps.TINY} if options.dry else {
                 "SmolLM2-135M": gpu_steps.SMOLLM2, "Llama-3.2-1B": gpu_steps.LLAMA_1B
             }  # fmt: skip
-            found = {}
-            for name, sizes in models.items():
-                if late(30):
-                    found[name] = "left out: no time"
-                    continue
-                print(f"    {name}", flush=True)
-                dtype = torch.float32 if options.dry else torch.bfloat16
-                words = (2, 6, 5) if options.dry else (4, gpu_decode.PROMPT, gpu_decode.NEW)
-                with using(ours):
-                    found[name] = gpu_decode.compared(sizes, on.device, dtype, *words)
-                done(part, found, since)
+            words = (2, 6, 5) if options.dry else (4, gpu_decode.PROMPT, gpu_decode.NEW)
+            each(part, gpu_decode.compared, models, 30, words, since)
         else:
             cases = gpu_steps.TINY_CASES if options.dry else gpu_steps.CASES
-            found = {}
-            for name, case in cases.items():
-                if late(45):
-                    found[name] = "left out: no time"
-                    continue
-                print(f"    {name}", flush=True)
-                dtype = torch.float32 if options.dry else torch.bfloat16
-                found[name] = gpu_steps.compared(case, on.device, dtype, ours,
-                                                 *((2, 1) if options.dry else (8, 6)))  # fmt: skip
-                done(part, found, since)
+            words = (2, 1) if options.dry else (8, 6)
+            each(part, gpu_steps.compared, cases, 45, words, since)
     failed = result.get("checks", {}).get("failed", [])
     if failed:
         sys.exit("; ".join(failed))

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from minift.generation.cache import KVCache
 from minift.generation.fixed import FixedPass, GrowingPass
 from minift.generation.prepared import prepared
+from minift.kernels.choice import using
 from minift.model.config import ModelConfig
 from minift.model.transformer import Transformer
 
@@ -71,7 +72,13 @@ def told(one: GrowingPass | FixedPass, tokens: Tensor) -> tuple[float, Tensor]:
 
 @torch.no_grad()
 def compared(
-    sizes: dict[str, Any], device: str, dtype: torch.dtype, rounds: int, prompt: int, new: int
+    sizes: dict[str, Any],
+    device: str,
+    dtype: torch.dtype,
+    ours: str,
+    rounds: int,
+    prompt: int,
+    new: int,
 ) -> dict[str, Any]:
     model, out = model_of(sizes, device, dtype), {}
     for B in BATCHES:
@@ -81,7 +88,7 @@ def compared(
         prompts, tokens = drawn[:, :prompt], drawn[:, prompt:].T.contiguous()
         times: dict[str, list[float]] = {"growing": [], "captured": []}
         states: dict[str, Tensor] = {}
-        with prepared(model, new):
+        with using(ours), prepared(model, new):
             for n in range(rounds):
                 for name in list(times) if n % 2 == 0 else list(times)[::-1]:
                     took, states[name] = told(side(model, prompts, new, name == "captured"), tokens)

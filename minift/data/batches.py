@@ -5,8 +5,9 @@
 
 Rows of like length waste little on padding, and the windows keep each epoch's batches new. But an
 update counts as much as any other, however few targets its rows have: where long answers only meet
-long ones, they are heard too little (benchmarks/batching.py). A
-window's lengths are asked for when it is reached, so that they may be exact (in tokens) without
+long ones, they are heard too little (benchmarks/batching.py).
+
+A window's lengths are asked for when it is reached, so that they may be exact (in tokens) without
 reading a whole data set first. No generator state has to be saved: batch k of epoch e is the same
 in a resumed run, on any machine and with any version of numpy, because the random order is made
 here (splitmix64, Steele et al. 2014) and not by a generator whose stream may change.
@@ -64,11 +65,11 @@ def row_batches(
         raise ConfigError(f"batch is {batch} and window {window}; allowed: 1 or more")
     order = shuffled(rows, seed, epoch, 0)
     for number, part in enumerate(cut(order, -(-window // batch) * batch)):
-        known = np.asarray(lengths(part.tolist()))
+        known = lengths(part.tolist())
         if not alike:
             yield from cut(part, batch)
             continue
-        batches = cut(part[np.argsort(known, kind="stable")], batch)
+        batches = cut(part[np.argsort(np.asarray(known), kind="stable")], batch)
         for k in shuffled(len(batches), seed, epoch, 1, number):
             yield batches[k]
 

@@ -23,6 +23,7 @@ from minift.generation.prepared import Group, Outputs
 from minift.kernels.attention.dispatch import attend
 from minift.kernels.lora.reference import watched
 from minift.kernels.rope import fused
+from minift.kernels.rope.dispatch import rotate_both
 from minift.model.norm import LayerNorm, RMSNorm
 from minift.model.transformer import MLP, Attention, Block, Projections, Transformer
 
@@ -93,7 +94,7 @@ class Step:
         positions, shared = model.share(x, None, None, None, None, cache)
         x = model.place(x, positions, None, shared.last)
         rotary, visible = shared.whole.rotary, shared.whole.sights[0].visible
-        turn: Callable[..., tuple[Tensor, Tensor]] = fused.turn_both
+        turn: Callable[..., tuple[Tensor, Tensor]] = rotate_both
         if rotary is not None and 2 * rotary[0].shape[-1] == E:
             turn, rotary = fused.turn_widened, fused.widened(*rotary)
         for i, layer in enumerate(self.layers):

@@ -174,8 +174,8 @@ class AdamW:
         for parameter in self.alone:
             parameter.grad = torch.zeros_like(parameter)
         self.forget()
+        self.bad = torch.zeros((), dtype=torch.float32, device=self.owners[0].device)
         for group in self.inner.param_groups:
-            self.bad = torch.zeros((), dtype=torch.float32, device=group["params"][0].device)
             group["lr"] = torch.zeros_like(self.bad)
         # torch's fused update asks for it by this name, and where it is 1 leaves all as it is.
         self.inner.found_inf = self.bad  # type: ignore[attr-defined]

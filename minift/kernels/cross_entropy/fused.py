@@ -24,7 +24,7 @@ makes each block's logits again, from h and the saved lse and H: three products 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -48,11 +48,15 @@ def blocks(hidden: Tensor, head: nn.Linear) -> Iterator[slice]:
     yield from parts(len(hidden), head.out_features, ROWS, LOGITS)
 
 
-def pieces(z: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """A product's rows again, few at a time, in float32 or better: z itself where it is that."""
-    wide, (count, width) = torch.promote_types(z.dtype, torch.float32), z.shape
+def pieces(whole: Tensor, first: int = 0) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """A product's rows again, few at a time: which they are, counted from `first`; their logits.
+
+    The logits in float32 or better, and as they stand in `whole`: one tensor where it is that.
+    """
+    wide, (count, width) = torch.promote_types(whole.dtype, torch.float32), whole.shape
     for part in parts(count, width, count, NEAR):
-        yield part, z[part].to(wide)
+        place = whole[part]
+        yield slice(first + part.start, first + part.stop), place.to(wide), place
 
 
 def put(found: Tensor, place: Tensor) -> None:
@@ -76,9 +80,9 @@ def block(
     """Each row's loss (n,), and dh, of some rows; neither is weighted."""
     whole = F.linear(h, head.weight, head.bias)  # (n, V), which becomes softmax - onehot
     losses = []
-    for part, logits in pieces(whole):
+    for rows, logits, place in pieces(whole):
         z, bent = bend(logits, cap)
-        target = targets[part, None]
+        target = targets[rows, None]
         most, hit = z.amax(-1), z.gather(1, target)[:, 0]  # (rows,)
         P = torch.softmax(z, dim=-1, out=z)
         # The largest probability is 1 / Σ exp(z - most): no second pass for the sum.
@@ -88,16 +92,15 @@ def block(
         P.scatter_add_(1, target, P.new_full((len(P), 1), -1.0))
         if bent is not None:
             P.mul_(bent.square_().neg_().add_(1))
-        put(P, whole[part])
+        put(P, place)
     return torch.cat(losses), whole @ head.weight if learns else None
 
 
-def total_of(losses: Tensor, weights: Tensor | None, part: slice) -> Tensor:
-    return losses.sum() if weights is None else (losses * weights[part]).sum()
-
-
 class LinearCrossEntropy(torch.autograd.Function):
-    """hidden (N, D), targets (N,), weights (N,) or None -> the sum of the losses."""
+    """hidden (N, D), targets (N,), weights (N,) or None -> the sum of the losses.
+
+    `cut` and `block` as `blocks` and `block` here, which another form has of its own.
+    """
 
     @staticmethod
     def forward(
@@ -107,13 +110,15 @@ class LinearCrossEntropy(torch.autograd.Function):
         targets: Tensor,
         cap: float | None,
         weights: Tensor | None,
+        cut: Callable[[Tensor, nn.Linear], Iterator[slice]],
+        block: Callable[..., tuple[Tensor, Tensor | None]],
     ) -> Tensor:
         learns = ctx.needs_input_grad[0]
         dh = torch.empty_like(hidden) if learns else None
         total = hidden.new_zeros((), dtype=torch.promote_types(hidden.dtype, torch.float32))
-        for part in blocks(hidden, head):
-            loss, found = block(hidden[part], head, targets[part], cap, learns)
-            total += total_of(loss, weights, part)
+        for part in cut(hidden, head):
+            losses, found = block(hidden[part], head, targets[part], cap, learns)
+            total += losses.sum() if weights is None else (losses * weights[part]).sum()
             if dh is not None and found is not None:
                 dh[part] = found
         ctx.save_for_backward(dh, weights)
@@ -125,7 +130,7 @@ class LinearCrossEntropy(torch.autograd.Function):
         dh, weights = ctx.saved_tensors
         if dh is not None:
             dh = (dh * (g if weights is None else (g * weights)[:, None])).to(dh.dtype)
-        return dh, None, None, None, None
+        return dh, None, None, None, None, None, None
 
 
 def linear_cross_entropy(
@@ -136,7 +141,7 @@ def linear_cross_entropy(
     weights: Tensor | None = None,
 ) -> Tensor:
     """Sum of the negative log-probabilities: hidden (N, D), targets (N,) -> a float32+ scalar."""
-    total: Tensor = LinearCrossEntropy.apply(hidden, head, targets, cap, weights)
+    total: Tensor = LinearCrossEntropy.apply(hidden, head, targets, cap, weights, blocks, block)
     return total
 
 
@@ -155,18 +160,18 @@ class TokenLogprobs(torch.autograd.Function):
         wide = torch.promote_types(hidden.dtype, torch.float32)
         logp, entropy, lse = (hidden.new_empty(len(hidden), dtype=wide) for _ in range(3))
         for at in blocks(hidden, head):
-            target, *found = targets[at], logp[at], entropy[at], lse[at]
-            for part, logits in pieces(F.linear(hidden[at], head.weight, head.bias)):
+            whole = F.linear(hidden[at], head.weight, head.bias)  # (n, V)
+            for rows, logits, _ in pieces(whole, at.start):
                 z, _ = bend(logits, cap, temperature)
                 most = z.amax(-1, keepdim=True)  # (rows, 1)
                 z.sub_(most)
                 P = z.exp()
                 total = P.sum(-1)
                 logs = total.log()
-                found[0][part] = z.gather(1, target[part, None])[:, 0] - logs
+                logp[rows] = z.gather(1, targets[rows, None])[:, 0] - logs
                 # z is 0 or less here: nothing cancels, however large the logits were.
-                found[1][part] = logs - z.mul_(P).sum(-1) / total
-                found[2][part] = most[:, 0] + logs
+                entropy[rows] = logs - z.mul_(P).sum(-1) / total
+                lse[rows] = most[:, 0] + logs
         ctx.head, ctx.cap, ctx.temperature = head, cap, temperature
         ctx.save_for_backward(hidden, targets, lse, entropy)
         ctx.set_materialize_grads(False)
@@ -183,8 +188,7 @@ class TokenLogprobs(torch.autograd.Function):
         dh = torch.empty_like(hidden)
         for at in blocks(hidden, head):
             whole = F.linear(hidden[at], head.weight, head.bias)  # (n, V), which becomes dz
-            for part, logits in pieces(whole):
-                rows = slice(at.start + part.start, at.start + part.stop)
+            for rows, logits, place in pieces(whole, at.start):
                 z, bent = bend(logits, cap, temperature)
                 z.sub_(lse[rows, None])  # log p
                 if entropies is None:
@@ -196,7 +200,7 @@ class TokenLogprobs(torch.autograd.Function):
                 dz.scatter_add_(1, targets[rows, None], logps[rows])
                 if bent is not None:
                     dz.mul_(bent.square_().neg_().add_(1))
-                put(dz, whole[part])
+                put(dz, place)
             dh[at] = whole @ head.weight
         return dh, None, None, None, None
 

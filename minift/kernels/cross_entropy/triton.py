@@ -11,7 +11,7 @@ the dtype of the products, so of a bf16 model no float32 copy of them is ever ma
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
 
 import torch
 import triton
@@ -82,32 +82,18 @@ def turn(z: Tensor, targets: Tensor, cap: float | None, learns: bool) -> Tensor:
     return losses
 
 
-class LinearCrossEntropy(fused.LinearCrossEntropy):
-    """As fused.py's, whose backward pass it is, too: dh is kept, and not weighted yet."""
+def blocks(hidden: Tensor, head: nn.Linear) -> Iterator[slice]:
+    """The rows of each product."""
+    yield from fused.parts(len(hidden), head.out_features, ROWS, LOGITS)
 
-    @staticmethod
-    def forward(
-        ctx: Any,
-        hidden: Tensor,
-        head: nn.Linear,
-        targets: Tensor,
-        cap: float | None,
-        weights: Tensor | None,
-    ) -> Tensor:
-        learns = ctx.needs_input_grad[0]
-        dh = torch.empty(hidden.shape, dtype=hidden.dtype, device=hidden.device) if learns else None
-        total = hidden.new_zeros((), dtype=torch.promote_types(hidden.dtype, torch.float32))
-        rows, targets = max(1, min(ROWS, LOGITS // head.out_features)), targets.contiguous()
-        for first in range(0, len(hidden), rows):
-            part = slice(first, first + rows)
-            z = F.linear(hidden[part], head.weight, head.bias)  # (n, V)
-            losses = turn(z, targets[part], cap, learns)
-            total += fused.total_of(losses, weights, part)
-            if dh is not None:
-                torch.mm(z, head.weight, out=dh[part])
-            del z  # before the next block's is made
-        ctx.save_for_backward(dh, weights)
-        return total
+
+def block(
+    h: Tensor, head: nn.Linear, targets: Tensor, cap: float | None, learns: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Each row's loss (n,), and dh, of some rows; neither is weighted."""
+    z = F.linear(h, head.weight, head.bias)  # (n, V)
+    losses = turn(z, targets, cap, learns)
+    return losses, z @ head.weight if learns else None
 
 
 def linear_cross_entropy(
@@ -118,5 +104,7 @@ def linear_cross_entropy(
     weights: Tensor | None = None,
 ) -> Tensor:
     """Sum of the negative log-probabilities: hidden (N, D), targets (N,) -> a float32+ scalar."""
-    total: Tensor = LinearCrossEntropy.apply(hidden, head, targets, cap, weights)
+    total: Tensor = fused.LinearCrossEntropy.apply(
+        hidden, head, targets.contiguous(), cap, weights, blocks, block
+    )
     return total

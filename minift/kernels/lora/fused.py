@@ -156,6 +156,9 @@ class Products:
     backward: Callable[..., tuple[Tensor | None, list[Tensor | None]]]
 
 
+TORCH = Products(forward, backward)
+
+
 class Group(torch.autograd.Function):
     """x (N, in) -> (y_j (N, out_j), ...)."""
 
@@ -182,11 +185,10 @@ class Group(torch.autograd.Function):
 def adapted_linears(
     x: Tensor,
     members: Sequence[Adapted],
-    products: Products | None = None,
+    products: Products = TORCH,
     draw: Callable[[], Any] = drawn,
 ) -> tuple[Tensor, ...]:
-    """x (..., in) -> every (..., out), by `products` (here: torch's own)."""
-    products = products or Products(forward, backward)
+    """x (..., in) -> every (..., out), by these products."""
     found, thin = plan(members, draw)
     flat = x.reshape(-1, x.shape[-1])
     # Without gradients the bare forward pass: a Function costs more than a small product.
