@@ -8,7 +8,8 @@ turn, in alternating order; a ratio is that of one pair. Beside them:
 
     roofline    of a frozen linear alone: the share of the rate of the main products that the fused
                 form reaches, its main products' operations over its time
-    overhead    of LoRA: the fused group's time over that of the same linears without a change
+    overhead    of LoRA: the fused group's time over that of the same linears without a change, in
+                turn with it
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ import argparse
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +43,25 @@ from minift.runtime import machine, tuned
 
 D, F, V, HEADS, KV, E, R, ROW = 576, 1536, 49_152, 9, 3, 64, 8, 256
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
-Run = Callable[[], Tensor]
+Run = Callable[[], Sequence[Tensor]]
+FROZEN = " frozen"
+
+
+class Case:
+    """One operation, ready to be run again and again."""
+
+    def __init__(self, run: Run, wanted: Sequence[Tensor], flops: float = 0.0):
+        """run: its forward pass; wanted: what it is differentiated by; flops: operations of the
+        main products of one forward pass."""
+        self.run, self.wanted, self.flops = run, list(wanted), flops
+        # Numbers of their own: a sum's gradient, one number expanded, is copied by every product.
+        self.gs = [torch.randn_like(y) for y in run()]
+
+    def seconds(self, kernels: str) -> float:
+        with using(kernels):
+            begin = time.perf_counter()
+            torch.autograd.grad(self.run(), self.wanted, self.gs)
+            return time.perf_counter() - begin
 
 
 def drawn(*shape: int, dtype: torch.dtype) -> Tensor:
@@ -56,53 +76,62 @@ def linear(inputs: int, outputs: int, dtype: torch.dtype, rank: int = R) -> Adap
     return Adapted(layer, A, B, 2.0)
 
 
-def cases(T: int, dtype: torch.dtype) -> dict[str, tuple[Run, list[Tensor], float]]:
-    """Each operation: its forward pass, what it is differentiated by, operations of main products
-    of one forward pass."""
+def cases(T: int, dtype: torch.dtype) -> dict[str, Case]:
+    """Every operation by name, and the groups once more without a change."""
     B = T // ROW
     x = drawn(B, ROW, D, dtype=dtype).requires_grad_()
-    found: dict[str, tuple[Run, list[Tensor], float]] = {}
+    found: dict[str, Case] = {}
 
     def of(members: list[Adapted]) -> list[Tensor]:
         return [x, *(t for m in members for t in (m.A, m.B) if t is not None)]
 
-    groups = {"q k v": (D, (D, KV * E, KV * E)), "o": (D, (D,)), "gate up": (D, (F, F))}
-    for name, (inputs, outs) in groups.items():
-        for rank, label in ((R, name), (0, f"{name} frozen")):
-            members = [linear(inputs, out, dtype, rank) for out in outs]
-
-            def run(members: list[Adapted] = members) -> Tensor:
-                return torch.cat([y.sum()[None] for y in adapted_linears(x, members)]).sum()
-
-            found[label] = (run, of(members), 2.0 * T * inputs * sum(outs))
+    groups = {"q k v": (D, KV * E, KV * E), "o": (D,), "gate up": (F, F)}
+    for name, outs in groups.items():
+        for rank, label in ((R, name), (0, name + FROZEN)):
+            members = [linear(D, out, dtype, rank) for out in outs]
+            run = partial(adapted_linears, x, members)
+            found[label] = Case(run, of(members), 2.0 * T * D * sum(outs))
     hidden, out = [linear(D, F, dtype), linear(D, F, dtype)], linear(F, D, dtype)
     silu = ACTIVATIONS["silu"]
-    found["mlp"] = (lambda: mlp(x, hidden, out, silu).sum(), of([*hidden, out]), 6.0 * T * D * F)
+    found["mlp"] = Case(
+        lambda: [mlp(x, hidden, out, silu)], of([*hidden, out]), 6.0 * T * D * F
+    )  # fmt: skip
     q, k, v = (
         drawn(B, ROW, n, E, dtype=dtype).transpose(1, 2).requires_grad_() for n in (HEADS, KV, KV)
     )
-    found["attention"] = (
-        lambda: attend(q, k, v, None, True).sum(), [q, k, v], 2.0 * T * ROW * HEADS * E
+    found["attention"] = Case(
+        lambda: [attend(q, k, v, None, True)], [q, k, v], 2.0 * T * ROW * HEADS * E
     )  # fmt: skip
     angle = torch.randn(B, 1, ROW, E // 2)
     cos, sin = angle.cos().to(dtype), angle.sin().to(dtype)
-    found["rope"] = (lambda: rotate(q, cos, sin).sum(), [q], 0.0)
+    found["rope"] = Case(lambda: [rotate(q, cos, sin)], [q])
     weight = drawn(D, dtype=dtype)
-    found["norm"] = (lambda: rms_norm(x, weight, 1e-5).sum(), [x], 0.0)
+    found["norm"] = Case(lambda: [rms_norm(x, weight, 1e-5)], [x])
     head = nn.Linear(D, V, bias=False).to(dtype).requires_grad_(False)
     rows = drawn(T, D, dtype=dtype).requires_grad_()
     targets = torch.randint(V, (T,))
-    found["head and loss"] = (
-        lambda: linear_cross_entropy(rows, head, head, targets, None), [rows], 2.0 * T * D * V
+    found["head and loss"] = Case(
+        lambda: [linear_cross_entropy(rows, head, head, targets, None)], [rows], 2.0 * T * D * V
     )  # fmt: skip
     return found
 
 
-def seconds(run: Run, wanted: list[Tensor], kernels: str) -> float:
-    with using(kernels):
-        begin = time.perf_counter()
-        torch.autograd.grad(run(), wanted)
-        return time.perf_counter() - begin
+def rounds(case: Case, frozen: Case | None, pairs: int) -> list[dict[str, float]]:
+    """Every form's seconds in turn, in alternating order; two rounds to warm up are left out."""
+    forms = [(case, "auto", "fused"), (case, "reference", "readable")]
+    if frozen is not None:
+        forms.append((frozen, "auto", "frozen"))
+    found = []
+    for n in range(pairs + 2):
+        order = forms if n % 2 else forms[::-1]
+        found.append({label: of.seconds(kernels) for of, kernels, label in order})
+    return found[2:]
+
+
+def middle(rounds: list[dict[str, float]], over: str, under: str) -> tuple[float, float, float]:
+    """The ratio of two forms' seconds: the median of the rounds, the least and the most."""
+    ratios = sorted(one[over] / one[under] for one in rounds)
+    return statistics.median(ratios), ratios[0], ratios[-1]
 
 
 def main() -> None:
@@ -118,28 +147,25 @@ def main() -> None:
         for dtype, kind in DTYPES.items():
             for T in (2048, 256):
                 rows = result.setdefault(f"{dtype}, T = {T}", {})
-                for name, (run, wanted, flops) in cases(T, kind).items():
-                    pairs = []
-                    for n in range(options.pairs + 2):
-                        order = ("auto", "reference") if n % 2 else ("reference", "auto")
-                        pairs.append({form: seconds(run, wanted, form) for form in order})
-                    del pairs[:2]
-                    ratios = sorted(pair["reference"] / pair["auto"] for pair in pairs)
-                    fused = statistics.median(pair["auto"] for pair in pairs)
+                found = cases(T, kind)
+                for name, case in found.items():
+                    if name.endswith(FROZEN):
+                        continue
+                    each = rounds(case, found.get(name + FROZEN), options.pairs)
+                    fused = statistics.median(one["fused"] for one in each)
+                    faster, least, most = middle(each, "readable", "fused")
                     rows[name] = {
                         "fused_ms": round(1e3 * fused, 3),
-                        "times_faster": round(statistics.median(ratios), 2),
-                        "least": round(ratios[0], 2),
-                        "most": round(ratios[-1], 2),
+                        "times_faster": round(faster, 2),
+                        "least": round(least, 2),
+                        "most": round(most, 2),
                     }
-                    if flops:  # forward, and dx of the same size
-                        share = 2 * flops / fused / (1e9 * rates[dtype])
+                    if case.flops:  # forward, and dx of the same size
+                        share = 2 * case.flops / fused / (1e9 * rates[dtype])
                         rows[name]["roofline"] = round(share, 3)
-                for name in ("q k v", "o", "gate up"):
-                    frozen = rows.pop(f"{name} frozen")
-                    rows[name]["overhead"] = round(rows[name]["fused_ms"] / frozen["fused_ms"], 3)
-                for name, row in rows.items():
-                    print(f"{dtype}, T = {T}, {name}: {row}", flush=True)
+                    if name + FROZEN in found:
+                        rows[name]["overhead"] = round(middle(each, "fused", "frozen")[0], 3)
+                    print(f"{dtype}, T = {T}, {name}: {rows[name]}", flush=True)
     print(write("kernels", {"rates_gflops": rates, "kernels": result}, options.out))
 
 

@@ -1,16 +1,19 @@
 """Root-mean-square normalization that keeps x and one number a row.
 
-    y = r x * c        r = 1 / sqrt(mean(x²) + eps)        c = offset + w, frozen
+    y = r x * c        r = 1 / sqrt(‖x‖² / D + eps)        c = offset + w
 
 With h = c * g, g = dL/dy, and D numbers a row:
 
-    dr/dx = -r³ x / D        dx = r h - (r³ / D) (h · x) x
+    dr/dx = -r³ x / D        dx = r h - (r³ / D) (h · x) x        dw = Σ_rows g * r x
 
 On a bf16 base autograd keeps the row in float32 as well, and takes twice as many passes over it.
+Without gradients the same lines run past the autograd.Function, whose call costs a single row more
+than the norm: so a pass with gradients and one without give the same bits.
 """
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -18,33 +21,55 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 
+@cache
+def number(value: float, dtype: torch.dtype, device: torch.device) -> Tensor:
+    with torch.inference_mode(False):  # it serves passes with gradients, too
+        return torch.tensor([value], dtype=dtype, device=device)
+
+
+def reciprocal(x: Tensor, eps: float) -> Tensor:
+    """r (..., 1) of x (..., D), in float32 or better, without a wide copy of x."""
+    wide = torch.promote_types(x.dtype, torch.float32)
+    n = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide)
+    return torch.addcmul(number(eps, wide, x.device), n, n, value=1 / x.shape[-1]).rsqrt_()
+
+
+def scaled(x: Tensor, r: Tensor, weight: Tensor, offset: float) -> Tensor:
+    y = x * r
+    if offset:  # 1 + weight would lose the weight's last bits in bf16
+        return y.mul_(offset + weight.to(r.dtype)).to(x.dtype)
+    return y.to(x.dtype).mul_(weight)
+
+
 class RMSNorm(torch.autograd.Function):
     """x (..., D) -> (..., D)."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float, offset: float) -> Tensor:
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        r = torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)  # (..., 1)
+        r = reciprocal(x, eps)
         ctx.offset = offset
         ctx.save_for_backward(x, r, weight)
-        y = wide * r
-        if offset:
-            return y.mul_(offset + weight.to(wide.dtype)).to(x.dtype)
-        return y.to(x.dtype).mul_(weight)
+        return scaled(x, r, weight, offset)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         x, r, weight = ctx.saved_tensors
-        c = weight.to(r.dtype)
-        h = g.to(r.dtype) * (c + ctx.offset if ctx.offset else c)
-        wide = x.to(r.dtype)
-        dot = torch.linalg.vecdot(h, wide)[..., None]  # (..., 1)
-        dx = h.mul_(r).addcmul_(wide, dot.mul_(r.pow(3)), value=-1 / x.shape[-1])
-        return dx.to(x.dtype), None, None, None
+        wide, g = x.to(r.dtype), g.to(r.dtype)
+        dx = dw = None
+        if ctx.needs_input_grad[1]:
+            dw = (g * wide).mul_(r).reshape(-1, x.shape[-1]).sum(0).to(weight.dtype)
+        if ctx.needs_input_grad[0]:
+            c = weight.to(r.dtype)
+            h = g * (c + ctx.offset if ctx.offset else c)
+            dot = torch.linalg.vecdot(h, wide)[..., None]  # (..., 1)
+            dx = h.mul_(r).addcmul_(wide, dot.mul_(r.pow(3)), value=-1 / x.shape[-1]).to(x.dtype)
+        return dx, dw, None, None
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, offset: float = 0.0) -> Tensor:
     """x (..., D), weight (D,) -> (..., D)."""
+    if not torch.is_grad_enabled():
+        return scaled(x, reciprocal(x, eps), weight, offset)
     y: Tensor = RMSNorm.apply(x, weight, eps, offset)
     return y
