@@ -120,6 +120,11 @@ class Adapters(nn.Module):
         return None if part is None else part.after(out)  # type: ignore[operator]
 
     @property
+    def idle(self) -> bool:
+        """Whether `before` and `after` leave a pass as it is."""
+        return self.part is None and self.mixture is None
+
+    @property
     def part(self) -> nn.Module | None:
         name = self.switch.active
         return self.parts[name] if name is not None and name in self.parts else None

@@ -16,9 +16,12 @@ from minift.kernels.choice import using
 from minift.kernels.quantized.linear import QuantizedLinear
 from minift.model.config import ModelConfig
 from minift.model.transformer import Transformer
+from minift.peft.adapters import disabled
 from minift.peft.bottleneck import Bottleneck
+from minift.peft.lora import LoRA
 from minift.peft.methods import attach
 from minift.peft.places import linears
+from minift.peft.prefix import Prefix
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "families"
 TINY = ModelConfig("llama", 61, 32, 2, 4, 2, 8, 64, 64)
@@ -99,15 +102,58 @@ def linear_hooked(model):
     model.blocks[0].mlp.out.down.register_forward_hook(lambda *_: None)
 
 
+def model_hooked(model):
+    lora(model)
+    model.register_forward_hook(lambda *_: None)
+
+
 def bottleneck(model):
     attach(model, Bottleneck())
 
 
-@pytest.mark.parametrize("change", [hooked, replaced, linear_hooked, bottleneck])
+def prefix(model):
+    attach(model, Prefix(prefix_tokens=2))
+
+
+def mixed(model):
+    lora(model)
+    model.adapters.mixture = ("default", None)
+
+
+def dora(model):
+    attach(model, LoRA(rank=2, dora=True))
+
+
+@pytest.mark.parametrize(
+    "change", [hooked, replaced, linear_hooked, model_hooked, bottleneck, prefix, mixed, dora]
+)
 def test_what_hangs_on_the_model_is_not_passed_by(change):
     model = tiny()
     change(model)
     assert both(model, False) is None
+
+
+def lora(model):
+    attach(model, LoRA(rank=2, targets=("q", "v", "down")))
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if name.endswith(".B"):
+                p.copy_(torch.randn(p.shape, generator=torch.Generator().manual_seed(len(name))))
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize(
+    ("dtype", "base"), [(torch.float32, None), (torch.bfloat16, None), (torch.bfloat16, "int8")]
+)
+def test_lora_comes_this_way(dtype, base, padded):
+    model = tiny(dtype, base)
+    without = both(model, padded)
+    lora(model)
+    found = both(model, padded)
+    assert torch.equal(*found)
+    assert not torch.equal(found[1], without[1])
+    with disabled(model):
+        assert torch.equal(both(model, padded)[1], without[1])
 
 
 def test_not_before_everything_is_ready():

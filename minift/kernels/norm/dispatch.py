@@ -1,4 +1,4 @@
-"""Which form a norm takes: the fused one, on a GPU Triton's, which has no gradient of the weight."""
+"""Which form a norm takes: the fused one; on a GPU Triton's, which trains no weight."""
 
 from __future__ import annotations
 
