@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
+
 from minift.checkpoints.open import load
 from minift.cli.method import chosen
 from minift.cli.models import base_dtype, base_kind, base_line, headline
@@ -25,6 +27,10 @@ from minift.tokenizers.interface import Tokenizer
 from minift.train.classification import Classification
 from minift.train.loop import Progress, Run, TrainConfig, check_out, fit
 from minift.train.objectives import SFT, Objective
+
+# What a step takes beside its products, on a machine of RATE GFLOP/s in float32: seconds a linear,
+# and seconds a number that a linear reads or writes (benchmarks/LOG.md, "Short rows").
+CALLS, NUMBERS, RATE = 1e-3, 1.5e-9, 457
 
 
 def sft(parsed: Parsed, screen: Screen) -> int:
@@ -106,26 +112,34 @@ def show_example(screen: Screen, objective: Objective, tokenizer: Tokenizer) -> 
     screen.say(f"             {line}   {screen.learned('trained')}")
 
 
-def describe(model: Transformer, steps: int, tokens_a_step: float) -> str:
-    """Method, trainable share, dtype and kernels, and the minutes that training should take."""
+def describe(model: Transformer, seconds: float | None) -> str:
+    """Method, trainable share, dtype and kernels, and the time that training should take."""
     counts = sum(p.numel() for p in trainable(model).values())
     total = numbers(model)
     dtype = base_of(model) or str(model.embed.weight.dtype).removeprefix("torch.")
-    time = duration(estimate(model, steps * tokens_a_step))
+    time = "" if seconds is None else f" · about {duration(seconds)}"
     return (
         f"{config_of(model)} · {counts:,} trainable, {100 * counts / total:.1f} %, "
-        f"float32 on {dtype} · {word(model.embed.weight)} kernels · about {time}"
+        f"float32 on {dtype} · {word(model.embed.weight)} kernels{time}"
     )
 
 
-def estimate(model: Transformer, tokens: float) -> float:
-    """Seconds for training on so many tokens: forward and backward through the frozen linears.
+def estimate(model: Transformer, steps: int, tokens: float) -> float | None:
+    """Seconds for so many steps of so many tokens each; None on a GPU, whose rate is not measured.
 
-    4 operations a weight and token (Kaplan et al. 2020, section 2.1, less the weight gradients that
-    a frozen base does not need), at three quarters of the rate of one product.
+    The frozen linears take 4 operations a weight and token, forward and backward (Kaplan et al.
+    2020, arXiv:2001.08361, section 2.1, less the weight gradients that a frozen base does not
+    need); what lies between them takes CALLS and NUMBERS.
     """
-    linear = sum(one.in_features * one.out_features for _, one in linears(model))
-    return 4 * linear * tokens / (0.75e9 * machine().rate)
+    weight = model.embed.weight
+    if weight.device.type != "cpu":
+        return None
+    here = machine()
+    rate = here.bf16 if weight.dtype == torch.bfloat16 else here.rate
+    sizes = [(one.in_features, one.out_features) for _, one in linears(model)]
+    products = 4e-9 * sum(i * o for i, o in sizes) * tokens / rate
+    between = CALLS * len(sizes) + NUMBERS * tokens * sum(i + o for i, o in sizes)
+    return steps * (products + between * RATE / here.rate)
 
 
 def train_shown(
@@ -141,8 +155,8 @@ def train_shown(
     steps = config.resolved_steps(objective.rows)
     sample = objective.lengths(range(0, objective.rows, max(1, objective.rows // 200)))
     tokens = config.batch * sum(sample) / len(sample)
-    plan = estimate(model, steps * tokens)
-    screen.say(f"{label:<12} {describe(model, steps, tokens)}")
+    plan = estimate(model, steps, tokens)
+    screen.say(f"{label:<12} {describe(model, plan)}")
     bar: Bar = screen.bar(steps, "steps")
 
     def watch(progress: Progress) -> None:
@@ -164,9 +178,10 @@ def train_shown(
     if not run.losses:
         raise ConfigError("training made no step")
     cut = f" · {len(objective.truncated)} rows cut to length" if objective.truncated else ""
+    planned = "" if plan is None else f"plan {duration(plan)}, "
     screen.say(
         f"             loss {run.losses[0]:.3f} to {run.losses[-1]:.3f} · "
-        f"{run.tokens_per_second:,.0f} tokens/s · plan {duration(plan)}, took "
+        f"{run.tokens_per_second:,.0f} tokens/s · {planned}took "
         f"{duration(run.seconds)}, peak {megabytes(peak_memory())}{cut}"
     )
     return run
