@@ -285,12 +285,32 @@ def kernels() -> str:
     return table(["kernel", *found], lines)
 
 
+def few_bits() -> str:
+    """A frozen base in few bits: what it takes, and what it costs."""
+    found = result("quantized")
+    lines = [
+        [
+            name, f"{row['bytes_a_weight']:.2f}", f"{row['linear_bytes'] / 1e6:.0f} MB",
+            f"{row['load_peak_bytes'] / 1e6:.0f} MB", f"{row['step_seconds']:.2f} s",
+            f"{row['step_peak_bytes'] / 1e6:.0f} MB", f"{row['held_out_loss']:.3f}",
+            f"{row['kl']:.4f}",
+        ]
+        for name, row in found["bases"].items()
+    ]  # fmt: skip
+    head = [
+        "linears, work in", "bytes a weight", "linears", "peak of loading", "a LoRA step",
+        "its peak above the loaded", "held-out loss", "KL from float32",
+    ]  # fmt: skip
+    return table(head, lines)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "families": families,
     "measured": measured,
     "steps": steps,
     "kernels": kernels,
     "decoding": decoding,
+    "few bits": few_bits,
     "methods": methods,
 }
 

@@ -24,6 +24,7 @@ from minift.tokenizers.interface import Tokenizer
 Rowset = Sequence[Mapping[str, object]] | Records | Rows
 WINDOW = 512  # held-out rows tokenized at a time
 PACK = ("auto", "on", "off")
+GRAIN = 32  # tokens: a packed batch has a multiple of them
 FILL = 0.9  # "auto" packs where less of the padded tensors than this would be text
 
 
@@ -236,7 +237,8 @@ def pieces(
         area = len(rows) * max(lengths, default=0)
         pack = "on" if len(rows) > 1 and sum(lengths) < FILL * area else "off"
     if pack == "on":
-        return [packed([rows[i] for i in piece]) for piece in packed_batches(lengths, max_tokens)]
+        cut = packed_batches(lengths, max_tokens)
+        return [packed([rows[i] for i in piece], max_tokens) for piece in cut]
     cut = micro_batches(range(len(rows)), lengths, len(rows), max_tokens)
     return [collate([rows[i] for i in piece]) for piece in cut]
 
@@ -254,13 +256,23 @@ def collate(rows: Sequence[tuple[list[int], list[int]]]) -> Batch:
     return Batch(tokens, targets, learned, sum(len(ids) - 1 for ids, _ in rows))
 
 
-def packed(rows: Sequence[tuple[list[int], list[int]]]) -> Batch:
-    """One row of all, shifted by one within each."""
-    lengths = torch.tensor([len(ids) - 1 for ids, _ in rows])
+def packed(rows: Sequence[tuple[list[int], list[int]]], max_tokens: int) -> Batch:
+    """One row of all, shifted by one within each, and filled up to a multiple of GRAIN.
+
+    What fills are texts of their own, none longer than the longest, which nothing learns from and
+    no other sees. A CPU's library makes a program for every new shape of a product, half a megabyte
+    each, and keeps them: with every total of a few hundred tokens they cost more than what is
+    filled (benchmarks/LOG.md).
+    """
+    lengths = [len(ids) - 1 for ids, _ in rows]
+    real = sum(lengths)
+    spare = max(0, min(-real % GRAIN, max_tokens - real))
+    fill, longest = [0] * spare, max(1, *lengths)
+    texts = [*lengths, *(min(longest, spare - k) for k in range(0, spare, longest))]
     return Batch(
-        torch.tensor([i for ids, _ in rows for i in ids[:-1]])[None],
-        torch.tensor([i for ids, _ in rows for i in ids[1:]])[None],
-        torch.tensor([bit == 1 for _, mask in rows for bit in mask[1:]])[None],
-        int(lengths.sum()),
-        torch.arange(len(rows)).repeat_interleave(lengths)[None],
+        torch.tensor([i for ids, _ in rows for i in ids[:-1]] + fill)[None],
+        torch.tensor([i for ids, _ in rows for i in ids[1:]] + fill)[None],
+        torch.tensor([bit == 1 for _, mask in rows for bit in mask[1:]] + [False] * spare)[None],
+        real,
+        torch.arange(len(texts)).repeat_interleave(torch.tensor(texts))[None],
     )

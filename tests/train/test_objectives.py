@@ -196,12 +196,25 @@ def test_packed_rows_have_the_separate_losses_and_gradients(tiny, method, most):
 
 
 def test_packed_rows_stand_behind_each_other_each_shifted_by_one():
-    batch = packed([([1, 2, 3], [0, 0, 1]), ([7, 8], [0, 1])])
+    batch = packed([([1, 2, 3], [0, 0, 1]), ([7, 8], [0, 1])], 3)
     assert batch.tokens.tolist() == [[1, 2, 7]]
     assert batch.targets.tolist() == [[2, 3, 8]]
     assert batch.learned.tolist() == [[False, True, True]]
     assert batch.segments.tolist() == [[0, 0, 1]]
     assert (batch.real, batch.count) == (3, 2)
+
+
+def test_packed_rows_are_filled_up_with_texts_that_nothing_learns_from():
+    rows = [(list(range(1, 13)), [1] * 12), (list(range(1, 7)), [1] * 6)]  # 11 and 5 of 32
+    batch = packed(rows, 1000)
+    assert batch.tokens.tolist() == [[*range(1, 12), *range(1, 6), *[0] * 16]]
+    assert batch.learned.tolist() == [[*[True] * 16, *[False] * 16]]
+    assert batch.segments.tolist() == [[*[0] * 11, *[1] * 5, *[2] * 11, *[3] * 5]]
+    assert (batch.real, batch.count) == (16, 16)
+    for most, wide in ((16, 16), (20, 20), (31, 31), (32, 32), (7, 16)):
+        assert packed(rows, most).tokens.shape == (1, wide)
+    assert packed([*rows, rows[0], rows[1]], 1000).tokens.shape == (1, 32)
+    assert packed([([1], [0]), ([2], [0])], 1000).tokens.shape == (1, 0)
 
 
 @pytest.mark.parametrize(("lengths", "rows"), [
