@@ -30,7 +30,7 @@ from minift.train.objectives import SFT, Objective
 
 # What a step takes beside its products, on a machine of RATE GFLOP/s in float32: seconds a linear,
 # and seconds a number that a linear reads or writes (benchmarks/LOG.md, "Short rows").
-CALLS, NUMBERS, RATE = 1e-3, 1.5e-9, 457
+CALLS, NUMBERS, RATE = 0.7e-3, 1.5e-9, 457
 
 
 def sft(parsed: Parsed, screen: Screen) -> int:
