@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from minift.generation.cache import KVCache
 from minift.generation.prepared import Group, Outputs
 from minift.kernels.attention.dispatch import attend
-from minift.kernels.lora.reference import watched
+from minift.kernels.lora.reference import hooks_of, watched
 from minift.kernels.rope import fused
 from minift.kernels.rope.dispatch import rotate_both
 from minift.model.norm import LayerNorm, RMSNorm
@@ -63,12 +63,8 @@ def step_of(model: Transformer) -> Step | None:
 def idle(module: nn.Module) -> bool:
     """Whether nothing hangs on it but its adapters' own hooks, which have nothing to add now."""
     adapters = getattr(module, "adapters", None)
-    hooks = (
-        *module._forward_hooks.values(), *module._forward_pre_hooks.values(),
-        *module._backward_hooks.values(), *module._backward_pre_hooks.values(),
-    )  # fmt: skip
     return getattr(adapters, "idle", False) and all(
-        getattr(hook, "__self__", None) is adapters for hook in hooks
+        getattr(hook, "__self__", None) is adapters for hook in hooks_of(module)
     )
 
 

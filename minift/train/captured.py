@@ -33,6 +33,7 @@ from minift.errors import ConfigError
 from minift.kernels import choice
 from minift.kernels.attention.varlen import Texts
 from minift.kernels.cross_entropy.dispatch import frozen_matrix
+from minift.kernels.lora.reference import hooks_of
 from minift.model.transformer import Transformer
 from minift.peft.places import Adapters, Slot, adapters_of
 from minift.peft.virtual import Virtual
@@ -88,14 +89,10 @@ def check(model: Transformer, objective: Objective, parameters: dict[str, nn.Par
 
 def foreign(module: nn.Module) -> bool:
     """Whether hooks hang on a module that are not the adapters' own."""
-    hooks = (
-        *module._forward_hooks.values(), *module._forward_pre_hooks.values(),
-        *module._backward_hooks.values(), *module._backward_pre_hooks.values(),
-    )  # fmt: skip
     return any(
         not isinstance(hook, Slot)
         and not (isinstance(hook, MethodType) and isinstance(hook.__self__, Adapters))
-        for hook in hooks
+        for hook in hooks_of(module)
     )
 
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -43,14 +44,17 @@ class Adapted:
         return not (trained and torch.is_grad_enabled())
 
 
+def hooks_of(module: nn.Module) -> tuple[Any, ...]:
+    """Every hook of torch's that hangs on it."""
+    return (
+        *module._forward_hooks.values(), *module._forward_pre_hooks.values(),
+        *module._backward_hooks.values(), *module._backward_pre_hooks.values(),
+    )  # fmt: skip
+
+
 def watched(module: nn.Module) -> bool:
-    """Whether hooks of torch's hang on it, which a kernel would pass by."""
-    return bool(
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-    )
+    """Whether hooks hang on it, which a kernel would pass by."""
+    return bool(hooks_of(module))
 
 
 def adapted_linears(x: Tensor, members: Sequence[Adapted]) -> tuple[Tensor, ...]:
