@@ -3,14 +3,18 @@
 A block of queries meets only the keys up to its own end, so of the square of scores little more
 than the lower half is ever computed:
 
-    P = softmax(s q_b k_{..b}ᵀ)        y_b = P v_{..b}
+    P = softmax(q_b (s k_{..b})ᵀ)        y_b = P v_{..b}
 
 Backward, with g = dL/dy, P made again, and d = rowsum(P * g vᵀ):
 
-    dv += Pᵀ g        dS = P * (g vᵀ - d)        dq_b = s dS k        dk += s dSᵀ q_b
+    dv += Pᵀ g        dS = P * (g vᵀ - d)        dq_b = dS (s k)        dk += s dSᵀ q_b
 
 (Dao et al. 2022, arXiv:2205.14135, appendix B.2, whose tiles suit an accelerator's small fast
 memory; here a block is as wide as its keys: few large products are what a CPU's library does best.)
+
+The heads of a group stand beside each other at every position, and rows and groups are the batch of
+the products. A block takes as much of that batch at a time as leaves its scores in the cache, and
+all of them are written to the same place: scores that leave the cache cost more than their softmax.
 
 Scores are float32 (or better) whatever the dtype of q, as in the readable twin.
 """
@@ -18,40 +22,79 @@ Scores are float32 (or better) whatever the dtype of q, as in the readable twin.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-ROWS = 128  # queries a block
+ROWS, LONG = 64, 1024  # queries a block: twice as many above LONG keys, in fewer, larger products
+SCORES = 2**20  # at a time: 4 MB in float32, and as many gradients in the backward pass
 
 
-def blocks(T: int) -> Iterator[tuple[int, int]]:
-    """Where each block begins and ends."""
-    for begin in range(0, T, ROWS):
-        yield begin, min(begin + ROWS, T)
+@dataclass(frozen=True)
+class Block:
+    """Queries begin..end of every row and group, a position's heads beside each other."""
+
+    begin: int
+    end: int
+    keys: Tensor  # (B K, end, E), times the scale
+    values: Tensor  # (B K, end, E)
+    later: Tensor  # (rows H/K, rows): -inf where a key comes after its query, else 0
+    space: Tensor  # where scores are written
+
+    def laid(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """Of x (B, H, T, E) these queries (B K, rows H/K, E), copied."""
+        view = self._view(x)
+        copy = torch.empty(view.shape, dtype=dtype, device=x.device).copy_(view)
+        return copy.flatten(2, 3).flatten(0, 1)
+
+    def spread(self, part: Tensor, y: Tensor) -> None:
+        """`part`, as `laid` gives it, to where it belongs in y (B, H, T, E)."""
+        view = self._view(y)
+        view.copy_(part.view(view.shape))
+
+    def _view(self, x: Tensor) -> Tensor:
+        B, H, T, E = x.shape
+        K = len(self.keys) // B
+        return x.view(B, K, H // K, T, E)[:, :, :, self.begin : self.end].transpose(2, 3)
+
+    def parts(self) -> list[slice]:
+        """Rows and groups in about equal parts, whose scores stay in the cache."""
+        batch, scores = len(self.keys), len(self.later) * self.end
+        count = -(-batch // max(1, SCORES // scores))
+        step = -(-batch // count)
+        return [slice(first, first + step) for first in range(0, batch, step)]
+
+    def weights(self, queries: Tensor, some: slice) -> Tensor:
+        """(n, rows H/K, end), in `space`, of these rows and groups: until it is called again."""
+        keys = self.keys[some]
+        S = self.space[: len(keys) * len(self.later) * self.end].view(len(keys), -1, self.end)
+        torch.bmm(queries[some], keys.transpose(1, 2), out=S)
+        S[..., self.begin :].add_(self.later)
+        return torch.softmax(S, dim=-1, out=S)
 
 
-def stacked(x: Tensor, K: int, begin: int, end: int) -> Tensor:
-    """Queries of a block (B, H, T, E) -> (B K, H/K * rows, E): a group's heads below each other."""
-    B, H, _, E = x.shape
-    return x[:, :, begin:end].reshape(B * K, H // K * (end - begin), E)
-
-
-def weights(q: Tensor, k: Tensor, later: Tensor) -> Tensor:
-    """(B K, H/K, rows, keys) of a block's queries over the keys up to its end.
-
-    `later` (rows, rows) is -inf where a key comes after its query, else 0.
-    """
-    rows = later.shape[0]
-    S = torch.bmm(q, k.transpose(1, 2)).view(q.shape[0], -1, rows, k.shape[1])
-    S[..., -rows:].add_(later)
-    return torch.softmax(S, dim=-1, out=S)
-
-
-def triangle(q: Tensor) -> Tensor:
-    return torch.full((ROWS, ROWS), float("-inf"), device=q.device).triu(1)
+def blocks(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Iterator[Block]:
+    """All queries, block by block."""
+    (B, H, T, E), K = q.shape, k.shape[1]
+    wide = torch.promote_types(q.dtype, torch.float32)
+    rows = min(T, ROWS if T <= LONG else 2 * ROWS)
+    keys, values = (k.to(wide) * scale).reshape(B * K, T, E), v.reshape(B * K, T, E)
+    later = torch.full((rows, rows), float("-inf"), dtype=wide, device=q.device).triu(1)
+    later = later.repeat_interleave(H // K, dim=0)
+    space = torch.empty(max(SCORES, H // K * rows * T), dtype=wide, device=q.device)
+    for begin in range(0, T, rows):
+        end = min(begin + rows, T)
+        yield Block(
+            begin,
+            end,
+            keys[:, :end].contiguous(),
+            values[:, :end].contiguous(),
+            later[: H // K * (end - begin), : end - begin],
+            space,
+        )
 
 
 class Causal(torch.autograd.Function):
@@ -59,18 +102,15 @@ class Causal(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-        (B, H, T, E), K = q.shape, k.shape[1]
-        wide = torch.promote_types(q.dtype, torch.float32)
-        keys = k.to(wide).reshape(B * K, T, E)
-        values = v.reshape(B * K, T, E)
-        later = triangle(q)
+        B, H, T, E = q.shape
         y = torch.empty(B, T, H, E, dtype=v.dtype, device=q.device).transpose(1, 2)
-        for begin, end in blocks(T):
-            rows = end - begin
-            queries = stacked(q, K, begin, end).to(wide) * scale
-            P = weights(queries, keys[:, :end], later[:rows, :rows]).to(v.dtype)
-            part = torch.bmm(P.view(B * K, -1, end), values[:, :end])
-            y[:, :, begin:end] = part.view(B, H, rows, E)
+        for block in blocks(q, k, v, scale):
+            queries = block.laid(q, block.keys.dtype)
+            part = torch.empty(queries.shape, dtype=v.dtype, device=q.device)
+            for some in block.parts():
+                P = block.weights(queries, some)
+                torch.bmm(P.to(v.dtype), block.values[some], out=part[some])
+            block.spread(part, y)
         ctx.scale = scale
         ctx.save_for_backward(q, k, v)
         return y
@@ -80,30 +120,22 @@ class Causal(torch.autograd.Function):
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v = ctx.saved_tensors
         (B, H, T, E), K = q.shape, k.shape[1]
-        wide, scale = torch.promote_types(q.dtype, torch.float32), ctx.scale
-        keys, values = k.to(wide).reshape(B * K, T, E), v.reshape(B * K, T, E)
-        later = triangle(q)
+        wide = torch.promote_types(q.dtype, torch.float32)
         dq = torch.empty(B, T, H, E, dtype=q.dtype, device=q.device).transpose(1, 2)
-        dk = torch.zeros(B * K, T, E, dtype=wide, device=q.device)
-        dv = torch.zeros(B * K, T, E, dtype=wide, device=q.device)
-        for begin, end in blocks(T):
-            rows = end - begin
-            queries = stacked(q, K, begin, end).to(wide) * scale
-            P = weights(queries, keys[:, :end], later[:rows, :rows])
-            down = stacked(g, K, begin, end)
-            dv[:, :end] += torch.bmm(P.to(v.dtype).view(B * K, -1, end).transpose(1, 2), down)
-            dP = torch.bmm(down, values[:, :end].transpose(1, 2)).to(wide).view(P.shape)
-            dS = torch.ops.aten._softmax_backward_data(dP, P, -1, wide)
-            flat = dS.view(B * K, -1, end)
-            part = torch.bmm(flat, keys[:, :end]).mul_(scale)
-            dq[:, :, begin:end] = part.view(B, H, rows, E)
-            dk[:, :end].baddbmm_(flat.transpose(1, 2), queries)
-        return (
-            dq,
-            dk.view(B, K, T, E).to(k.dtype),
-            dv.view(B, K, T, E).to(v.dtype),
-            None,
-        )
+        dk, dv = torch.zeros(2, B * K, T, E, dtype=wide, device=q.device)
+        for block in blocks(q, k, v, ctx.scale):
+            queries, down = block.laid(q, wide), block.laid(g, v.dtype)
+            part = torch.empty_like(queries)
+            for some in block.parts():
+                P = block.weights(queries, some)
+                dv[some, : block.end] += torch.bmm(P.to(v.dtype).transpose(1, 2), down[some])
+                dP = torch.bmm(down[some], block.values[some].transpose(1, 2)).to(wide)
+                dS = torch.ops.aten._softmax_backward_data.out(dP, P, -1, wide, grad_input=P)
+                torch.bmm(dS, block.keys[some], out=part[some])
+                dk[some, : block.end] += torch.bmm(dS.transpose(1, 2), queries[some])
+            block.spread(part, dq)
+        dk.mul_(ctx.scale)
+        return dq, dk.view(k.shape).to(k.dtype), dv.view(v.shape).to(v.dtype), None
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, scale: float | None = None) -> Tensor:

@@ -38,6 +38,30 @@ def test_values_and_all_gradients(B, T, E, H, K, scale):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-11)
 
 
+@pytest.mark.parametrize("scores", [1, 500, 3_000, 10_000])
+@pytest.mark.parametrize("long", [20, 1024])
+def test_the_parts_of_a_batch_and_long_rows_change_nothing(monkeypatch, scores, long):
+    monkeypatch.setattr(fused, "ROWS", 5)
+    monkeypatch.setattr(fused, "LONG", long)
+    monkeypatch.setattr(fused, "SCORES", scores)
+    parts = heads(5, 6, 2, 23, 4)
+    ours = results(fused.attention, parts)
+    for a, b in zip(ours, results(readable(None), parts), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-11)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3, 24])
+@pytest.mark.parametrize("scores", [1, 700, 2**20])
+def test_parts_hold_every_row_once_and_stay_in_the_space(monkeypatch, batch, scores):
+    monkeypatch.setattr(fused, "SCORES", scores)
+    q, k, v = heads(batch, 2, 1, 9, 4)
+    for block in fused.blocks(q, k, v, 1.0):
+        parts = [range(*part.indices(batch)) for part in block.parts()]
+        assert [row for part in parts for row in part] == list(range(batch))
+        most = max(1, scores // (len(block.later) * block.end))
+        assert max(len(part) for part in parts) <= most
+
+
 def test_gradients_keep_the_layout_that_projections_want():
     q, k, v = heads(2, 6, 2, 33, 8)
     y = fused.attention(q, k, v)
