@@ -27,18 +27,16 @@ def number(value: float, dtype: torch.dtype, device: torch.device) -> Tensor:
         return torch.tensor([value], dtype=dtype, device=device)
 
 
-def reciprocal(x: Tensor, eps: float) -> Tensor:
-    """r (..., 1) of x (..., D), in float32 or better, without a wide copy of x."""
-    wide = torch.promote_types(x.dtype, torch.float32)
-    n = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide)
-    return torch.addcmul(number(eps, wide, x.device), n, n, value=1 / x.shape[-1]).rsqrt_()
-
-
-def scaled(x: Tensor, r: Tensor, weight: Tensor, offset: float) -> Tensor:
-    y = x * r
+def normed(x: Tensor, weight: Tensor, eps: float, offset: float) -> tuple[Tensor, Tensor]:
+    """y (..., D), and r (..., 1) in float32 or better."""
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    n = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
+    least = number(eps, wide.dtype, x.device)
+    r = torch.addcmul(least, n, n, value=1 / x.shape[-1]).rsqrt_()
+    y = wide * r if wide is x else wide.mul_(r)
     if offset:  # 1 + weight would lose the weight's last bits in bf16
-        return y.mul_(offset + weight.to(r.dtype)).to(x.dtype)
-    return y.to(x.dtype).mul_(weight)
+        return y.mul_(offset + weight.to(r.dtype)).to(x.dtype), r
+    return y.to(x.dtype).mul_(weight), r
 
 
 class RMSNorm(torch.autograd.Function):
@@ -46,10 +44,10 @@ class RMSNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float, offset: float) -> Tensor:
-        r = reciprocal(x, eps)
+        y, r = normed(x, weight, eps, offset)
         ctx.offset = offset
         ctx.save_for_backward(x, r, weight)
-        return scaled(x, r, weight, offset)
+        return y
 
     @staticmethod
     @once_differentiable
@@ -70,6 +68,6 @@ class RMSNorm(torch.autograd.Function):
 def rms_norm(x: Tensor, weight: Tensor, eps: float, offset: float = 0.0) -> Tensor:
     """x (..., D), weight (D,) -> (..., D)."""
     if not torch.is_grad_enabled():
-        return scaled(x, reciprocal(x, eps), weight, offset)
+        return normed(x, weight, eps, offset)[0]
     y: Tensor = RMSNorm.apply(x, weight, eps, offset)
     return y
