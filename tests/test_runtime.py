@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
+import time
 from dataclasses import fields
 
 import pytest
@@ -75,7 +76,7 @@ def test_the_self_test_measures_and_changes_nothing():
 
 @pytest.mark.usefixtures("fresh")
 def test_threads_are_the_cores_unless_given(monkeypatch):
-    monkeypatch.setattr(runtime, "_rate", lambda product: 1.0)
+    monkeypatch.setattr(runtime, "_rates", lambda products: [1.0] * len(products))
     assert machine().threads == cores() >= 1
     with tuned(1) as found:
         assert found.threads == torch.get_num_threads() == 1
@@ -86,8 +87,7 @@ def test_threads_are_the_cores_unless_given(monkeypatch):
     (1e-7, False, True), (1e-3, False, False), (float("nan"), False, False), (1e-7, True, False),
 ])  # fmt: skip
 def test_the_route_needs_an_exact_result_and_no_amx(monkeypatch, error, amx, route):
-    rates = iter([100.0, *([300.0] if route else []), 70.0])
-    monkeypatch.setattr(runtime, "_rate", lambda product: next(rates))
+    monkeypatch.setattr(runtime, "_rates", lambda products: [100.0, 70.0, 300.0][: len(products)])
     monkeypatch.setattr(runtime, "_error", lambda y, exact: error)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
     found = machine(1)
@@ -96,6 +96,34 @@ def test_the_route_needs_an_exact_result_and_no_amx(monkeypatch, error, amx, rou
     before = torch.get_float32_matmul_precision()
     with tuned(1):
         assert torch.get_float32_matmul_precision() == ("medium" if route else before)
+
+
+def test_the_best_run_counts_and_all_meet_the_same_busy_moment(monkeypatch):
+    now, order = [0.0], []
+    busy = {1: 5, 2: 5, 4: 5}  # rounds in which everything takes five times as long
+
+    def product(name, seconds):
+        def run():
+            order.append(name)
+            now[0] += seconds * busy.get(order.count(name) - 1, 1)
+
+        return run
+
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    rates = runtime._rates([product("a", 0.001), product("b", 0.002)])
+    rows, inputs, outputs = runtime.SHAPE
+    flops = 2e-9 * rows * inputs * outputs
+    assert rates == pytest.approx([flops / 0.001, flops / 0.002])
+    assert order == ["a", "b"] * (len(order) // 2)
+    assert now[0] == pytest.approx(runtime.MEASURED + 0.003, abs=0.016)  # and the first, untimed
+
+
+def test_a_slow_product_is_measured_once(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    runs = []
+    runtime._rates([lambda: (runs.append(0), now.__setitem__(0, now[0] + 2.0))])
+    assert len(runs) == 2  # one to warm up
 
 
 def test_the_error_is_relative():

@@ -29,7 +29,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-ROWS, LONG = 64, 1024  # queries a block: twice as many above LONG keys, in fewer, larger products
+ROWS = 64  # queries a block, twice as many where
+LONG, MANY = 1024, 32  # there are more keys or fewer rows x heads: products of enough numbers
 SCORES = 2**20  # at a time: 4 MB in float32, and as many gradients in the backward pass
 
 
@@ -80,7 +81,8 @@ def blocks(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Iterator[Block]:
     """All queries, block by block."""
     (B, H, T, E), K = q.shape, k.shape[1]
     wide = torch.promote_types(q.dtype, torch.float32)
-    rows = min(T, ROWS if T <= LONG else 2 * ROWS)
+    rows = ROWS if B * H >= MANY and T <= LONG else 2 * ROWS
+    rows = -(-T // max(1, round(T / rows)))  # blocks of about equal length
     keys, values = (k.to(wide) * scale).reshape(B * K, T, E), v.reshape(B * K, T, E)
     later = torch.full((rows, rows), float("-inf"), dtype=wide, device=q.device).triu(1)
     later = later.repeat_interleave(H // K, dim=0)

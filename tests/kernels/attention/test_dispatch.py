@@ -36,15 +36,16 @@ def heads(T):
 
 
 @pytest.mark.parametrize("kernels", ["auto", "reference"])
-def test_causal_rows_are_ours_at_any_length(kernels, monkeypatch):
-    q, k, v = heads(300)
+@pytest.mark.parametrize(("T", "in_blocks"), [(1, 0), (64, 0), (65, 1), (300, 1)])
+def test_causal_rows_are_ours_at_any_length(kernels, T, in_blocks, monkeypatch):
+    q, k, v = heads(T)
     exact = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
     monkeypatch.delattr(F, "scaled_dot_product_attention")
     blocks = []
     monkeypatch.setattr(fused, "attention", lambda *a: blocks.append(1) or one(*a))
     with using(kernels):
         y = dispatch.attend(q, k, v, None, True)
-    assert len(blocks) == (kernels == "auto")
+    assert len(blocks) == (in_blocks if kernels == "auto" else 0)
     torch.testing.assert_close(y, exact, atol=1e-12, rtol=1e-10)
 
 

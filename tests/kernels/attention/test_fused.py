@@ -39,10 +39,10 @@ def test_values_and_all_gradients(B, T, E, H, K, scale):
 
 
 @pytest.mark.parametrize("scores", [1, 500, 3_000, 10_000])
-@pytest.mark.parametrize("long", [20, 1024])
-def test_the_parts_of_a_batch_and_long_rows_change_nothing(monkeypatch, scores, long):
+@pytest.mark.parametrize("many", [30, 31])
+def test_parts_of_a_batch_and_the_size_of_blocks_change_nothing(monkeypatch, scores, many):
     monkeypatch.setattr(fused, "ROWS", 5)
-    monkeypatch.setattr(fused, "LONG", long)
+    monkeypatch.setattr(fused, "MANY", many)
     monkeypatch.setattr(fused, "SCORES", scores)
     parts = heads(5, 6, 2, 23, 4)
     ours = results(fused.attention, parts)
@@ -60,6 +60,18 @@ def test_parts_hold_every_row_once_and_stay_in_the_space(monkeypatch, batch, sco
         assert [row for part in parts for row in part] == list(range(batch))
         most = max(1, scores // (len(block.later) * block.end))
         assert max(len(part) for part in parts) <= most
+
+
+@pytest.mark.parametrize(("B", "T", "rows"), [
+    (8, 1, 1), (8, 33, 33), (8, 80, 80), (8, 130, 65), (8, 256, 64), (8, 2048, 128),
+    (1, 33, 33), (1, 130, 130), (1, 256, 128), (1, 400, 134), (1, 2048, 128),
+])  # fmt: skip
+def test_blocks_are_about_equal_and_larger_where_there_is_little_beside_them(B, T, rows):
+    blocks = list(fused.blocks(*heads(B, 9, 3, T, 2, torch.float32), 1.0))
+    assert blocks[0].end == rows
+    assert [block.begin for block in blocks] == list(range(0, T, rows))
+    assert blocks[-1].end == T
+    assert T - blocks[-1].begin > rows - len(blocks)
 
 
 def test_gradients_keep_the_layout_that_projections_want():
