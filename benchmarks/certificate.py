@@ -18,14 +18,17 @@ NOT_RESULTS = ":!benchmarks/results"
 def certificate(commit: str | None = None) -> dict[str, object]:
     """`commit`: what a copy that is no repository was made from."""
 
-    def git(*words: str) -> str:
-        return subprocess.run(
-            ["git", *words], cwd=REPOSITORY, capture_output=True, text=True, check=True
-        ).stdout.strip()
+    def git(*words: str) -> str | None:
+        """None without a repository, or a git that will read it."""
+        try:
+            return subprocess.run(
+                ["git", *words], cwd=REPOSITORY, capture_output=True, text=True, check=True
+            ).stdout.strip()
+        except (OSError, subprocess.CalledProcessError):
+            return None
 
-    repository = (REPOSITORY / ".git").exists()
-    if not repository and commit is None:
-        commit = "unknown: no repository here, and none named"
+    here = git("rev-parse", "HEAD") if (REPOSITORY / ".git").exists() else None
+    changed = git("status", "--porcelain", "--", "minift", "benchmarks", NOT_RESULTS)
 
     cpu = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
@@ -34,10 +37,9 @@ def certificate(commit: str | None = None) -> dict[str, object]:
         found = {key.strip(): value.strip() for key, _, value in rows}
         cpu = f"{found.get('model name', cpu)}, family {found.get('cpu family', '?')}"
     return {
-        "commit": git("rev-parse", "HEAD") if repository else commit,
+        "commit": here or commit or "unknown: no repository here, and none named",
         # What made the number; results that an earlier benchmark wrote are no part of that.
-        "clean": repository
-        and not git("status", "--porcelain", "--", "minift", "benchmarks", NOT_RESULTS),
+        "clean": here is not None and changed == "",
         "cpu": cpu,
         "cores": len(os.sched_getaffinity(0)),
         "python": platform.python_version(),

@@ -3,8 +3,10 @@
     python benchmarks/gpu.py [--out FOLDER] [--only checks kernels steps] [--minutes 7.5]
 
 One GPU, one command, from the source tree; torch from 2.11, Triton, Python from 3.12; at most
---minutes: what no time was left for is listed. Prints as it goes, and writes gpu.json with device,
-versions and commit to --out, else to $OUT, else to benchmarks/results.
+--minutes, of which checks take 40 % at most and leave the rest to be timed: what no time was left
+for is listed, what raised has failed, and neither keeps the rest from running. Prints as it goes,
+and writes gpu.json with device, versions and commit to --out, else to $OUT, else to
+benchmarks/results, anew after every case.
 
     checks    every kernel beside its readable twin in float64, on the GPU: the value and every
               gradient, in float32 and bf16, and the same bits at a second run; and `fit` with its
@@ -12,8 +14,9 @@ versions and commit to --out, else to $OUT, else to benchmarks/results.
     kernels   each forward and backward in bf16, as Triton, as torch's fused form and as the
               readable one; of a captured graph, so that launching costs nothing, with the L2 cache
               flushed before each. Beside the time the rate, its share of the best that the GPU's
-              own library reached here (products) or of a copy's (memory), and for LoRA the
-              overhead over the frozen linears alone
+              own library reached here (products) or of a copy's (memory; what the forward pass
+              left in the L2 cache the backward pass finds there, so a share can pass 1), and for
+              LoRA the overhead over the frozen linears alone
     steps     whole training steps (gpu_steps.py)
     decoding  a token's pass call by call, and as one CUDA graph (gpu_decode.py)
 
@@ -32,6 +35,7 @@ import platform
 import statistics
 import sys
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -62,6 +66,7 @@ SHAPES = {  # rows, D, F, query and key heads, V, rank
     "Llama-3.2-1B, 4k tokens": (4096, 2048, 8192, 32, 8, 128_256, 16),
 }
 E, ROW = 64, 1024
+APART = 5e-2  # of the largest hidden state: bf16, by other kernels, through all layers
 
 
 def operations(
@@ -167,7 +172,8 @@ def roofline(on: On, clock: Clock, sizes: Sequence[int], copied: int) -> dict[st
 
 
 def kernels(on: On, clock: Clock, ours: str, shapes: dict[str, Any], rates: dict[str, float],
-            late: Callable[[], bool], row: int = ROW) -> dict[str, Any]:  # fmt: skip
+            late: Callable[[], bool], keep: Callable[[dict[str, Any]], None],
+            row: int = ROW) -> dict[str, Any]:  # fmt: skip
     out: dict[str, Any] = {}
     for shape, sizes in shapes.items():
         frozen: dict[str, float] = {}
@@ -177,22 +183,15 @@ def kernels(on: On, clock: Clock, ours: str, shapes: dict[str, Any], rates: dict
                 out.setdefault("left out: no time", []).append(f"{shape}, {name}")
                 continue
             run, wanted, flops, traffic = found[name]
-            gs = [torch.ones_like(y) for y in run()]
-
-            def call(run: Run = run, wanted: list[Tensor] = wanted, gs: Any = gs) -> object:
-                return torch.autograd.grad(list(run()), wanted, gs)
-
             cell: dict[str, Any] = {}
             for form, choice in (("triton", ours), ("torch", "torch"), ("readable", "reference")):
                 if "frozen" in name and form != "torch":
                     continue
-                with using(choice):
-                    cell[form] = {"eager_ms": clock(call)}
-                    # The readable loss asks for the state of the random numbers, and waits.
-                    if (name, form) == ("linear cross-entropy", "readable"):
-                        cell[form] |= {"ms": cell[form]["eager_ms"], "captured": False}
-                    else:
-                        cell[form]["ms"] = clock(as_graph(on, call))
+                try:
+                    cell[form] = timed(on, clock, run, wanted, choice, (name, form) != WAITS)
+                except Exception as error:  # on a GPU anything may come; other forms may still run
+                    cell[form] = {"failed": f"{type(error).__name__}: {str(error)[:300]}"}
+                    continue
                 ms = cell[form]["ms"]
                 if flops:
                     cell[form]["TFLOP/s"] = 1e-9 * flops / ms
@@ -202,11 +201,31 @@ def kernels(on: On, clock: Clock, ours: str, shapes: dict[str, Any], rates: dict
                     cell[form]["of_roofline"] = 1e-6 * traffic / ms / rates["GB/s"]
                 if f"{name} frozen" in frozen:
                     cell[form]["overhead"] = ms / frozen[f"{name} frozen"] - 1
-            if "frozen" in name:
+            if "ms" in cell["torch"] and "frozen" in name:
                 frozen[name] = cell["torch"]["ms"]
             out[f"{shape}, {name}"] = cell
             print(f"    {shape}, {name}: {json.dumps(cell)}", flush=True)
+            keep(out)
     return out
+
+
+WAITS = "linear cross-entropy", "readable"  # it asks for the state of the random numbers
+
+
+def timed(
+    on: On, clock: Clock, run: Run, wanted: list[Tensor], choice: str, captured: bool
+) -> dict[str, Any]:
+    """Call by call, and as a graph where it can be captured."""
+    with using(choice):
+        gs = [torch.ones_like(y) for y in run()]
+
+        def call() -> object:
+            return torch.autograd.grad(list(run()), wanted, gs)
+
+        eager = clock(call)
+        if not captured:
+            return {"eager_ms": eager, "ms": eager, "captured": False}
+        return {"eager_ms": eager, "ms": clock(as_graph(on, call))}
 
 
 # ---- all of it -----------------------------------------------------------------------------------
@@ -276,7 +295,11 @@ def main() -> None:
                 found[name] = "left out: no time"
                 continue
             print(f"    {name}", flush=True)
-            found[name] = compared(case, on.device, dtype, ours, *words)
+            try:
+                found[name] = compared(case, on.device, dtype, ours, *words)
+            except Exception as error:  # on a GPU anything may come; other cases may still run
+                found[name] = {"failed": f"{type(error).__name__}: {str(error)[:300]}"}
+                traceback.print_exc()
             done(part, found, since)
 
     print(json.dumps(result), flush=True)
@@ -284,7 +307,7 @@ def main() -> None:
         since = time.perf_counter()
         print(part, flush=True)
         if part == "checks":
-            done(part, checks(on, ours), since)
+            done(part, checks(on, ours, lambda: late(36 * options.minutes)), since)
         elif part == "kernels":
             clock = Clock(on)
             rates = roofline(on, clock, (16,), 64) if options.dry else roofline(
@@ -292,8 +315,12 @@ def main() -> None:
             )  # fmt: skip
             print(f"    {rates}", flush=True)
             shapes = {"tiny": (20, 128, 48, 2, 1, 100, 2)} if options.dry else SHAPES
-            found = kernels(on, clock, ours, shapes, rates, late, 10 if options.dry else ROW)
-            done(part, {"roofline": rates} | found, since)
+            kernels(
+                on, clock, ours, shapes, rates,
+                lambda: late(24 * options.minutes),  # which the steps and tokens need
+                lambda found, p=part, r=rates, s=since: done(p, {"roofline": r} | found, s),
+                10 if options.dry else ROW,
+            )  # fmt: skip
         elif part == "decoding":
             models = {"tiny": gpu_steps.TINY} if options.dry else {
                 "SmolLM2-135M": gpu_steps.SMOLLM2, "Llama-3.2-1B": gpu_steps.LLAMA_1B
@@ -304,9 +331,32 @@ def main() -> None:
             cases = gpu_steps.TINY_CASES if options.dry else gpu_steps.CASES
             words = (2, 1) if options.dry else (8, 6)
             each(part, gpu_steps.compared, cases, 45, words, since)
-    failed = result.get("checks", {}).get("failed", [])
+    failed = failures(result)
     if failed:
-        sys.exit("; ".join(failed))
+        sys.exit("failed: " + "; ".join(failed))
+
+
+def failures(result: dict[str, Any]) -> list[str]:
+    """What is not right, in a line each."""
+    found = list(result.get("checks", {}).get("failed", []))
+    for part in ("kernels", "steps", "decoding"):
+        for name, case in result.get(part, {}).items():
+            if not isinstance(case, dict):
+                continue
+            forms = {name: case} | {f"{name}, {form}": cell for form, cell in case.items()}
+            found += [
+                f"{part}, {at}: {cell['failed']}"
+                for at, cell in forms.items()
+                if isinstance(cell, dict) and "failed" in cell
+            ]
+            found += [
+                f"{part}, {at}: captured {cell['apart']:.1e} from the other, of {cell['size']:.1e}"
+                for at, cell in forms.items()
+                if isinstance(cell, dict)
+                and "apart" in cell
+                and not cell["apart"] < APART * cell["size"]
+            ]
+    return found
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -32,7 +32,7 @@ from minift.errors import ConfigError
 Result = TypeVar("Result")
 STATUS = Path("/proc/self/status")
 SHAPE = (256, 576, 1536)  # rows, in, out of the test product: a small model's MLP
-MEASURED = 0.06  # seconds: a dozen runs of each where cores are fast
+MEASURED, ROUNDS = 0.06, 3  # seconds, and how often each is run at least: no choice by one run
 WARM = 3  # calls before a capture, as torch's notes on CUDA graphs have it
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
 KEEP_MEMORY = ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2**31 - 1))
@@ -133,27 +133,38 @@ def _error(y: Tensor, exact: Tensor) -> float:
 def _rates(products: Sequence[Callable[[], Tensor]]) -> list[float]:
     """GFLOP/s of each, by its best run: whatever else runs here only makes one slower.
 
-    In turn, so that a busy moment meets all of them.
+    In turn, so that a busy moment meets all of them; one that takes all the time itself, once.
     """
     best = [float("inf")] * len(products)
     for product in products:
         product()
-    until = time.perf_counter() + MEASURED
-    while best[0] == float("inf") or time.perf_counter() < until:
+    until, rounds = time.perf_counter() + MEASURED, 0
+    while rounds < ROUNDS or time.perf_counter() < until:
         for i, product in enumerate(products):
-            start = time.perf_counter()
-            product()
-            best[i] = min(best[i], time.perf_counter() - start)
+            if not rounds or best[i] < MEASURED:
+                start = time.perf_counter()
+                product()
+                best[i] = min(best[i], time.perf_counter() - start)
+        rounds += 1
     rows, inputs, outputs = SHAPE
     return [2e-9 * rows * inputs * outputs / seconds for seconds in best]
 
 
 @contextmanager
-def tuned(threads: int | None = None) -> Iterator[Machine]:
-    """The settings above, for the time of the block; whatever was set before comes back."""
-    found = machine(threads)
-    with _threads(found.threads), _precision("medium" if found.route else None), _memory():
+def tuned(threads: int | None = None, device: torch.device | str = "cpu") -> Iterator[Machine]:
+    """The settings above, for the time of the block; whatever was set before comes back.
+
+    device: where the model is. A GPU becomes the current one, where kernels go that were not told;
+    and products in float32 are left alone, since the same switch would let it round them to TF32.
+    """
+    found, on = machine(threads), torch.device(device)
+    route = found.route and on.type == "cpu"
+    with _threads(found.threads), _precision("medium" if route else None), _memory(), _on(on):
         yield found
+
+
+def _on(device: torch.device) -> AbstractContextManager[object]:
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 @contextmanager
@@ -222,15 +233,18 @@ def recorded(call: Callable[[], Result], warm: Callable[[], object]) -> Callable
 
     Raises RuntimeError where something in it cannot be captured.
     """
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
+    before, stream = torch.cuda.current_stream(), torch.cuda.Stream()
+    stream.wait_stream(before)
     with torch.cuda.stream(stream):
         for _ in range(WARM):
             warm()
-    torch.cuda.current_stream().wait_stream(stream)
+    before.wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        result = call()
+    try:
+        with torch.cuda.graph(graph):
+            result = call()
+    finally:  # torch leaves its own stream the current one where a capture cannot be ended
+        torch.cuda.set_stream(before)
 
     def replay() -> Result:
         graph.replay()

@@ -41,8 +41,10 @@ def test_a_dry_run_takes_every_path(tmp_path):
     assert found["versions"]["torch"] == torch.__version__
     assert found["certificate"]["commit"]
     assert found["checks"]["failed"] == []
-    assert found["checks"]["dropout"] < 1e-5
-    assert found["checks"]["fit captured, torch.float32"] < 1e-4
+    assert found["checks"]["left out: no time"] == []
+    assert found["checks"]["float32 dropout"] < 1e-5
+    assert found["checks"]["float32 fit captured"] < 1e-4
+    assert sum("attention over texts" in name for name in found["checks"]) == 2
     cells = [cell for name, cell in found["kernels"].items() if name.startswith("tiny, ")]
     assert len(cells) == 10
     assert {form for cell in cells for form in cell} == {"triton", "torch", "readable"}

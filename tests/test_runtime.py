@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import sys
 import time
+from contextlib import nullcontext
 from dataclasses import fields
 
 import pytest
@@ -59,6 +60,22 @@ def test_settings_come_back_even_after_an_error(monkeypatch, calls, before, fail
         assert calls == [*runtime.KEEP_MEMORY, *runtime.GLIBC_DEFAULTS]
     finally:
         torch.set_float32_matmul_precision(original[1])
+
+
+@pytest.mark.usefixtures("calls")
+@pytest.mark.parametrize("before", ["highest", "high"])
+def test_a_gpu_is_current_and_never_rounds_to_tf32_unasked(monkeypatch, before):
+    entered = []
+    monkeypatch.setattr(torch.cuda, "device", lambda on: entered.append(on) or nullcontext())
+    monkeypatch.setattr(runtime, "machine", lambda threads: FAST)
+    original = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(before)
+    try:
+        with tuned(device="cuda:1"):
+            assert torch.get_float32_matmul_precision() == before
+        assert entered == [torch.device("cuda:1")]
+    finally:
+        torch.set_float32_matmul_precision(original)
 
 
 @pytest.mark.usefixtures("fresh")
@@ -118,12 +135,20 @@ def test_the_best_run_counts_and_all_meet_the_same_busy_moment(monkeypatch):
     assert now[0] == pytest.approx(runtime.MEASURED + 0.003, abs=0.016)  # and the first, untimed
 
 
-def test_a_slow_product_is_measured_once(monkeypatch):
-    now = [0.0]
+def test_a_slow_product_is_measured_once_and_no_choice_hangs_on_one_run(monkeypatch):
+    now, order = [0.0], []
+
+    def product(name, seconds):
+        def run():
+            order.append(name)
+            now[0] += seconds
+
+        return run
+
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
-    runs = []
-    runtime._rates([lambda: (runs.append(0), now.__setitem__(0, now[0] + 2.0))])
-    assert len(runs) == 2  # one to warm up
+    runtime._rates([product("float32", 0.02), product("bf16", 2.0), product("routed", 0.01)])
+    warm = ["float32", "bf16", "routed"]
+    assert order == [*warm, *warm, "float32", "routed", "float32", "routed"]
 
 
 def test_the_error_is_relative():

@@ -34,7 +34,7 @@ def eval(parsed: Parsed, screen: Screen) -> int:
         screen.result(f"accuracy     {accuracy}   {accuracy.total:,} rows", data)
         return 0
     objective = SFT(tokenizer, records, records, max_length=parsed.flag("max_length"))
-    with tuned(parsed.flag("threads")):
+    with tuned(parsed.flag("threads"), model.embed.weight.device):
         loss = held_out_loss(model, objective, 4096)
     assert loss is not None
     perplexity = math.exp(min(loss, 700.0))  # above, a float has no number for it

@@ -15,7 +15,7 @@ def verify(parsed: Parsed, screen: Screen) -> int:
     name, against, out = parsed.words[0], parsed.flag("against"), parsed.flag("out")
     screen.say(described(survey(name)))
     model = load_model(name)
-    with tuned(parsed.flag("threads")):
+    with tuned(parsed.flag("threads"), model.embed.weight.device):
         there = study.other_trace(against) if against is not None else None
         found = study.verify(model, there)
         if out is not None:

@@ -33,11 +33,12 @@ class KVCache:
         device: torch.device | str = "cpu",
     ):
         shape = (config.layers, batch, config.kv_heads, capacity, config.head_dim)
-        half = torch.device(device).type == "cpu" and dtype.itemsize < 4
-        dtype = torch.float32 if half else dtype
-        # In memory a channel's columns stand beside each other: as a product with them reads them.
-        self.k = torch.empty((*shape[:3], shape[4], shape[3]), dtype=dtype, device=device).mT
+        # On a CPU a channel's columns of k stand beside each other in memory, as a product with
+        # them reads them; a GPU's attention wants the channels there, as in v.
+        self.turned = torch.device(device).type == "cpu"
+        dtype = torch.float32 if self.turned and dtype.itemsize < 4 else dtype
         self.v = torch.empty(shape, dtype=dtype, device=device)
+        self.k = self.room(shape)
         self.keep = torch.ones(batch, capacity, dtype=torch.bool, device=device)
         self.rows = torch.arange(batch)  # which row of the first call each row now is
         self.length = 0
@@ -45,6 +46,18 @@ class KVCache:
         self.padded = False
         self.opened: tuple[int, int] | None = None  # the columns that `layers` is cut out for
         self.layers: list[tuple[Pair, Pair]] = []
+
+    def room(self, shape: tuple[int, ...]) -> Tensor:
+        """Unwritten keys (..., S, E), laid out as they are kept."""
+        if not self.turned:
+            return self.v.new_empty(shape)
+        return self.v.new_empty((*shape[:-2], shape[-1], shape[-2])).mT
+
+    def joined(self, keys: Tensor, more: Tensor, dim: int) -> Tensor:
+        """Both behind each other along `dim`, laid out likewise."""
+        if not self.turned:
+            return torch.cat((keys, more), dim)
+        return torch.cat((keys.mT, more.mT), {3: 4, 4: 3}.get(dim, dim)).mT
 
     def views(self) -> list[Pair]:
         """Each layer's keys and values (B, K, capacity, E)."""
@@ -107,7 +120,7 @@ class KVCache:
         held = self.k.shape[1]
         if len(rows) > held:
             more = (self.k.shape[0], len(rows) - held, *self.k.shape[2:])
-            self.k = torch.cat((self.k.mT, self.k.new_empty(more).mT), dim=1).mT
+            self.k = self.joined(self.k, self.room(more), dim=1)
             self.v = torch.cat((self.v, self.v.new_empty(more)), dim=1)
         for pair in self.views():
             for whole in pair:  # one at a time: what moves is copied out first
@@ -120,7 +133,7 @@ class KVCache:
         """Make room for more columns than were planned."""
         B = self.keep.shape[0]
         more = (*self.k.shape[:3], columns, self.k.shape[4])
-        self.k = torch.cat((self.k.mT, self.k.new_empty(more).mT), dim=4).mT
+        self.k = self.joined(self.k, self.room(more), dim=3)
         self.v = torch.cat((self.v, self.v.new_empty(more)), dim=3)
         self.keep = torch.cat((self.keep, self.keep.new_ones(B, columns)), dim=1)
         self.opened = None

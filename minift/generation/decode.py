@@ -227,7 +227,7 @@ def generate(
         tell(row, len(texts[row]) - (held if cut is None else 0))
         return cut is not None
 
-    with tuned(threads):
+    with tuned(threads, model.embed.weight.device):
         decode(
             model,
             ids,

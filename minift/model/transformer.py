@@ -416,12 +416,14 @@ class Transformer(nn.Module):
             raise ConfigError(f"model: {config.family} looks both ways, which no cache can serve")
         if isinstance(segments, Texts) and mask is not None:
             raise ConfigError("model: a row of Texts and a mask do not go together")
-        texts: Texts | None = None
-        if isinstance(segments, Texts):
-            texts, segments = segments, segments.segments
         keep = None if mask is None or bool(mask.all()) else mask.bool()  # (B, T)
         counted = torch.zeros(B, 1, dtype=torch.long, device=x.device)
         P = 0 if past is None else past[0][0].shape[2]
+        texts: Texts | None = None
+        if isinstance(segments, Texts):
+            texts, segments = segments, segments.segments
+        elif segments is not None and B == 1 and keep is None and self.knows_texts(x, P):
+            texts = Texts.of(segments)
         columns = keep  # (B, S): which keys are real
         if cache is not None:
             columns, counted = cache.mark(keep, T)
@@ -436,7 +438,7 @@ class Transformer(nn.Module):
         positions = positions.expand(B, T)
         packing = None
         if texts is not None:
-            every = [self.reaches(texts, x.dtype, T, P)]
+            every = [self.reaches(texts, x, P)]
         elif segments is not None and choice.fused():
             packing = Packing(segments, keep)
             if not packing.bundles:
@@ -454,12 +456,17 @@ class Transformer(nn.Module):
             local = View(self.rotary(positions, x.dtype, True), locals_)
         return positions, Shared(whole, local, cache, past, packing, last)
 
-    def reaches(self, texts: Texts, dtype: torch.dtype, T: int, P: int) -> tuple[Sight, Sight]:
-        """`sights` of a row of fixed shape: by a kernel that knows texts, or by a mask."""
-        config, device = self.config, texts.segments.device
+    def knows_texts(self, x: Tensor, P: int) -> bool:
+        """Whether a kernel that is told where texts end takes this model's attention to x."""
+        config = self.config
         plain = config.causal and P == 0 and config.attention_cap is None and choice.fused()
-        if not plain or not suits(dtype, device, config.head_dim):
-            return self.sights(None, texts.segments, T, 0, P)
+        return plain and suits(x.dtype, x.device, config.head_dim)
+
+    def reaches(self, texts: Texts, x: Tensor, P: int) -> tuple[Sight, Sight]:
+        """`sights` of one row of texts: by a kernel that knows them, or by a mask."""
+        config = self.config
+        if not self.knows_texts(x, P):
+            return self.sights(None, texts.segments, x.shape[1], 0, P)
         whole = Sight(None, True, texts)
         if not any(config.local) or config.window is None:
             return whole, whole

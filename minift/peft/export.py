@@ -76,7 +76,7 @@ def export(
     if to == "gguf-lora":
         assert kind is not None
         gguf_lora.write(model, path, kind, overwrite=overwrite)
-        with tuned():
+        with tuned(device=model.embed.weight.device):
             before = answers(model, prompts)
             with replaced(model, gguf_lora.read_back(model, path)):
                 after = answers(model, prompts)
@@ -91,7 +91,7 @@ def export(
                 plain = copy.deepcopy(plain).to(wanted)
             kind = str(wanted).removeprefix("torch.")
             save(plain, tokenizer, path, overwrite=overwrite)
-        with tuned():
+        with tuned(device=model.embed.weight.device):
             before = answers(model, prompts)
             after = answers(load(path, dtype=model.embed.weight.dtype)[0], prompts)
     logit, kl = differences(before[0], after[0])

@@ -160,7 +160,7 @@ def class_accuracy(
         raise ConfigError(f"labels: found {', '.join(there)}, allowed the model's own, "
                           f"{', '.join(labels)}")  # fmt: skip
     objective = Classification(tokenizer, data, labels=labels, max_length=max_length)
-    with tuned(threads):
+    with tuned(threads, model.embed.weight.device):
         logp = logprobs(model, objective, progress)
     gold = torch.tensor([text_and_label(objective.train, i, labels)[1] for i in range(len(logp))])
     return Accuracy(int((logp.argmax(1) == gold).sum()), len(gold)), logp

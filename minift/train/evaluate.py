@@ -56,7 +56,7 @@ def label_accuracy(
     """
     gold = gold_of(records)
     prompts, words = label_ids(tokenizer, records, max_length)
-    with tuned(threads):
+    with tuned(threads, model.embed.weight.device):
         scores = label_logprobs(model, prompts, words, progress)
     right = int((scores.argmax(1) == torch.tensor(gold)).sum())
     return Accuracy(right, len(gold)), scores

@@ -253,7 +253,8 @@ def fit(
     try:
         # "auto" leaves the choice to whoever called.
         choice = nullcontext() if config.kernels == "auto" else using(config.kernels)
-        with choice, tuned(config.threads) as machine, interruptible() as interrupted:
+        here = tuned(config.threads, model.embed.weight.device)
+        with choice, here as machine, interruptible() as interrupted:
             work = planned(objective, config, steps, rate)
             if config.graph == "on":
                 one_by_one = captured.steps(

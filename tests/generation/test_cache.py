@@ -34,6 +34,34 @@ def test_it_reserves_what_the_header_says():
     assert made.length == 0
 
 
+def test_channels_stand_beside_each_other_where_attention_wants_them():
+    assert cache(2, 5).k.stride(-2) == 1
+    on_gpu = KVCache(TINY, 2, 5, dtype=torch.bfloat16, device="meta")  # as on any other device
+    assert on_gpu.k.stride(-1) == on_gpu.v.stride(-1) == 1
+    assert on_gpu.k.dtype == torch.bfloat16
+    on_gpu.reserve(3)
+    assert on_gpu.k.shape == on_gpu.v.shape == (3, 2, 2, 8, 4)
+    assert on_gpu.k.is_contiguous()
+
+
+@pytest.mark.parametrize("turned", [True, False])
+def test_rows_and_columns_grow_in_either_layout(turned):
+    made = cache(1, 2)
+    made.turned = turned
+    made.k = made.room(tuple(made.v.shape))
+    k = torch.arange(16.0, dtype=torch.float64).view(1, 2, 2, 4)
+    for layer in range(3):
+        made.write(layer, k + layer, -k)
+    made.advance(2)
+    made.select(torch.tensor([0, 0, 0]))
+    made.reserve(1)
+    assert made.k.shape == made.v.shape == (3, 3, 2, 3, 4)
+    assert made.k.stride(-2 if turned else -1) == 1
+    for layer in range(3):
+        assert torch.equal(made.k[layer, :, :, :2], (k + layer).expand(3, 2, 2, 4))
+        assert torch.equal(made.v[layer, :, :, :2], -k.expand(3, 2, 2, 4))
+
+
 def test_writes_follow_each_other():
     made = cache(capacity=5)
     k = torch.arange(24.0, dtype=torch.float64).view(1, 2, 3, 4)

@@ -12,7 +12,11 @@ import torch
 from minift.checkpoints.open import load_model
 from minift.errors import ConfigError
 from minift.generation.cache import KVCache
+from minift.kernels.attention import varlen
+from minift.kernels.attention.dispatch import attend
 from minift.kernels.attention.varlen import Texts
+from minift.kernels.choice import using
+from minift.model import transformer
 from minift.model.config import ModelConfig
 from minift.model.transformer import Transformer
 
@@ -124,6 +128,41 @@ def test_cached_pieces_equal_one_pass(pieces, pad):
         at += size
     got = torch.cat(parts, 1)
     torch.testing.assert_close(got[mask], whole[mask], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(("fields", "windows"), [
+    ({}, {None}), ({"local": (True, False), "window": 2}, {2, None}),
+    ({"attention_cap": 3.0}, set()), ({"causal": False}, set()),
+])  # fmt: skip
+def test_packed_rows_go_to_a_kernel_that_knows_texts_where_there_is_one(
+    fields, windows, monkeypatch
+):
+    """Which no CPU has: a stand-in cuts the row at `ends`."""
+    asked = set()
+
+    def attention(q, k, v, texts, scale):
+        asked.add(texts.window)
+        parts = []
+        for piece in zip(*(x.split(texts.ends.diff().tolist(), 2) for x in (q, k, v)), strict=True):
+            at = torch.arange(piece[0].shape[2])
+            far = at[:, None] - at
+            visible = (far >= 0) & (far < (texts.window or 99))
+            parts.append(attend(*piece, visible[None, None], False, scale))
+        return torch.cat(parts, 2)
+
+    model, tokens = tiny(**fields), torch.randint(50, (1, 9))
+    segments = packed_texts().segments
+    bundled = model(tokens, segments=segments)
+    monkeypatch.setattr(transformer, "suits", lambda dtype, device, width: True)
+    monkeypatch.setattr(varlen, "attention", attention)
+    told = model(tokens, segments=segments)
+    assert asked == windows
+    torch.testing.assert_close(told, bundled, rtol=0, atol=1e-12)
+    padded = torch.arange(9)[None] > 0
+    model(tokens, segments=segments, mask=padded)  # which the kernel is not told
+    with using("reference"):
+        model(tokens, segments=segments)
+    assert asked == windows
 
 
 def test_segments_equal_separate_rows():

@@ -8,6 +8,9 @@ texts, so that they can be captured once and replayed (train/captured.py). torch
 such rows, where it runs: flash attention over `ends` (Dao 2023, arXiv:2307.08691), which a text
 costs its own square. Elsewhere one mask over the whole row, the readable twin (`look` in
 model/sight.py).
+
+Where the kernel runs it takes ordinary packed rows, too (`Texts.of`): a GPU's libraries look for a
+way anew for every shape that they have not met, and bundles have another one in every step.
 """
 
 from __future__ import annotations
@@ -15,6 +18,8 @@ from __future__ import annotations
 import functools
 import inspect
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,15 +36,27 @@ class Texts:
     longest: int  # no text is longer
     window: int | None = None  # of the positions up to itself, how many each sees; None: all
 
+    @classmethod
+    def of(cls, segments: Tensor) -> Texts:
+        """A row of the ordinary kind (1, T): asks it where its texts end, which waits for it."""
+        ids = segments[0].cpu()
+        ends = [0, *((ids[1:] != ids[:-1]).nonzero()[:, 0] + 1).tolist(), len(ids)]
+        longest = max(b - a for a, b in pairwise(ends))
+        return cls(segments, torch.tensor(ends, dtype=torch.int32, device=segments.device), longest)
+
 
 @functools.cache
-def installed() -> bool:
-    """Whether this torch has the kernel, for grouped heads, too."""
+def words() -> frozenset[str]:
+    """What this torch's kernel can be told; nothing where there is no such kernel."""
     try:
         from torch.nn.attention.varlen import varlen_attn
     except ImportError:
-        return False
-    return {"window_size", "enable_gqa", "scale"} <= set(inspect.signature(varlen_attn).parameters)
+        return frozenset()
+    return frozenset(inspect.signature(varlen_attn).parameters)
+
+
+def installed() -> bool:
+    return {"window_size", "scale"} <= words()
 
 
 def suits(dtype: torch.dtype, device: torch.device, head_dim: int) -> bool:
@@ -63,9 +80,13 @@ def attention(q: Tensor, k: Tensor, v: Tensor, texts: Texts, scale: float | None
 
     q, k, v = (x[0].transpose(0, 1) for x in (q, k, v))  # (T, H or K, E)
     left = -1 if texts.window is None else texts.window - 1  # the kernel does not count itself
+    # Before torch 2.12 it takes grouped heads unasked.
+    grouped: dict[str, Any] = {}
+    if "enable_gqa" in words():
+        grouped["enable_gqa"] = q.shape[1] != k.shape[1]
     y = varlen_attn(
         q, k, v, texts.ends, texts.ends, texts.longest, texts.longest,
-        scale=scale, window_size=(left, 0), enable_gqa=q.shape[1] != k.shape[1],
+        scale=scale, window_size=(left, 0), **grouped,
     )  # fmt: skip
     assert isinstance(y, Tensor)
     return y.transpose(0, 1)[None]

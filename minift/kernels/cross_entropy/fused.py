@@ -33,7 +33,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 ROWS, LOGITS = 512, 25_000_000  # the most of a block: fewer would read the head too often
-NEAR = 1_000_000  # logits of a piece: in float32 they stay in the cache from pass to pass
+NEAR = 1_000_000  # logits of a piece on a CPU: in float32 they stay in its cache
 
 
 def parts(count: int, width: int, rows: int, most: int) -> Iterator[slice]:
@@ -54,7 +54,8 @@ def pieces(whole: Tensor, first: int = 0) -> Iterator[tuple[slice, Tensor, Tenso
     The logits in float32 or better, and as they stand in `whole`: one tensor where it is that.
     """
     wide, (count, width) = torch.promote_types(whole.dtype, torch.float32), whole.shape
-    for part in parts(count, width, count, NEAR):
+    near = NEAR if whole.device.type == "cpu" else whole.numel()
+    for part in parts(count, width, count, near):
         place = whole[part]
         yield slice(first + part.start, first + part.stop), place.to(wide), place
 

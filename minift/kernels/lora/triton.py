@@ -62,7 +62,7 @@ def low_kernel(
     for first in range(0, inputs, COLUMNS):
         column = first + at
         inside = (row < N)[:, None] & (column < inputs)[None, :]
-        where = x + row[:, None] * row_step + column[None, :] * column_step
+        where = x + row[:, None] * row_step + column[None, :].to(tl.int64) * column_step
         tile = seen(where, row[:, None] * inputs + column[None, :], inside, seed, DROP)
         part = (rank < R)[None, :] & (column < inputs)[:, None]
         a = tl.load(A + rank[None, :] * inputs + column[:, None], mask=part, other=0.0)
@@ -118,7 +118,7 @@ def across_kernel(
         row = begin + first + tl.arange(0, ROWS)
         live = row < N  # `each` is a multiple of ROWS
         inside = live[:, None] & (column < inputs)[None, :]
-        where = x + row[:, None] * row_step + column[None, :] * column_step
+        where = x + row[:, None] * row_step + column[None, :].to(tl.int64) * column_step
         tile = seen(where, row[:, None] * inputs + column[None, :], inside, seed, DROP)
         thin = live[None, :] & (rank < R)[:, None]
         ups = tl.load(u + row[None, :] * R + rank[:, None], mask=thin, other=0.0)  # (RANKS, ROWS)

@@ -44,10 +44,27 @@ def documented(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, scale, wi
     return out
 
 
+def before_2_12(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, scale=None,
+                window_size=(-1, -1)):  # fmt: skip
+    """Grouped heads unasked."""
+    return documented(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, scale=scale,
+                      window_size=window_size, enable_gqa=True)  # fmt: skip
+
+
+@pytest.fixture
+def _asked_anew():
+    varlen.words.cache_clear()
+    yield
+    varlen.words.cache_clear()
+
+
+@pytest.mark.usefixtures("_asked_anew")
+@pytest.mark.parametrize("kernel", [documented, before_2_12])
 @pytest.mark.parametrize("scale", [None, 0.3])
 @pytest.mark.parametrize("window", [None, 1, 2, 3])
-def test_what_is_asked_is_the_mask(window, scale, monkeypatch):
-    monkeypatch.setattr(theirs, "varlen_attn", documented)
+def test_what_is_asked_is_the_mask(window, scale, kernel, monkeypatch):
+    monkeypatch.setattr(theirs, "varlen_attn", kernel)
+    assert varlen.installed()
     q, k, v = heads()
     y = dispatch.attend(q, k, v, None, True, scale, None, texts(window))
     at, segments = torch.arange(T), texts().segments[0]
@@ -56,6 +73,17 @@ def test_what_is_asked_is_the_mask(window, scale, monkeypatch):
         visible &= at[:, None] - at < window
     expected = dispatch.attend(q, k, v, visible[None, None], False, scale)
     torch.testing.assert_close(y, expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(("segments", "ends", "longest"), [
+    ([5], [0, 1], 1), ([0, 0, 0, 0], [0, 4], 4), ([3, 3, 1, 0, 0, 0, 3], [0, 2, 3, 6, 7], 3),
+])  # fmt: skip
+def test_an_ordinary_row_is_asked_where_its_texts_end(segments, ends, longest):
+    found = Texts.of(torch.tensor([segments]))
+    assert found.ends.tolist() == ends
+    assert found.ends.dtype == torch.int32
+    assert found.longest == longest
+    assert found.segments.tolist() == [segments]
 
 
 def test_the_kernel_takes_these_shapes_both_ways():
