@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-ROWS = 64  # queries a block, twice as many where
+ROWS = 64  # queries a block, about, and twice as many where
 LONG, MANY = 1024, 32  # there are more keys or fewer rows x heads: products of enough numbers
 SCORES = 2**20  # at a time: 4 MB in float32, and as many gradients in the backward pass
 
@@ -132,6 +132,7 @@ class Causal(torch.autograd.Function):
                 P = block.weights(queries, some)
                 dv[some, : block.end] += torch.bmm(P.to(v.dtype).transpose(1, 2), down[some])
                 dP = torch.bmm(down[some], block.values[some].transpose(1, 2)).to(wide)
+                # In place of P, which it has read before it writes: a row at a time.
                 dS = torch.ops.aten._softmax_backward_data.out(dP, P, -1, wide, grad_input=P)
                 torch.bmm(dS, block.keys[some], out=part[some])
                 dk[some, : block.end] += torch.bmm(dS.transpose(1, 2), queries[some])
