@@ -36,7 +36,7 @@ import statistics
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import gpu_decode
 import gpu_steps
 from certificate import write
-from gpu_checks import On, Run, checks, thin_of
+from gpu_checks import On, Run, checks, said, thin_of
 
 from minift.kernels.activations import ACTIVATIONS
 from minift.kernels.choice import using
@@ -190,7 +190,7 @@ def kernels(on: On, clock: Clock, ours: str, shapes: dict[str, Any], rates: dict
                 try:
                     cell[form] = timed(on, clock, run, wanted, choice, (name, form) != WAITS)
                 except Exception as error:  # on a GPU anything may come; other forms may still run
-                    cell[form] = {"failed": f"{type(error).__name__}: {str(error)[:300]}"}
+                    cell[form] = {"failed": said(error)}
                     continue
                 ms = cell[form]["ms"]
                 if flops:
@@ -274,8 +274,10 @@ def main() -> None:
     torch.manual_seed(0)
     torch.backends.cuda.matmul.allow_tf32 = False  # float32 is checked as float32
 
+    most = 60 * options.minutes
+
     def late(needed: float = 0.0) -> bool:
-        return time.perf_counter() - begin + needed > 60 * options.minutes
+        return time.perf_counter() - begin + needed > most
 
     result: dict[str, Any] = device_facts(on) | {"versions": versions(), "seconds": {}}
     out = options.out or (Path(os.environ["OUT"]) if os.environ.get("OUT") else None)
@@ -298,7 +300,7 @@ def main() -> None:
             try:
                 found[name] = compared(case, on.device, dtype, ours, *words)
             except Exception as error:  # on a GPU anything may come; other cases may still run
-                found[name] = {"failed": f"{type(error).__name__}: {str(error)[:300]}"}
+                found[name] = {"failed": said(error)}
                 traceback.print_exc()
             done(part, found, since)
 
@@ -307,7 +309,7 @@ def main() -> None:
         since = time.perf_counter()
         print(part, flush=True)
         if part == "checks":
-            done(part, checks(on, ours, lambda: late(36 * options.minutes)), since)
+            done(part, checks(on, ours, lambda: late(0.6 * most)), since)
         elif part == "kernels":
             clock = Clock(on)
             rates = roofline(on, clock, (16,), 64) if options.dry else roofline(
@@ -317,7 +319,7 @@ def main() -> None:
             shapes = {"tiny": (20, 128, 48, 2, 1, 100, 2)} if options.dry else SHAPES
             kernels(
                 on, clock, ours, shapes, rates,
-                lambda: late(24 * options.minutes),  # which the steps and tokens need
+                lambda: late(0.4 * most),  # which the steps and tokens need
                 lambda found, p=part, r=rates, s=since: done(p, {"roofline": r} | found, s),
                 10 if options.dry else ROW,
             )  # fmt: skip
@@ -331,32 +333,20 @@ def main() -> None:
             cases = gpu_steps.TINY_CASES if options.dry else gpu_steps.CASES
             words = (2, 1) if options.dry else (8, 6)
             each(part, gpu_steps.compared, cases, 45, words, since)
-    failed = failures(result)
+    failed = [*result.get("checks", {}).get("failed", []), *failures(result)]
     if failed:
         sys.exit("failed: " + "; ".join(failed))
 
 
-def failures(result: dict[str, Any]) -> list[str]:
-    """What is not right, in a line each."""
-    found = list(result.get("checks", {}).get("failed", []))
-    for part in ("kernels", "steps", "decoding"):
-        for name, case in result.get(part, {}).items():
-            if not isinstance(case, dict):
-                continue
-            forms = {name: case} | {f"{name}, {form}": cell for form, cell in case.items()}
-            found += [
-                f"{part}, {at}: {cell['failed']}"
-                for at, cell in forms.items()
-                if isinstance(cell, dict) and "failed" in cell
-            ]
-            found += [
-                f"{part}, {at}: captured {cell['apart']:.1e} from the other, of {cell['size']:.1e}"
-                for at, cell in forms.items()
-                if isinstance(cell, dict)
-                and "apart" in cell
-                and not cell["apart"] < APART * cell["size"]
-            ]
-    return found
+def failures(found: dict[str, Any], at: str = "") -> Iterator[str]:
+    """What raised or is too far from its twin, at any depth, in a line each."""
+    if isinstance(found.get("failed"), str):
+        yield f"{at}: {found['failed']}"
+    if "apart" in found and not found["apart"] < APART * found["size"]:
+        yield f"{at}: {found['apart']:.1e} apart, of {found['size']:.1e}"
+    for name, inner in found.items():
+        if isinstance(inner, dict):
+            yield from failures(inner, f"{at}, {name}" if at else name)
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from minift.kernels.mlp.dispatch import mlp
 from minift.kernels.norm.dispatch import rms_norm
 from minift.kernels.rope.dispatch import rotate_both
 from minift.model.config import ModelConfig
+from minift.model.sight import look
 from minift.model.transformer import Transformer
 from minift.peft.lora import LoRA
 from minift.peft.methods import attach
@@ -174,10 +175,7 @@ def texts_case(
         int(sizes.max()),
         window,
     )
-    at = torch.arange(T, device=on.device)
-    visible = (segments[0] == segments[0][:, None]) & (at <= at[:, None])
-    if window is not None:
-        visible &= at[:, None] - at < window
+    visible = look(None, segments, T, 0, 0, True, window, torch.device(on.device))
     told = None if on.device != "cuda" or not suits(dtype, torch.device(on.device), E) else texts
     q, k, v = (
         on.drawn(1, T, n, E, dtype=dtype).transpose(1, 2).requires_grad_() for n in (H, K, K)
@@ -185,7 +183,7 @@ def texts_case(
 
     def run() -> Sequence[Tensor]:
         by = told if choice.fused() else None
-        return [attention.attend(q, k, v, visible[None, None], False, texts=by)]
+        return [attention.attend(q, k, v, visible, False, texts=by)]
 
     return run, [q, k, v], []
 
@@ -205,15 +203,15 @@ def checks(on: On, ours: str, late: Callable[[], bool] = lambda: False) -> dict[
             found = measure()
             passed = good(found)
         except Exception as error:  # on a GPU anything may come; the next check may still tell
-            found, passed = f"{type(error).__name__}: {str(error)[:300]}", False
+            found, passed = said(error), False
         out[name] = found
         if not passed:
             out["failed"].append(f"{name}: {found}")
         print(f"    {name}: {found}", flush=True)
 
-    dtypes = [d for d in LIMITS if on.device == "cuda" or d != torch.bfloat16]
-    # (The interpreter multiplies bf16's bits as whole numbers.)
-    for dtype in dtypes:
+    for dtype in LIMITS:
+        if on.device != "cuda" and dtype == torch.bfloat16:
+            continue  # the interpreter multiplies its bits as whole numbers
         word = str(dtype).removeprefix("torch.")
         judged(
             f"{word} fit captured",
@@ -236,6 +234,11 @@ def checks(on: On, ours: str, late: Callable[[], bool] = lambda: False) -> dict[
     if on.device == "cuda":
         judged("dropout drawn anew by a graph", lambda: drawn_anew(on, ours), bool)
     return out
+
+
+def said(error: Exception) -> str:
+    """Its kind and what it says, as a result file keeps it."""
+    return f"{type(error).__name__}: {str(error)[:300]}"
 
 
 def errors(run: Run, wanted: list[Tensor], modules: list[nn.Module], ours: str) -> dict[str, Any]:

@@ -30,6 +30,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from gpu_checks import said
 from torch import Tensor, nn
 from unsloth_like import scheduled
 
@@ -243,7 +244,7 @@ def compared(
             with side.within():
                 side.losses = tuple(float(side.step()) for _ in range(5))
         except Exception as error:  # on a GPU anything may come; the other sides may still run
-            absent[name] = f"{type(error).__name__}: {str(error)[:300]}"
+            absent[name] = said(error)
             print(f"    {name}: left out, {absent[name]}", flush=True)
             continue
         if device == "cuda" and "captured" not in name:  # a graph's memory is not counted there

@@ -53,11 +53,13 @@ class KVCache:
             return self.v.new_empty(shape)
         return self.v.new_empty((*shape[:-2], shape[-1], shape[-2])).mT
 
-    def joined(self, keys: Tensor, more: Tensor, dim: int) -> Tensor:
-        """Both behind each other along `dim`, laid out likewise."""
-        if not self.turned:
-            return torch.cat((keys, more), dim)
-        return torch.cat((keys.mT, more.mT), {3: 4, 4: 3}.get(dim, dim)).mT
+    def enlarge(self, rows: int, columns: int) -> None:
+        """Room for so many; what is there stays where it is."""
+        layers, B, K, S, E = self.v.shape
+        shape = (layers, rows, K, columns, E)
+        k, v = self.room(shape), self.v.new_empty(shape)
+        k[:, :B, :, :S], v[:, :B, :, :S] = self.k, self.v
+        self.k, self.v = k, v
 
     def views(self) -> list[Pair]:
         """Each layer's keys and values (B, K, capacity, E)."""
@@ -117,11 +119,8 @@ class KVCache:
         """Columns that hold something, to where they are needed; reserved room stays."""
         stay = torch.arange(len(rows), device=rows.device)
         first = int((rows == stay).long().cumprod(0).sum())  # rows before it stay where they are
-        held = self.k.shape[1]
-        if len(rows) > held:
-            more = (self.k.shape[0], len(rows) - held, *self.k.shape[2:])
-            self.k = self.joined(self.k, self.room(more), dim=1)
-            self.v = torch.cat((self.v, self.v.new_empty(more)), dim=1)
+        if len(rows) > self.k.shape[1]:
+            self.enlarge(len(rows), self.k.shape[3])
         for pair in self.views():
             for whole in pair:  # one at a time: what moves is copied out first
                 filled = whole[:, :, : self.length]
@@ -131,9 +130,7 @@ class KVCache:
 
     def reserve(self, columns: int) -> None:
         """Make room for more columns than were planned."""
-        B = self.keep.shape[0]
-        more = (*self.k.shape[:3], columns, self.k.shape[4])
-        self.k = self.joined(self.k, self.room(more), dim=3)
-        self.v = torch.cat((self.v, self.v.new_empty(more)), dim=3)
+        B, S = self.keep.shape
+        self.enlarge(self.k.shape[1], S + columns)
         self.keep = torch.cat((self.keep, self.keep.new_ones(B, columns)), dim=1)
         self.opened = None

@@ -18,11 +18,12 @@ from __future__ import annotations
 import functools
 import inspect
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from minift.kernels.attention import packed
 
 WIDEST = 256  # channels of a head that the kernel takes, in eights
 
@@ -39,10 +40,9 @@ class Texts:
     @classmethod
     def of(cls, segments: Tensor) -> Texts:
         """A row of the ordinary kind (1, T): asks it where its texts end, which waits for it."""
-        ids = segments[0].cpu()
-        ends = [0, *((ids[1:] != ids[:-1]).nonzero()[:, 0] + 1).tolist(), len(ids)]
-        longest = max(b - a for a, b in pairwise(ends))
-        return cls(segments, torch.tensor(ends, dtype=torch.int32, device=segments.device), longest)
+        starts, lengths = packed.texts(segments, None)
+        ends = torch.tensor([*starts, segments.shape[1]], dtype=torch.int32)
+        return cls(segments, ends.to(segments.device), int(lengths.max()))
 
 
 @functools.cache
