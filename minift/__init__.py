@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from minift.errors import ConfigError as ConfigError
     from minift.errors import DataError as DataError
     from minift.errors import FormatError as FormatError
+    from minift.errors import Notice as Notice
     from minift.generation.decode import generate as generate
     from minift.generation.sampling import Sampling as Sampling
     from minift.peft.adapters import detach as detach
@@ -56,6 +57,7 @@ PUBLIC = {
     "ConfigError": "minift.errors",
     "DataError": "minift.errors",
     "FormatError": "minift.errors",
+    "Notice": "minift.errors",
     "generate": "minift.generation.decode",
     "Sampling": "minift.generation.sampling",
     "detach": "minift.peft.adapters",

@@ -1,12 +1,14 @@
-"""The three errors that bad input can raise: a file, a configuration, a data set.
+"""The errors that bad input can raise, and the notice of what was left out.
 
 Each prints as one line that says what, where, what was found and what is allowed. The command line
-turns them into `minift: ...` and exit code 2; anything else that escapes is a bug.
+turns errors into `minift: ...` and exit code 2; anything else that escapes is a bug. A notice is a
+Python warning: the work goes on, and the command line prints its line.
 """
 
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Sequence
 
 SHOWN = 200  # problems in one message; a hostile file has as many as it likes
@@ -74,6 +76,16 @@ class StorageError(OSError):
         self.path = os.fspath(path)
         super().__init__(f"{one_line(self.path, 200)}: {what}")
         self.errno = errno
+
+
+class Notice(UserWarning):
+    """A file was read, and something in it was ignored or decided: `PATH: WHAT`, one line."""
+
+
+def notice(path: str | os.PathLike[str], what: str) -> None:
+    """Say that a file was read otherwise than it asks for."""
+    text = f"{one_line(os.fspath(path), 200)}: {one_line(what, 300)}"
+    warnings.warn(text, Notice, stacklevel=2)
 
 
 def one_line(value: object, width: int = 80) -> str:

@@ -30,7 +30,7 @@ sys.path.insert(0, str(HERE.parent))
 
 import torch  # noqa: E402
 
-from minift.errors import ConfigError, DataError, FormatError  # noqa: E402
+from minift.errors import ConfigError, DataError, FormatError, Notice  # noqa: E402
 
 SECONDS, MEGABYTES, HUNG = 1.0, 64, 20
 FORMATS = {
@@ -90,6 +90,7 @@ def refusal(attempt: Callable[[Path], object], folder: Path) -> tuple[str, str]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
+            warnings.simplefilter("ignore", Notice)  # what a file says before it is refused
             attempt(folder)
     except (FormatError, ConfigError, DataError) as error:
         text = str(error)

@@ -1,6 +1,6 @@
 import pytest
 
-from minift.errors import ConfigError, DataError, EncodeError, FormatError, one_line
+from minift.errors import ConfigError, DataError, EncodeError, FormatError, Notice, notice, one_line
 
 
 def test_a_format_error_says_where_and_what():
@@ -31,3 +31,9 @@ def test_one_line_is_one_line_that_a_terminal_survives():
 
 def test_a_text_that_cannot_be_spelled_is_a_config_error():
     assert issubclass(EncodeError, ConfigError)
+
+
+def test_a_notice_is_a_warning_of_one_line():
+    with pytest.warns(Notice) as caught:
+        notice("a/config.json", "no model_type:\nread as bert")
+    assert [str(row.message) for row in caught] == [r"a/config.json: no model_type:\nread as bert"]

@@ -9,13 +9,15 @@ from __future__ import annotations
 import importlib
 import sys
 import traceback
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from minift import __version__
 from minift.cli.options import Flag, Parsed, of, parse, verb_help
 from minift.cli.screen import Screen
 from minift.cli.verbs import VERBS, Verb
-from minift.errors import ConfigError, DataError, FormatError, StorageError
+from minift.errors import ConfigError, DataError, FormatError, Notice, StorageError
 from minift.kernels.choice import using
 
 COMMON = (
@@ -80,8 +82,27 @@ def run(words: list[str]) -> int:
 
         for line in advice(parsed.values.get("threads"), parsed.values.get("dtype")):
             print(f"minift: {line}", file=sys.stderr)
-    with using(parsed.values.get("kernels", "auto")):
+    with notices_shown(), using(parsed.values.get("kernels", "auto")):
         return int(getattr(module, words[0])(parsed, screen) or 0)
+
+
+@contextmanager
+def notices_shown() -> Iterator[None]:
+    """Print each notice once, as a line on stderr."""
+    shown: set[str] = set()
+    with warnings.catch_warnings():
+        usual = warnings.showwarning
+        warnings.simplefilter("always", Notice)
+
+        def show(message: Warning | str, category: type[Warning], *rest: object) -> None:
+            if not issubclass(category, Notice):
+                usual(message, category, *rest)  # type: ignore[arg-type]
+            elif str(message) not in shown:
+                shown.add(str(message))
+                print(f"minift: {message}", file=sys.stderr)
+
+        warnings.showwarning = show  # type: ignore[assignment]
+        yield
 
 
 def overview() -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 
 import pytest
 
@@ -10,6 +11,7 @@ from minift import __version__
 from minift.cli import main as module
 from minift.cli.main import main
 from minift.cli.verbs import VERBS
+from minift.errors import notice
 from minift.runtime import cores
 from minift.train.loop import Diverged
 
@@ -173,3 +175,17 @@ def test_settings_that_slow_this_machine_down_are_named_and_taken(cli, tiny_mode
     assert code == 0
     assert err.startswith(f"minift: threads: found 64 on {cores()} cores")
     assert len(err.splitlines()) == 1
+
+
+def test_a_notice_is_printed_once_on_stderr(monkeypatch, capsys):
+    def speak(words):
+        with module.notices_shown():
+            for _ in range(2):
+                notice("m/config.json", "vision tensors ignored")
+            warnings.warn("another kind", UserWarning, stacklevel=1)
+        return 0
+
+    monkeypatch.setattr(module, "run", speak)
+    with pytest.warns(UserWarning, match="another kind"):
+        assert main([]) == 0
+    assert capsys.readouterr().err == "minift: m/config.json: vision tensors ignored\n"
