@@ -1,0 +1,212 @@
+"""Every published folder, opened as it lies, against transformers, live:
+
+    python tests/real_folders.py --peer-python PATH/TO/python [--real FOLDER] [--only NAME ...]
+
+FOLDER has configurations, tokenizer files and chat templates of published models (models/NAME,
+templates/NAME); without it the small ones of tests/published.json run, which are of the same
+kinds.
+benchmarks/peers/hf_folders.py gives each of them small random weights under the published names,
+and says what transformers computes. Here `minift.load` opens the folder, and all is compared:
+hidden states of every layer, logits or scores, ids of texts (alone, with special tokens, in pairs)
+and of conversations. A table says what opened and what is equal; the exit code is 1 if not all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import warnings
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+from certificate import write  # noqa: E402
+from peer import ask  # noqa: E402
+
+import minift  # noqa: E402
+from minift.checkpoints.open import load_model  # noqa: E402
+from minift.errors import ConfigError, FormatError, Notice  # noqa: E402
+from minift.model.transformer import Transformer  # noqa: E402
+from minift.tokenizers.interface import Tokenizer  # noqa: E402
+
+LIMIT = 1e-4  # of a hidden state, logit or score, relative to the largest of its layer
+TEXTS = [
+    *(" " * n + "a" for n in range(1, 41)),
+    *("x" + "\n" * n + "y" for n in (1, 2, 3, 5, 8, 31)),
+    *("x" + "\t" * n + " y" for n in (1, 2, 4, 7)),
+    *("x" + "\r\n" * n + "  y" for n in (1, 2)),
+    *("a \n b", " \n\n  \t mixed \t \n", "trailing   ", "\n", " ", "  ", "\t", ""),
+    "The keeper climbs the stairs each evening and lights the lamp.",
+    "it's they'll WE'VE I'D don't 'quoted' ''",
+    "In 1999 12345 people paid $3.50 (or 2,75 €) for 100% of 1/2.",
+    "Ein schöner Tag, une belle journée, Tiếng Việt, İstanbul, ΑΣ ὈΔΥΣΣΕΎΣ, Straße",
+    "今天天气很好。日本語のテキスト 한국어 텍스트 ไทย हिन्दी العربية עברית",
+    "emoji 👩‍👩‍👧‍👦 🏳️‍🌈 👍🏽 combining é ö̲ ﬁ ½ ① Ⅷ",
+    "def f(x):\n    if x > 0:\n        return {'a': [1, 2]}  # why?\n\n",
+    "<b>tags</b> <unused99> &amp; http://example.org/a?b=c#d e@mail.org __init__ C++ [x] {y}",
+    "zero\u200bwidth no\u00a0break \u3000wide \u2028line \u0085next soft\u00adhyphen \ufeffbom",
+    "▁ is a sign, ▁▁two, Ġ and Ċ too, ##ing [unused1]",
+]
+CONVERSATIONS: list[list[dict[str, str]]] = [
+    [{"role": "user", "content": "Hello there"}],
+    [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "What is 2+2?"}],
+    [
+        {"role": "user", "content": " Who are you? \n"},
+        {"role": "assistant", "content": "A keeper.\nOf the lamp. "},
+        {"role": "user", "content": "Since when?"},
+    ],
+    [
+        {"role": "system", "content": "You keep the light."},
+        {"role": "user", "content": "When is the sun gone?"},
+        {"role": "assistant", "content": "At eight."},
+        {"role": "user", "content": "And in winter?"},
+        {"role": "assistant", "content": "At four."},
+    ],
+    [
+        {"role": "user", "content": "Think first."},
+        {"role": "assistant", "content": "<think>\nhm\n</think>\n\nDone."},
+        {"role": "user", "content": "Again."},
+        {"role": "assistant", "content": "<think>\nwell\n</think>\n\nDone, too."},
+    ],
+]
+Row = dict[str, Any]
+
+
+@torch.no_grad()
+def largest_difference(model: Transformer, said: Row, arrays: Any) -> float:
+    """Of all hidden states, logits and scores at real positions, relative to each layer's size."""
+    tokens, mask = torch.tensor(said["tokens"]), torch.tensor(said["mask"]).bool()
+    states: list[torch.Tensor] = []
+    hooks = [
+        block.register_forward_pre_hook(lambda m, inputs: states.append(inputs[0]))
+        for block in model.blocks
+    ]
+    states.append(model(tokens, mask=mask, hidden_only=True))
+    for hook in hooks:
+        hook.remove()
+    pairs = list(zip(states, arrays["hidden"], strict=True))
+    if model.head is not None and "out" in arrays:
+        pairs.append((model(tokens, mask=mask), arrays["out"]))
+    worst = 0.0
+    for mine, numbers in pairs:
+        theirs = torch.from_numpy(numbers)
+        real = mask if mine.dim() == 3 else slice(None)
+        difference = (mine[real] - theirs[real]).abs().max() / theirs[real].abs().max()
+        worst = max(worst, float(difference))
+    return worst
+
+
+def unequal_ids(tokenizer: Tokenizer, said: Row) -> list[str]:
+    """Texts whose ids are not those of the reference."""
+    wrong = []
+    for n, (text, other) in enumerate(zip(TEXTS, TEXTS[1:] + TEXTS[:1], strict=True)):
+        mine = tokenizer.encode(text)
+        checks = [("alone", mine, said["ids"][n])]
+        if "whole" in said:
+            checks.append(("whole", tokenizer.wrap(mine)[0], said["whole"][n]))
+        if "pairs" in said and said["pairs"][n] is not None:  # an empty text is no text there
+            both = tokenizer.wrap(mine, tokenizer.encode(other))[0]
+            checks.append(("pair", both, said["pairs"][n]))
+        wrong += [f"{kind} {text!r}: {a}, not {b}" for kind, a, b in checks if a != b]
+    return wrong
+
+
+def unequal_conversations(tokenizer: Tokenizer, said: Row) -> list[str]:
+    """Conversations whose ids are not those of the reference; a refusal of its template is free."""
+    wrong = []
+    for messages, answer in zip(CONVERSATIONS, said["chat"], strict=False):
+        reply = messages[-1]["role"] == "user"
+        if "error" in answer:
+            continue
+        try:
+            ids, _ = tokenizer.chat(messages, reply)
+        except ConfigError as error:
+            wrong.append(f"{messages[0]['role']} first: {error}")
+            continue
+        if said["class"] == "sentencepiece":  # only the text is known, and its spaces are its own
+            mine = tokenizer.decode(ids, skip_special=False).replace(" ", "")
+            same = mine == answer["text"].replace(" ", "")
+        else:
+            same = ids == answer["ids"]
+        if not same:
+            shown = tokenizer.decode(ids, skip_special=False)
+            wrong.append(f"{shown!r}, not {answer['text']!r}")
+    return wrong
+
+
+def compare(folder: Path, said: Row) -> Row:
+    """One folder: what opened, what is equal, and what is not."""
+    row: Row = {"kind": said["kind"], "class": said["class"], "opened": False, "wrong": []}
+    spoken = said["tokenizer"]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", Notice)
+        try:
+            if "error" in spoken:
+                model, tokenizer = load_model(folder), None
+            else:
+                model, tokenizer = minift.load(folder)
+        except (ConfigError, FormatError) as error:
+            row["wrong"].append(str(error)[:600])
+            return row
+    row["opened"], row["family"] = True, model.config.family
+    row["notices"] = sorted({str(w.message).replace(str(folder), ".") for w in caught})
+    row["difference"] = largest_difference(
+        model.eval(), said, np.load(folder.with_name(folder.name + ".npz"))
+    )
+    if not row["difference"] <= LIMIT:
+        row["wrong"].append(f"numbers differ by {row['difference']:.1e}")
+    if tokenizer is None:
+        row["tokenizer"] = spoken["error"]
+        return row
+    ids = unequal_ids(tokenizer, spoken)
+    row["ids"], row["tokenizer"] = not ids, spoken["class"]
+    row["wrong"] += ids[:3] + [f"and {len(ids) - 3} more texts"] * (len(ids) > 3)
+    row["template"] = any("ids" in answer for answer in spoken["chat"])
+    if row["template"]:
+        chats = unequal_conversations(tokenizer, spoken)
+        row["chat"] = not chats
+        row["wrong"] += chats[:2]
+    return row
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--peer-python", required=True, help="with transformers")
+    parser.add_argument("--real", type=Path, help="the folder of published files")
+    parser.add_argument("--only", nargs="*", help="names of folders")
+    parser.add_argument("--keep", type=Path, help="leave the folders that were made here")
+    parser.add_argument("--out", type=Path, help="the folder of the result file")
+    options = parser.parse_args()
+    published = options.real is not None and options.real.is_dir()
+    real = options.real if published else ROOT / "tests" / "published.json"
+    rows: dict[str, Row] = {}
+    with tempfile.TemporaryDirectory() as place:
+        work = options.keep or Path(place)
+        given = {"texts": TEXTS, "conversations": CONVERSATIONS, "only": options.only}
+        (work / "texts.json").write_text(json.dumps(given))
+        ask(options.peer_python, "hf_folders.py", real, work, work / "texts.json", work / "s.json")
+        said = json.loads((work / "s.json").read_text())
+        for name, facts in said["folders"].items():
+            row = rows[name] = compare(work / name, facts)
+            state = "equal" if not row["wrong"] else "WRONG" if row["opened"] else "REFUSED"
+            numbers = f"{row['difference']:.0e}" if "difference" in row else ""
+            print(f"{name:<36} {state:<8} {numbers:<6} {row.get('tokenizer', '')}", flush=True)
+            for line in (*row.get("notices", ()), *row["wrong"]):
+                print(f"    {line}", flush=True)
+    result = {"published": published, "folders": rows, "peer_versions": said["versions"]}
+    print(write("folders" if published else "own_folders", result, options.out))
+    opened = Counter(row["opened"] for row in rows.values())[True]
+    equal = sum(not row["wrong"] for row in rows.values())
+    print(f"{len(rows)} folders tried, {opened} opened, {equal} equal in everything")
+    return 0 if equal == len(rows) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
