@@ -31,7 +31,7 @@ import transformers as hf
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from minift.tokenizers.split import LLAMA3, QWEN2  # noqa: E402  (the published patterns)
+from minift.tokenizers.split import LLAMA3, QWEN2
 
 warnings.simplefilter("ignore")
 hf.logging.set_verbosity_error()
@@ -98,6 +98,10 @@ def cut(config):
 
 def rename(old, new):
     return lambda state, config: {name.replace(old, new): x for name, x in state.items()}
+
+
+def under(prefix):
+    return lambda state, config: {prefix + name: x for name, x in state.items()}
 
 
 def with_names(make):
@@ -228,7 +232,7 @@ LAYOUTS = {
     "hatebert-classifier": (position_ids, masked_words),
     "olm-bert-tiny": (pooler("bert."),),
     "multilingual-minilm": (position_ids,),
-    "tinybert": (rename("", "bert."), masked_words, next_sentence, fit_dense),
+    "tinybert": (under("bert."), masked_words, next_sentence, fit_dense),
     "twitter-roberta-sentiment-b": (pooler("roberta."), position_ids),
     "klue-roberta-ner": (pooler("roberta."),),
     "gpt2": (triangles(torch.float32, False), rename("transformer.", "")),
@@ -244,10 +248,6 @@ LAYOUTS = {
     "codellama-7b": LLAMA_OLD,
     "gemma-3-4b-it": (first_gemma_3,),
 }
-LAYOUTS["tinybert"] = (
-    lambda state, config: {f"bert.{name}": x for name, x in state.items()},
-    *LAYOUTS["tinybert"][1:],
-)
 PICKLED = {
     *("bert-base-chinese", "tinybert", "twitter-roberta-sentiment-b", "dialogpt-small"),
     *("gpt2-xl", "gpt-neox-20b", "dolly-v2-3b", "hatebert-classifier"),
@@ -255,9 +255,16 @@ PICKLED = {
 SHARDED = {"llama-7b-chatdoctor", "llama-2-70b", "gpt-neox-20b", "qwen2.5-32b-instruct"}
 
 
+# What is the embeddings once more, and not in a file where the two are tied.
+TIED = (
+    *("lm_head.weight", "cls.predictions.decoder.weight", "cls.predictions.decoder.bias"),
+    *("lm_head.decoder.weight", "lm_head.decoder.bias", "vocab_projector.weight"),
+)
+
+
 def write_weights(folder, name, state):
     state = {key: tensor.contiguous() for key, tensor in state.items()}
-    pickled = name in PICKLED or name in LAYOUTS and LAYOUTS[name] == LLAMA_OLD
+    pickled = name in PICKLED or LAYOUTS.get(name) == LLAMA_OLD
     stem, end = ("pytorch_model", ".bin") if pickled else ("model", ".safetensors")
 
     def write(path, part):
@@ -577,8 +584,7 @@ def prepare(real, work, name, source):
     state = {key: tensor.detach().clone() for key, tensor in model.state_dict().items()}
     text = config.get_text_config()
     if text.tie_word_embeddings:
-        for key in ("lm_head.weight", "cls.predictions.decoder.weight", "cls.predictions.decoder.bias",
-                    "lm_head.decoder.weight", "lm_head.decoder.bias", "vocab_projector.weight"):  # fmt: skip
+        for key in TIED:
             state.pop(key, None)
     for change in LAYOUTS.get(name, ()):
         state = change(state, text)
