@@ -8,7 +8,9 @@ kinds.
 benchmarks/peers/hf_folders.py gives each of them small random weights under the published names,
 and says what transformers computes. Here `minift.load` opens the folder, and all is compared:
 hidden states of every layer, logits or scores, ids of texts (alone, with special tokens, in pairs)
-and of conversations. A table says what opened and what is equal; the exit code is 1 if not all.
+and of conversations. Then each is saved, as a folder and, if it can be, as a GGUF file: minift
+reads both again, transformers the folder, and all is compared once more. A table says what opened
+and what is equal; the exit code is 1 if not all.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import sys
 import tempfile
 import warnings
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -141,7 +144,29 @@ def unequal_conversations(tokenizer: Tokenizer, said: Row) -> list[str]:
     return wrong
 
 
-def compare(folder: Path, said: Row) -> Row:
+@torch.no_grad()
+def saved_again(model: Transformer, tokenizer: Tokenizer, folder: Path, row: Row) -> None:
+    """Save as a folder and as a GGUF file; minift reads both, with equal ids and numbers."""
+    tokens = torch.arange(24).view(2, 12) * 11 % min(model.config.vocab, 500)
+    texts, before = [tokenizer.encode(text) for text in TEXTS], model(tokens)
+    minift.save(model, tokenizer, folder)
+    places = [folder]
+    try:
+        minift.save(model, tokenizer, folder.with_suffix(".gguf"))
+        places.append(folder.with_suffix(".gguf"))
+    except ConfigError as error:
+        row["gguf"] = str(error)
+    for place in places:
+        again, other = minift.load(place)
+        worst = float((again.eval()(tokens) - before).abs().max() / before.abs().max())
+        wrong = [t for t, ids in zip(TEXTS, texts, strict=True) if other.encode(t) != ids]
+        if wrong:
+            row["wrong"].append(f"{place.name}: other ids for {wrong[:3]!r}, {len(wrong)} texts")
+        if worst > (0 if place == folder else 1e-5):
+            row["wrong"].append(f"{place.name}: numbers differ by {worst:.1e}")
+
+
+def compare(folder: Path, said: Row, saved: Path) -> Row:
     """One folder: what opened, what is equal, and what is not."""
     row: Row = {"kind": said["kind"], "class": said["class"], "opened": False, "wrong": []}
     spoken = said["tokenizer"]
@@ -173,7 +198,36 @@ def compare(folder: Path, said: Row) -> Row:
         chats = unequal_conversations(tokenizer, spoken)
         row["chat"] = not chats
         row["wrong"] += chats[:2]
+    saved_again(model, tokenizer, saved, row)
     return row
+
+
+def compare_saved(folder: Path, row: Row, said: Row) -> None:
+    """What transformers makes of the folder that minift saved."""
+    if "error" in said:
+        row["wrong"].append(f"saved, in transformers: {said['error']}")
+        return
+    row["wrong"] += [f"saved, in transformers: {left}" for left in said["left"]]
+    model, tokenizer = minift.load(folder)
+    numbers = np.load(folder.with_name(folder.name + ".npz"))
+    difference = largest_difference(model.eval(), said, numbers)
+    if not difference <= LIMIT:
+        row["wrong"].append(f"saved, in transformers: numbers differ by {difference:.1e}")
+    if "error" in said["tokenizer"]:
+        row["wrong"].append(f"saved, in transformers: {said['tokenizer']['error']}")
+    else:
+        wrong = unequal_ids(tokenizer, said["tokenizer"])
+        wrong += unequal_conversations(tokenizer, said["tokenizer"])
+        row["wrong"] += [f"saved, in transformers: {line}" for line in wrong[:2]]
+
+
+def asked(python: str, real: Path, work: Path, given: Row) -> Row:
+    """What the peer says."""
+    job, out = work / "job.json", work / "answers.json"
+    job.write_text(json.dumps(given))
+    ask(python, "hf_folders.py", real, work, job, out)
+    found: Row = json.loads(out.read_text())
+    return found
 
 
 def main() -> int:
@@ -190,11 +244,15 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as place:
         work = options.keep or Path(place)
         given = {"texts": TEXTS, "conversations": CONVERSATIONS, "only": options.only}
-        (work / "texts.json").write_text(json.dumps(given))
-        ask(options.peer_python, "hf_folders.py", real, work, work / "texts.json", work / "s.json")
-        said = json.loads((work / "s.json").read_text())
+        answers = partial(asked, options.peer_python, real, work)
+        said, saved = answers(given), work / "saved"
+        saved.mkdir()
         for name, facts in said["folders"].items():
-            row = rows[name] = compare(work / name, facts)
+            rows[name] = compare(work / name, facts, saved / name)
+        given["saved"] = {name: str(saved / name) for name in rows if (saved / name).is_dir()}
+        for name, facts in answers(given)["folders"].items():
+            compare_saved(saved / name, rows[name], facts)
+        for name, row in rows.items():
             state = "equal" if not row["wrong"] else "WRONG" if row["opened"] else "REFUSED"
             numbers = f"{row['difference']:.0e}" if "difference" in row else ""
             print(f"{name:<36} {state:<8} {numbers:<6} {row.get('tokenizer', '')}", flush=True)

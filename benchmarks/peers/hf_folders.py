@@ -10,6 +10,8 @@ sizes in config.json cut; weights that transformers made, under the names that t
 have (LAYOUTS); and where the vocabulary is not at hand, one of the kind and the size that the
 published one has, trained on a few sentences and filled up.
 
+Where TEXTS.json has "saved", folders by name, those are read instead of made: what minift saved.
+
 OUT.json tells of each folder what transformers says: ids of TEXTS, alone and with special tokens
 and in pairs, conversations, tokens and mask of a batch; NAME.npz beside it has the hidden states
 and the logits or scores. A folder that transformers itself does not open has "error".
@@ -662,33 +664,51 @@ def tokenized(folder, texts, conversations):
     return said
 
 
-def main():
-    real, work, given = Path(sys.argv[1]), Path(sys.argv[2]), json.loads(
-        Path(sys.argv[3]).read_text()
-    )  # fmt: skip
-    if real.is_file():
-        real = write_own(real, work / "own")
-    said = {}
-    wanted = given.get("only")
-    for source in sorted([*real.glob("models/*"), *real.glob("templates/*")]):
-        name = source.name if source.parent.name == "models" else f"template-{source.name}"
-        if wanted and name not in wanted:
-            continue
-        folder, model = prepare(real, work, name, source)
+def told(folder, model, kind, given):
+    """All that is compared of one folder; its numbers stand beside it."""
+    tokens, mask, arrays = computed(model, settings_of(folder))
+    numpy.savez(folder.with_name(folder.name + ".npz"), **arrays)
+    facts = {
+        "kind": kind,
+        "class": type(model).__name__,
+        "tokens": tokens.tolist(),
+        "mask": mask.tolist(),
+    }
+    try:
+        facts["tokenizer"] = tokenized(folder, given["texts"], given["conversations"])
+    except Exception as error:
+        facts["tokenizer"] = {"error": f"{type(error).__name__}: {error}"[:300]}
+    return facts
+
+
+def read(folder, given):
+    """A folder that minift saved."""
+    try:
         config = settings_of(folder)
-        tokens, mask, arrays = computed(model, config)
-        numpy.savez(work / f"{name}.npz", **arrays)
-        said[name] = {
-            "kind": source.parent.name,
-            "class": type(model).__name__,
-            "tokens": tokens.tolist(),
-            "mask": mask.tolist(),
-        }
-        try:
-            said[name]["tokenizer"] = tokenized(folder, given["texts"], given["conversations"])
-        except Exception as error:
-            said[name]["tokenizer"] = {"error": f"{type(error).__name__}: {error}"[:300]}
-        print(name, said[name]["tokenizer"].get("error", ""), flush=True)
+        model, report = class_of(config).from_pretrained(
+            folder, dtype=torch.float32, output_loading_info=True
+        )
+        facts = told(folder, model.eval(), "saved", given)
+    except Exception as error:
+        return {"error": f"{type(error).__name__}: {error}"[:300]}
+    facts["left"] = [str(report[key]) for key in ("missing_keys", "unexpected_keys") if report[key]]
+    return facts
+
+
+def main():
+    real, work = map(Path, sys.argv[1:3])
+    given = json.loads(Path(sys.argv[3]).read_text())
+    wanted, said = given.get("only"), {}
+    if "saved" in given:
+        said = {name: read(Path(folder), given) for name, folder in given["saved"].items()}
+    else:
+        if real.is_file():
+            real = write_own(real, work / "own")
+        for source in sorted([*real.glob("models/*"), *real.glob("templates/*")]):
+            name = source.name if source.parent.name == "models" else f"template-{source.name}"
+            if not wanted or name in wanted:
+                folder, model = prepare(real, work, name, source)
+                said[name] = told(folder, model, source.parent.name, given)
     versions = {"transformers": hf.__version__, "tokenizers": tk.__version__}
     Path(sys.argv[4]).write_text(json.dumps({"versions": versions, "folders": said}))
 
