@@ -63,7 +63,7 @@ BAD_FIELDS = [
     ("hidden_size", "24", "hidden_size is 24, not a whole number", "bad-type"),
     ("hidden_size", 24.0, "not a whole number", "bad-type"),
     ("hidden_size", True, "not a whole number", "bad-type"),
-    ("hidden_size", None, "hidden_size is missing", "bad-type"),
+    ("hidden_size", None, "hidden_size is null", "bad-type"),
     ("num_key_value_heads", 3, "no multiple", "out-of-range"),
     ("num_hidden_layers", 10**9, "layers that the file holds", "shape-mismatch"),
     ("num_hidden_layers", -1, "allowed", "out-of-range"),
