@@ -6,7 +6,7 @@ config.json's `model_type` and GGUF's `general.architecture`, never by the name 
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -625,7 +625,10 @@ ROBERTA_FAMILY = Family(
     prefix="roberta.",
     marks={"type_vocab_size": 1},
     folder=Layout(
-        fields=(*BERT_FIELDS, Field("max_position_embeddings", "context", int, 512)),
+        fields=(
+            *other(BERT_FIELDS, vocab=50_265),
+            Field("max_position_embeddings", "context", int, 512),
+        ),
         weights=(
             *BERT_BODY,
             *both("{p}pooler.dense", "pooler", when="pooler !head=label"),
@@ -827,7 +830,7 @@ def check_quantised(data: Mapping[str, Any], path: str) -> None:
 
 
 def head_of(
-    family: Family, data: Mapping[str, Any], found: Container[str], tied: bool, path: str
+    family: Family, data: Mapping[str, Any], found: Collection[str], tied: bool, path: str
 ) -> str:
     """The kind of head that the configuration's class has; without a class, which one is there."""
     classes = data.get("architectures")
@@ -836,7 +839,8 @@ def head_of(
         rows = (row for row in family.folder.weights if row.ours.startswith("head."))
         wanted = [row for row in rows if f"head={head}" in row.when.split()]
         wanted = [row for row in wanted if not (tied and "!tied" in row.when.split())]
-        return head if all(fill(row.theirs, "") in found for row in wanted) else "none"
+        there = not found or all(fill(row.theirs, "") in found for row in wanted)
+        return head if there else "none"
     known = ", ".join((*family.heads, *family.bodies))
     if not isinstance(classes, list) or not isinstance(classes[0], str):
         raise FormatError(path, "architectures", classes, known, "bad-type")

@@ -16,6 +16,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from minift.checkpoints.families import FAMILIES
 from minift.checkpoints.mapping import (
     HOW,
     Family,
@@ -91,6 +92,15 @@ def named(family: Family, config: ModelConfig, file: TensorFile, prefix: str) ->
         if config.tied and other not in own and one in own:
             own[other] = own.pop(one)
     return NamedFile(path, {ours: file.tensors[name] for ours, name in own.items()}, file, own)
+
+
+def file_names(config: ModelConfig) -> dict[str, str]:
+    """What a folder of the family calls each of our tensors."""
+    family = FAMILIES[config.family]
+    prefix = "" if config.head == "none" else family.prefix
+    return {
+        ours: pair.theirs for pair in pairs(family.folder, config, prefix) for ours in pair.ours
+    }
 
 
 def copies_in(config: ModelConfig, file: TensorFile, layout: Layout, prefix: str) -> dict[str, str]:
