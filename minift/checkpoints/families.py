@@ -125,7 +125,7 @@ TIED_COPY = {"lm_head.weight": "{p}embed_tokens.weight"}
 BUFFERS = (r".*rotary_emb\.(inv_freq|cos_cached|sin_cached)",)
 DECODER_IGNORED = {
     "language head": r"lm_head\.weight",
-    "label head": r"(score|classifier)\.(weight|bias)",
+    "classifier": r"(score|classifier)\.(weight|bias)",
     "question-answering head": r"qa_outputs\.(weight|bias)",
     "value head": r"v_head\..+",  # of TRL's PPO
 }

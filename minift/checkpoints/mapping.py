@@ -225,7 +225,7 @@ def write_fields(table: Sequence[Field], config: ModelConfig) -> Values:
         value = getattr(config, row.ours)
         if row.words is not None:
             value = next(theirs for theirs, ours in row.words.items() if ours == value)
-        if value is not None:
+        if value is not None or row.null is not ABSENT:
             data[row.theirs] = value
     return data
 

@@ -125,7 +125,8 @@ def settled(
             raise FormatError(path, where, tuple(shape), allowed, "shape-mismatch")
         if torch.equal(file.load(one), file.load(other)):
             continue
-        notice(path, f"{one} differs from {other}, which config.json ties it to: loaded untied")
+        if config.tied:
+            notice(path, f"{one} differs from {other}, which config.json ties it to: loaded untied")
         untied = replace(config, tied=False)
         if one in {fill(row.theirs, prefix) for row in rows(layout, untied)}:
             config = untied
