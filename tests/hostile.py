@@ -56,6 +56,7 @@ FORMATS = {
     ),
     "configuration": (
         *("checkpoints/test_families", "checkpoints/test_parts", "checkpoints/test_open"),
+        *("checkpoints/test_placeholder", "checkpoints/test_tensor_names"),
         "peft/test_files",
     ),
     "data": ("data/test_read",),

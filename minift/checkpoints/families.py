@@ -6,11 +6,12 @@ config.json's `model_type` and GGUF's `general.architecture`, never by the name 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
 from minift.checkpoints.mapping import (
+    REQUIRED,
     Family,
     Field,
     Layout,
@@ -18,12 +19,15 @@ from minift.checkpoints.mapping import (
     Values,
     build,
     check_fixed,
+    fill,
     flags,
     read_fields,
+    renamed,
     write_fields,
 )
 from minift.checkpoints.parts import (
     GEMMA,
+    GEMMA_1,
     GGUF_GEMMA,
     GGUF_NEOX,
     GGUF_ROPE,
@@ -40,14 +44,16 @@ from minift.checkpoints.parts import (
     upper_layers,
     windows,
 )
-from minift.errors import FormatError
+from minift.errors import FormatError, notice, one_line
 from minift.model.config import ModelConfig
 
-SILU = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu"}
-GELU_TANH = {"gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu_tanh"}  # Gemma means the latter too
-GELU_NEW = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu_fast": "gelu_tanh"}
-GELU_NEW |= {"gelu": "gelu", "relu": "relu"}
-GELU = {"gelu": "gelu", "relu": "relu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh"}
+# Every name that a family was published with and the functions that it means, as transformers'
+# ACT2FN has them; what is written is the first name of a function.
+ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu": "gelu", "gelu_python": "gelu"}
+ACTIVATIONS |= {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh"}
+ACTIVATIONS |= {"gelu_fast": "gelu_tanh", "gelu_accurate": "gelu_tanh"}
+ACTIVATIONS |= {"gelu_python_tanh": "gelu_tanh", "relu": "relu"}
+GEMMA_ACTIVATIONS = {"gelu_pytorch_tanh": "gelu_tanh", **ACTIVATIONS}
 
 
 def heads(values: Values) -> object:
@@ -69,17 +75,18 @@ def both(theirs: str, ours: str, how: str = "=", when: str = "") -> tuple[Row, R
 
 # ---- Llama and those built like it ---------------------------------------------------------------
 
+# Defaults, here and below, are those of the family's class in transformers.
 LLAMA_FIELDS = (
-    Field("vocab_size", "vocab", int),
-    Field("hidden_size", "dim", int),
-    Field("num_hidden_layers", "layers", int),
-    Field("num_attention_heads", "heads", int),
-    Field("num_key_value_heads", "kv_heads", int, heads),
-    Field("head_dim", "head_dim", int, head_dim),
-    Field("intermediate_size", "ff", int),
+    Field("vocab_size", "vocab", int, 32_000, null=REQUIRED),
+    Field("hidden_size", "dim", int, 4096, null=REQUIRED),
+    Field("num_hidden_layers", "layers", int, 32, null=REQUIRED),
+    Field("num_attention_heads", "heads", int, 32, null=REQUIRED),
+    Field("num_key_value_heads", "kv_heads", int, heads, null=heads),
+    Field("head_dim", "head_dim", int, head_dim, null=head_dim),
+    Field("intermediate_size", "ff", int, 11_008, null=REQUIRED),
     Field("max_position_embeddings", "context", int, 2048),
     Field("rms_norm_eps", "norm_eps", float, 1e-6),
-    Field("hidden_act", "act", str, "silu", SILU),
+    Field("hidden_act", "act", str, "silu", ACTIVATIONS),
     Field("tie_word_embeddings", "tied", bool, False),
 )
 LLAMA_BIAS_FIELDS = (
@@ -115,7 +122,13 @@ DECODER_HEADS = (
 MLP_NORM = "{p}layers.{i}.post_attention_layernorm.weight"
 LLAMA_WEIGHTS = (*LLAMA_BODY, Row(MLP_NORM, "blocks.{i}.mlp.norm.weight"), *DECODER_HEADS)
 TIED_COPY = {"lm_head.weight": "{p}embed_tokens.weight"}
-BUFFERS = (r".*rotary_emb\.inv_freq",)
+BUFFERS = (r".*rotary_emb\.(inv_freq|cos_cached|sin_cached)",)
+DECODER_IGNORED = {
+    "language head": r"lm_head\.weight",
+    "classifier": r"(score|classifier)\.(weight|bias)",
+    "question-answering head": r"qa_outputs\.(weight|bias)",
+    "value head": r"v_head\..+",  # of TRL's PPO
+}
 
 LLAMA_GGUF_FIELDS = (
     Field("vocab_size", "vocab", int),
@@ -183,17 +196,21 @@ LLAMA = Family(
     name="llama",
     heads={
         "LlamaForCausalLM": "lm",
+        "LLaMAForCausalLM": "lm",  # the first converted files
         "LlamaForSequenceClassification": "label",
         "LlamaModel": "none",
+        "LLaMAModel": "none",
     },
+    bodies=("LlamaForTokenClassification", "LlamaForQuestionAnswering"),
     fixed={},
     folder=Layout(
         fields=LLAMA_FIELDS + LLAMA_BIAS_FIELDS,
         weights=LLAMA_WEIGHTS,
         parts=(rope(10_000.0), LABELS),
-        must_be={"pretraining_tp": 1, "quantization_config": None},
         copies=TIED_COPY,
+        renames={r"^transformer\.": "model."},  # as the class for question answering has it
         passed_over=BUFFERS,
+        ignored=DECODER_IGNORED,
     ),
     gguf_name="llama",
     gguf=LLAMA_GGUF,
@@ -205,7 +222,9 @@ def like_llama(
 ) -> Family:
     classes = {"ForCausalLM": "lm", "ForSequenceClassification": "label", "Model": "none"}
     heads = {architecture + suffix: head for suffix, head in classes.items()}
-    return replace(LLAMA, name=name, heads=heads, fixed=fixed, folder=folder, **changes)
+    bodies = (f"{architecture}ForTokenClassification", f"{architecture}ForQuestionAnswering")
+    values: dict[str, Any] = {"heads": heads, "bodies": bodies, "fixed": fixed, "folder": folder}
+    return replace(LLAMA, name=name, **(values | changes))
 
 
 def other(fields: tuple[Field, ...], **values: object) -> tuple[Field, ...]:
@@ -221,17 +240,18 @@ MISTRAL = like_llama(
     {},
     replace(
         LLAMA.folder,
-        fields=other(LLAMA_FIELDS, context=131_072, kv_heads=8),
-        parts=(rope(10_000.0), windows(every_layer), LABELS),
+        fields=other(LLAMA_FIELDS, ff=14_336, context=131_072, kv_heads=8),
+        parts=(rope(10_000.0), windows(every_layer, types=False), LABELS),
     ),
 )
+QWEN_FIELDS = other(LLAMA_FIELDS, vocab=151_936, ff=22_016, context=32_768, kv_heads=32)
 QWEN2 = like_llama(
     "qwen2",
     "Qwen2",
     {"qkv_bias": True},
     replace(
         LLAMA.folder,
-        fields=other(LLAMA_FIELDS, context=32_768),
+        fields=QWEN_FIELDS,
         parts=(rope(10_000.0), windows(upper_layers, "use_sliding_window"), LABELS),
     ),
     gguf_name="qwen2",
@@ -243,7 +263,7 @@ QWEN3 = like_llama(
     {"qk_norm": True},
     replace(
         LLAMA.folder,
-        fields=other(LLAMA_FIELDS, context=32_768, head_dim=128) + LLAMA_BIAS_FIELDS[:2],
+        fields=other(QWEN_FIELDS, head_dim=128) + LLAMA_BIAS_FIELDS[:2],
         parts=(rope(10_000.0), windows(upper_layers, "use_sliding_window"), LABELS),
     ),
     gguf_name="qwen3",
@@ -255,13 +275,15 @@ QWEN3 = like_llama(
 
 GEMMA_FIXED = {"act": "gelu_tanh", "norm_offset": 1.0}
 GEMMA_FIELDS = (
-    *other(LLAMA_FIELDS[:9], context=8192, head_dim=256),
+    *other(LLAMA_FIELDS[:9], vocab=256_000, ff=9216, context=8192, head_dim=256, dim=2304),
     Field("tie_word_embeddings", "tied", bool, True),
     *LLAMA_BIAS_FIELDS[:2],
 )
-CAPS = (
-    Field("final_logit_softcapping", "logit_cap", float, None),
-    Field("attn_logit_softcapping", "attention_cap", float, None),
+GEMMA_2_FIELDS = (
+    *other(GEMMA_FIELDS, layers=26, heads=8, kv_heads=4),
+    Field("hidden_activation", "act", str, "gelu_tanh", GEMMA_ACTIVATIONS),
+    Field("final_logit_softcapping", "logit_cap", float, 30.0, null=None),
+    Field("attn_logit_softcapping", "attention_cap", float, 50.0, null=None),
 )
 SANDWICH = (
     Row(MLP_NORM, "blocks.{i}.attn.after.weight"),
@@ -284,8 +306,13 @@ GEMMA1 = like_llama(
     {"act": "gelu_tanh", "norm_offset": 1.0},
     replace(
         LLAMA.folder,
-        fields=(*GEMMA_FIELDS, Field("hidden_act", "act", str, "gelu_tanh", GELU_TANH)),
-        parts=(rope(10_000.0), GEMMA, LABELS),
+        fields=(
+            *other(GEMMA_FIELDS, dim=3072, ff=24_576, layers=28, heads=16, kv_heads=16),
+            # The first files say gelu and mean, as transformers has it, the approximation.
+            Field("hidden_act", "act", str, "gelu_tanh", GEMMA_ACTIVATIONS | {"gelu": "gelu_tanh"}),
+        ),
+        parts=(rope(10_000.0), GEMMA_1, LABELS),
+        must_be={"use_bidirectional_attention": False},
     ),
     gguf_name="gemma",
     gguf=GEMMA_GGUF,
@@ -293,9 +320,8 @@ GEMMA1 = like_llama(
 )
 GEMMA_2_3 = replace(
     GEMMA1.folder,
-    fields=(*GEMMA_FIELDS, *CAPS, Field("hidden_activation", "act", str, "gelu_tanh", GELU_TANH)),
+    fields=GEMMA_2_FIELDS,
     weights=(*LLAMA_BODY, *SANDWICH, *DECODER_HEADS),
-    must_be={"quantization_config": None, "use_bidirectional_attention": False},
 )
 GEMMA2 = like_llama(
     "gemma2",
@@ -319,7 +345,32 @@ GEMMA3 = like_llama(
     "gemma3_text",
     "Gemma3",
     {**GEMMA_FIXED, "norm_at": "sandwich", "qk_norm": True},
-    replace(GEMMA_2_3, parts=(TWO_ROPES, windows(five_of_six), GEMMA, LABELS)),
+    replace(
+        GEMMA_2_3,
+        fields=other(
+            GEMMA_2_FIELDS, vocab=262_208, context=131_072, logit_cap=None, attention_cap=None
+        ),
+        parts=(TWO_ROPES, windows(five_of_six), GEMMA, LABELS),
+        renames={
+            r"^(model\.)?language_model\.lm_head\.": "lm_head.",
+            r"^(model\.)?language_model\.(model\.)?": "model.",
+        },
+        ignored={
+            "vision tower": r"(model\.)?vision_tower\..+",
+            "image projector": r"(model\.)?multi_modal_projector\..+",
+            **DECODER_IGNORED,
+        },
+    ),
+    heads={
+        "Gemma3ForCausalLM": "lm",
+        "Gemma3ForConditionalGeneration": "lm",
+        "Gemma3TextForSequenceClassification": "label",
+        "Gemma3ForSequenceClassification": "label",
+        "Gemma3TextModel": "none",
+        "Gemma3Model": "none",
+    },
+    bodies=(),
+    within={"gemma3": "text_config"},
     gguf_name="gemma3",
     gguf=replace(
         GEMMA_GGUF,
@@ -357,23 +408,25 @@ GPT2 = Family(
     name="gpt2",
     heads={
         "GPT2LMHeadModel": "lm",
+        "GPT2DoubleHeadsModel": "lm",
         "GPT2ForSequenceClassification": "label",
         "GPT2Model": "none",
     },
     fixed={**LAYER_NORM, "positions": "learned"},
+    bodies=("GPT2ForTokenClassification", "GPT2ForQuestionAnswering"),
     prefix="transformer.",
     folder=Layout(
         fields=(
-            Field("vocab_size", "vocab", int, 50_257),
-            Field("n_embd", "dim", int, 768),
-            Field("n_layer", "layers", int, 12),
-            Field("n_head", "heads", int, 12),
+            Field("vocab_size", "vocab", int, 50_257, null=REQUIRED),
+            Field("n_embd", "dim", int, 768, null=REQUIRED),
+            Field("n_layer", "layers", int, 12, null=REQUIRED),
+            Field("n_head", "heads", int, 12, null=REQUIRED),
             Field("n_head", "kv_heads", int, 12),
             Field("n_embd / n_head", "head_dim", int, head_dim),
             Field("n_inner", "ff", int, lambda values: 4 * values["dim"]),
             Field("n_positions", "context", int, 1024),
             Field("layer_norm_epsilon", "norm_eps", float, 1e-5),
-            Field("activation_function", "act", str, "gelu_tanh", GELU_NEW),
+            Field("activation_function", "act", str, "gelu_tanh", ACTIVATIONS),
             Field("tie_word_embeddings", "tied", bool, True),
         ),
         weights=(
@@ -393,10 +446,10 @@ GPT2 = Family(
             "scale_attn_weights": True,
             "scale_attn_by_inverse_layer_idx": False,
             "add_cross_attention": False,
-            "quantization_config": None,
         },
         copies={"lm_head.weight": "{p}wte.weight"},
         passed_over=(r".*\.attn\.(masked_)?bias",),  # the triangle of the mask, in older files
+        ignored={**DECODER_IGNORED, "multiple-choice head": r"multiple_choice_head\..+"},
     ),
     gguf_name="gpt2",
     gguf=GPT2_GGUF,
@@ -418,16 +471,17 @@ GPT_NEOX = Family(
         "GPTNeoXForSequenceClassification": "label",
         "GPTNeoXModel": "none",
     },
+    bodies=("GPTNeoXForTokenClassification", "GPTNeoXForQuestionAnswering"),
     fixed=NEOX_FIXED,
     prefix="gpt_neox.",
     folder=Layout(
         fields=(
-            *LLAMA_FIELDS[:4],
-            Field("num_attention_heads", "kv_heads", int),
+            *other(LLAMA_FIELDS[:4], vocab=50_432, dim=6144, layers=44, heads=64),
+            Field("num_attention_heads", "kv_heads", int, heads),
             Field("hidden_size / heads", "head_dim", int, head_dim),
-            *LLAMA_FIELDS[6:8],
+            *other(LLAMA_FIELDS[6:8], ff=24_576),
             Field("layer_norm_eps", "norm_eps", float, 1e-5),
-            Field("hidden_act", "act", str, "gelu", GELU),
+            Field("hidden_act", "act", str, "gelu", ACTIVATIONS),
             Field("attention_bias", "qkv_bias", bool, True),
             Field("attention_bias", "out_bias", bool, True),
             Field("tie_word_embeddings", "tied", bool, False),
@@ -444,9 +498,10 @@ GPT_NEOX = Family(
             DECODER_HEADS[1],
         ),
         parts=(PARTIAL_ROPE, NEOX, LABELS),
-        must_be={"quantization_config": None},
         copies={"embed_out.weight": "{p}embed_in.weight"},
+        renames={r"^lm_head\.": "embed_out."},
         passed_over=(*BUFFERS, r".*\.attention\.(masked_)?bias"),
+        ignored={**DECODER_IGNORED, "language head": r"embed_out\.weight"},
     ),
     gguf_name="gptneox",
     gguf=Layout(
@@ -475,13 +530,13 @@ ENCODER = {
     "label_bias": True,
 }
 BERT_FIELDS = (
-    *LLAMA_FIELDS[:4],
-    Field("num_attention_heads", "kv_heads", int),
+    *other(LLAMA_FIELDS[:4], vocab=30_522, dim=768, layers=12, heads=12),
+    Field("num_attention_heads", "kv_heads", int, heads),
     Field("hidden_size / heads", "head_dim", int, head_dim),
-    LLAMA_FIELDS[6],
+    *other(LLAMA_FIELDS[6:7], ff=3072),
     Field("type_vocab_size", "token_types", int, 2),
     Field("layer_norm_eps", "norm_eps", float, 1e-12),
-    Field("hidden_act", "act", str, "gelu", GELU),
+    Field("hidden_act", "act", str, "gelu", ACTIVATIONS),
     Field("tie_word_embeddings", "tied", bool, True),
 )
 BERT_BODY = (
@@ -502,19 +557,29 @@ BERT_MUST_BE = {
     "position_embedding_type": "absolute",
     "is_decoder": False,
     "add_cross_attention": False,
-    "quantization_config": None,
 }
-POSITION_IDS = (r".*embeddings\.position_ids",)
+POSITION_IDS = (r"(.*\.)?embeddings\.(position_ids|token_type_ids)",)
+LAYER_NORM_NAMES = {r"LayerNorm\.gamma$": "LayerNorm.weight", r"LayerNorm\.beta$": "LayerNorm.bias"}
+TASK_HEADS = {
+    "classifier": r"classifier\.((dense|out_proj)\.)?(weight|bias)",
+    "question-answering head": r"qa_outputs\.(weight|bias)",
+}
 BERT = Family(
     name="bert",
     heads={
         "BertModel": "none",
         "BertForMaskedLM": "mlm",
         "BertForPreTraining": "mlm",
+        "BertLMHeadModel": "mlm",
         "BertForSequenceClassification": "label",
     },
+    bodies=(
+        *("BertForTokenClassification", "BertForQuestionAnswering"),
+        *("BertForMultipleChoice", "BertForNextSentencePrediction"),
+    ),
     fixed=ENCODER,
     prefix="bert.",
+    marks={"type_vocab_size": 2},  # without a prefix RoBERTa's names are the same
     folder=Layout(
         fields=(*BERT_FIELDS, Field("max_position_embeddings", "context", int, 512)),
         weights=(
@@ -533,8 +598,15 @@ BERT = Family(
             "cls.predictions.decoder.weight": "{p}embeddings.word_embeddings.weight",
             "cls.predictions.decoder.bias": "cls.predictions.bias",
         },
-        # Whether two sentences belong together: trained beside the model, used by nothing.
-        passed_over=(*POSITION_IDS, r"cls\.seq_relationship\.(weight|bias)"),
+        renames=LAYER_NORM_NAMES,
+        passed_over=POSITION_IDS,
+        ignored={
+            "masked-word head": r"cls\.predictions\."
+            r"(bias|decoder\.(weight|bias)|transform\.(dense|LayerNorm)\.(weight|bias))",
+            "next-sentence head": r"cls\.seq_relationship\.(weight|bias)",
+            "distillation layers": r"fit_denses?(\.\d+)?\.(weight|bias)",  # TinyBERT's
+            **TASK_HEADS,
+        },
     ),
 )
 ROBERTA_FAMILY = Family(
@@ -542,12 +614,21 @@ ROBERTA_FAMILY = Family(
     heads={
         "RobertaModel": "none",
         "RobertaForMaskedLM": "mlm",
+        "RobertaForCausalLM": "mlm",
         "RobertaForSequenceClassification": "label",
     },
+    bodies=(
+        *("RobertaForTokenClassification", "RobertaForQuestionAnswering"),
+        "RobertaForMultipleChoice",
+    ),
     fixed=ENCODER,
     prefix="roberta.",
+    marks={"type_vocab_size": 1},
     folder=Layout(
-        fields=(*BERT_FIELDS, Field("max_position_embeddings", "context", int, 512)),
+        fields=(
+            *other(BERT_FIELDS, vocab=50_265),
+            Field("max_position_embeddings", "context", int, 512),
+        ),
         weights=(
             *BERT_BODY,
             *both("{p}pooler.dense", "pooler", when="pooler !head=label"),
@@ -560,12 +641,23 @@ ROBERTA_FAMILY = Family(
         ),
         parts=(ROBERTA, LABELS),
         must_be=BERT_MUST_BE,
-        present={"pooler": ("{p}pooler.dense.weight", "classifier.dense.weight")},
+        present={
+            "pooler": (
+                *("{p}pooler.dense.weight head=none", "{p}pooler.dense.weight head=mlm"),
+                "classifier.dense.weight head=label",
+            )
+        },
         copies={
             "lm_head.decoder.weight": "{p}embeddings.word_embeddings.weight",
             "lm_head.decoder.bias": "lm_head.bias",
         },
+        renames=LAYER_NORM_NAMES,
         passed_over=POSITION_IDS,
+        ignored={
+            "pooler": r"(roberta\.)?pooler\.dense\.(weight|bias)",  # from before it got its labels
+            "masked-word head": r"lm_head\.(bias|(decoder|dense|layer_norm)\.(weight|bias))",
+            **TASK_HEADS,
+        },
     ),
 )
 DISTILBERT = Family(
@@ -575,19 +667,23 @@ DISTILBERT = Family(
         "DistilBertForMaskedLM": "mlm",
         "DistilBertForSequenceClassification": "label",
     },
+    bodies=(
+        *("DistilBertForTokenClassification", "DistilBertForQuestionAnswering"),
+        "DistilBertForMultipleChoice",
+    ),
     fixed={**ENCODER, "pool_act": "relu", "norm_eps": 1e-12},
     prefix="distilbert.",
     folder=Layout(
         fields=(
-            Field("vocab_size", "vocab", int, 30_522),
-            Field("dim", "dim", int, 768),
-            Field("n_layers", "layers", int, 6),
-            Field("n_heads", "heads", int, 12),
+            Field("vocab_size", "vocab", int, 30_522, null=REQUIRED),
+            Field("dim", "dim", int, 768, null=REQUIRED),
+            Field("n_layers", "layers", int, 6, null=REQUIRED),
+            Field("n_heads", "heads", int, 12, null=REQUIRED),
             Field("n_heads", "kv_heads", int, 12),
             Field("dim / n_heads", "head_dim", int, head_dim),
             Field("hidden_dim", "ff", int, 3072),
             Field("max_position_embeddings", "context", int, 512),
-            Field("activation", "act", str, "gelu", GELU),
+            Field("activation", "act", str, "gelu", ACTIVATIONS),
             Field("tie_word_embeddings", "tied", bool, True),
         ),
         weights=(
@@ -610,10 +706,15 @@ DISTILBERT = Family(
             *both("classifier", "head.out", when="head=label"),
         ),
         parts=(LABELS,),
-        must_be={"sinusoidal_pos_embds": False, "quantization_config": None},
-        present={"pooler": ("pre_classifier.weight",)},
+        present={"pooler": ("pre_classifier.weight head=label",)},
         copies={"vocab_projector.weight": "{p}embeddings.word_embeddings.weight"},
+        renames=LAYER_NORM_NAMES,
         passed_over=POSITION_IDS,
+        ignored={
+            "masked-word head": r"vocab_(transform|layer_norm|projector)\.(weight|bias)",
+            "pre-classifier": r"pre_classifier\.(weight|bias)",
+            **TASK_HEADS,
+        },
     ),
 )
 
@@ -643,34 +744,123 @@ def config_from_json(
     data: Mapping[str, Any], path: str, names: Mapping[str, object] | None = None
 ) -> ModelConfig:
     """ModelConfig from a parsed config.json; `names` are the tensors that its folder has."""
-    family = family_of(data.get("model_type"), FAMILIES, path, "model_type")
-    layout, found = family.folder, names or {}
+    names = names or {}
+    family, data = recognised(data, names, path)
+    layout = family.folder
+    found = bare(family, names)
+    check_quantised(data, path)
     check_fixed(layout.must_be, data, path)
-    values: Values = {"family": family.name, "head": head_of(family, data, path), **family.fixed}
+    values: Values = {"family": family.name, "head": "none", **family.fixed}
     values |= read_fields(layout.fields, data, path)
+    values["head"] = head_of(family, data, found, values["tied"], path)
+    if values["head"] == "label" and data.get("id2label") is None:
+        data = {"num_labels": counted_labels(family, names), **data}
     for part in layout.parts:
         values |= part.read(data, values, path)
-    values |= flags(layout, found, prefix_in(family, found))
+    values |= flags(layout, found, values["head"])
     values["tied"] = values["tied"] and values["head"] in ("lm", "mlm")
     return build(values, path)
 
 
-def head_of(family: Family, data: Mapping[str, Any], path: str) -> str:
-    """The kind of head that the configuration's class has."""
+def recognised(
+    data: Mapping[str, Any], names: Mapping[str, object], path: str
+) -> tuple[Family, Mapping[str, Any]]:
+    """The family of a config.json, and the part of it that is ours.
+
+    A larger model names our part by a key (Gemma 3 with vision: text_config). Without a model_type
+    the class tells the family, else the tensors do, where they leave no doubt.
+    """
+    name = data.get("model_type")
+    for family in FAMILIES.values():
+        if not isinstance(name, str) or name not in family.within:
+            continue
+        key = family.within[name]
+        text = data.get(key) or {}
+        if not isinstance(text, dict) or text.get("model_type", family.name) != family.name:
+            raise FormatError(path, key, text, f"a configuration of {family.name}", "bad-type")
+        whole = ("architectures", "id2label", "num_labels", "quantization_config")
+        outer = (*whole, "tie_word_embeddings")
+        return family, text | {key: data[key] for key in outer if data.get(key) is not None}
+    if name is not None or "model_type" in data:
+        return family_of(name, FAMILIES, path, "model_type"), data
+    classes = data.get("architectures")
+    one = classes[0] if isinstance(classes, list) and classes else None
+    by_class = [f for f in FAMILIES.values() if one in (*f.heads, *f.bodies)]
+    known = by_class or [f for f in FAMILIES.values() if holds_body(f, data, names)]
+    if len(known) != 1:
+        return family_of(name, FAMILIES, path, "model_type"), data
+    reason = "its class" if by_class else "its keys and tensors"
+    notice(path, f"names no model_type: read as {known[0].name}, by {reason}")
+    return known[0], data
+
+
+def holds_body(family: Family, data: Mapping[str, Any], names: Mapping[str, object]) -> bool:
+    """Whether these are the tensors of the family's first layer, and the keys of its sizes."""
+    first = next(row.theirs for row in family.folder.weights)
+    sizes = all(row.theirs in data for row in family.folder.fields if row.null is REQUIRED)
+    body = [row.theirs for row in family.folder.weights if "{p}" in row.theirs and not row.when]
+    found = bare(family, names)
+    if not sizes or not all(fill(name, "") in found for name in body):
+        return False
+    if fill(first, family.prefix) in names:
+        return True
+    return all(data.get(key) == value for key, value in family.marks.items())
+
+
+def bare(family: Family, names: Iterable[str]) -> set[str]:
+    """The names of tensors without the prefix, be it there, missing or there twice."""
+    found = {renamed(family.folder, name) for name in names}
+    for _ in range(2):
+        found |= {name.removeprefix(family.prefix) for name in found}
+    return found
+
+
+def check_quantised(data: Mapping[str, Any], path: str) -> None:
+    """Refuse weights that are stored in another program's few bits, and say what to do."""
+    how = data.get("quantization_config")
+    if how is None:
+        return
+    method = how.get("quant_method") if isinstance(how, dict) else None
+    bits = how.get("bits") if isinstance(how, dict) else how
+    found = f"{one_line(method or 'an unknown method', 40)}" + (f", {bits} bits" if bits else "")
+    allowed = "weights in float32, float16 or bfloat16 (take the model's own folder, and --base nf4"
+    raise FormatError(
+        path, "quantization_config", found, f"{allowed} or int8), or a .gguf file", "out-of-range"
+    )
+
+
+def head_of(
+    family: Family, data: Mapping[str, Any], found: Collection[str], tied: bool, path: str
+) -> str:
+    """The kind of head that the configuration's class has; without a class, which one is there."""
     classes = data.get("architectures")
     if classes is None or classes == []:
-        return next(iter(family.heads.values()))
-    known = ", ".join(family.heads)
+        head = next(iter(family.heads.values()))
+        rows = (row for row in family.folder.weights if row.ours.startswith("head."))
+        wanted = [row for row in rows if f"head={head}" in row.when.split()]
+        wanted = [row for row in wanted if not (tied and "!tied" in row.when.split())]
+        there = not found or all(fill(row.theirs, "") in found for row in wanted)
+        return head if there else "none"
+    known = ", ".join((*family.heads, *family.bodies))
     if not isinstance(classes, list) or not isinstance(classes[0], str):
         raise FormatError(path, "architectures", classes, known, "bad-type")
+    if classes[0] in family.bodies:
+        return "none"
     if classes[0] not in family.heads:
         raise FormatError(path, "architectures", classes[0], known, "out-of-range")
     return family.heads[classes[0]]
 
 
-def prefix_in(family: Family, names: Mapping[str, object]) -> str:
+def counted_labels(family: Family, names: Mapping[str, object]) -> int:
+    """How many outputs the label head of a file has, which says nothing of labels; else 2."""
+    out = next(row.theirs for row in family.folder.weights if row.ours == "head.out.weight")
+    return next(iter(getattr(names.get(out), "shape", ())), 2)
+
+
+def prefix_in(family: Family, names: Iterable[str]) -> str:
     """The prefix of a file's tensors: none where the model was saved without a head."""
-    return family.prefix if any(name.startswith(family.prefix) for name in names) else ""
+    there = (renamed(family.folder, name).startswith(family.prefix) for name in names)
+    return family.prefix if any(there) else ""
 
 
 def config_to_json(config: ModelConfig, dtype: str) -> Values:
@@ -716,5 +906,5 @@ def config_from_gguf(
         found["rope_freqs.weight"] = factors
     for part in layout.parts:
         values |= part.read(found, values, path)
-    values |= flags(layout, tensors, "")
+    values |= flags(layout, tensors, "lm")
     return build(values | {"tied": "output.weight" not in tensors}, path)

@@ -27,6 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from minift.checkpoints import placeholder
 from minift.checkpoints.safetensors import name_problem
 from minift.errors import FormatError, one_line
 from minift.kernels.quantized.reference import BLOCKS, dequantize, fresh
@@ -137,6 +138,7 @@ class GgufFile:
 def read(path: str | os.PathLike[str]) -> GgufFile:
     """Open a file and check its whole header. Raises FormatError, and nothing else."""
     cursor = _Cursor(path, map_file(path))
+    placeholder.check(path, cursor.data, empty="truncated")
     magic = cursor.take(4, "magic")
     if magic != b"GGUF":
         raise FormatError(path, "magic", magic, "GGUF", "bad-magic")
@@ -194,7 +196,7 @@ def _tensors(cursor: _Cursor, count: int, alignment: int) -> dict[str, Entry]:
         at = start + offset + size
         if at > len(cursor.data):
             left = max(0, len(cursor.data) - start - offset)
-            found, allowed = f"{left:,} bytes left in the file", f"its {size:,}"
+            found, allowed = f"{left:,} bytes left in the file", f"its {size:,} {placeholder.CUT}"
             raise FormatError(cursor.path, f'tensor "{name}"', found, allowed, "truncated")
         tensors[name] = Entry(kind, shape, start + offset, at)
         gaps.append((at, aligned(at)))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,7 +21,7 @@ from minift.errors import ConfigError, FormatError, one_line
 from minift.model.config import ModelConfig
 
 Values = dict[str, Any]
-REQUIRED = "(required)"
+REQUIRED, ABSENT = "(required)", "(absent)"
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,7 @@ class Field:
     type: type
     default: object = REQUIRED  # a value, or a function of the values read so far
     words: Mapping[str, str] | None = None  # their word -> ours
+    null: object = ABSENT  # what null says, where that is not what leaving the key out says
 
 
 @dataclass(frozen=True)
@@ -59,19 +60,32 @@ class Layout:
     must_be: Mapping[str, object] = field(default_factory=dict)  # keys with one known value
     present: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # ours: if one is there
     copies: Mapping[str, str] = field(default_factory=dict)  # a tensor that may stand there twice
-    passed_over: tuple[str, ...] = ()  # what is no part of the model (regular expressions)
+    # Regular expressions of names: what older or larger files call a tensor, and what it becomes;
+    # buffers, which nobody misses; and trained tensors that the model has no use for, by kind.
+    renames: Mapping[str, str] = field(default_factory=dict)
+    passed_over: tuple[str, ...] = ()
+    ignored: Mapping[str, str] = field(default_factory=dict)  # what it is -> the names
 
 
 @dataclass(frozen=True)
 class Family:
     name: str  # config.json's model_type
-    heads: Mapping[str, str]  # the class that other programs load -> our head; first: the usual one
+    heads: Mapping[
+        str, str
+    ]  # the class that other programs load -> our head; first: what is written
     fixed: Mapping[str, object]  # fields of ModelConfig
     folder: Layout
     prefix: str = "model."
     gguf_name: str = ""  # general.architecture; empty: no such files
     gguf: Layout | None = None
     gguf_fixed: Mapping[str, object] = field(default_factory=dict)
+    bodies: tuple[str, ...] = ()  # classes of other tasks: loaded without their heads
+    marks: Mapping[str, object] = field(
+        default_factory=dict
+    )  # tell it from one with the same names
+    within: Mapping[str, str] = field(
+        default_factory=dict
+    )  # a larger model's type -> our part's key
 
 
 # ---- transforms ----------------------------------------------------------------------------------
@@ -173,11 +187,18 @@ def read_fields(
     values: Values = {}
     problems = []
     for row in table:
-        key, value = prefix + row.theirs, found.get(prefix + row.theirs)
-        if value is None and row.default is REQUIRED:
-            problems.append(f"{key} is missing")
-        elif value is None:
+        key = prefix + row.theirs
+        value = found.get(key, ABSENT)
+        if value is None and row.null is not ABSENT:
+            value = row.null
+            if value is REQUIRED:
+                problems.append(f"{key} is null")
+            else:
+                values[row.ours] = value
+        elif value is None or value is ABSENT:
             values[row.ours] = row.default
+            if row.default is REQUIRED:
+                problems.append(f"{key} is missing")
         elif row.words is not None:
             if not isinstance(value, str) or value not in row.words:
                 problems.append(f"{key} is {one_line(value)}, not one of {', '.join(row.words)}")
@@ -204,7 +225,7 @@ def write_fields(table: Sequence[Field], config: ModelConfig) -> Values:
         value = getattr(config, row.ours)
         if row.words is not None:
             value = next(theirs for theirs, ours in row.words.items() if ours == value)
-        if value is not None:
+        if value is not None or row.null is not ABSENT:
             data[row.theirs] = value
     return data
 
@@ -216,12 +237,16 @@ def check_fixed(must_be: Mapping[str, object], found: Mapping[str, object], path
             raise FormatError(path, key, found[key], repr(value), "out-of-range")
 
 
-def flags(layout: Layout, names: Mapping[str, object], prefix: str) -> Values:
-    """Fields that a file tells by which tensors it has."""
-    return {
-        ours: any(fill(name, prefix) in names for name in choices)
-        for ours, choices in layout.present.items()
-    }
+def flags(layout: Layout, names: Container[str], head: str) -> Values:
+    """Fields that a file tells by which tensors it has; `names` are without the prefix.
+
+    A choice is a name, and after a space the head that it counts for.
+    """
+    found = {}
+    for ours, choices in layout.present.items():
+        told = (choice.partition(" head=") for choice in choices)
+        found[ours] = any(fill(name, "") in names for name, _, when in told if when in ("", head))
+    return found
 
 
 def build(values: Values, path: str) -> ModelConfig:
@@ -236,6 +261,20 @@ def build(values: Values, path: str) -> ModelConfig:
 
 def is_passed_over(layout: Layout, name: str) -> bool:
     return any(re.fullmatch(pattern, name) for pattern in layout.passed_over)
+
+
+def kind_ignored(layout: Layout, name: str) -> str | None:
+    """What a trained tensor that the model has no use for belongs to; None: nothing known."""
+    return next((k for k, p in layout.ignored.items() if re.fullmatch(p, name)), None)
+
+
+def renamed(layout: Layout, name: str) -> str:
+    """The name in the family's rows of what some files call `name`."""
+    for pattern, ours in layout.renames.items():
+        name, count = re.subn(pattern, ours, name)
+        if count:
+            break
+    return name
 
 
 def finite(value: object, path: str, where: str) -> float:

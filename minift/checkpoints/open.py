@@ -6,12 +6,11 @@ import difflib
 import math
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from minift.checkpoints import download, frozen_base, gguf, hub_cache, shards, strict_json
 from minift.checkpoints.families import (
@@ -20,7 +19,8 @@ from minift.checkpoints.families import (
     config_from_json,
     prefix_in,
 )
-from minift.checkpoints.mapping import HOW, Layout, fill, is_passed_over, pairs, rows
+from minift.checkpoints.mapping import HOW, Layout, pairs
+from minift.checkpoints.tensor_names import NamedFile, TensorFile, check_tensors, named, settled
 from minift.checkpoints.tokenizers import KINDS, template_name, tokenizer_in, tokenizer_of
 from minift.errors import ConfigError, FormatError, one_line
 from minift.kernels.quantized.linear import OWN, base_of
@@ -35,26 +35,6 @@ DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "float64": torch.flo
 MODELS = (".gguf", "/model/")  # how the inside of an asset ends that is a model
 ROPE_FACTORS = "rope_freqs.weight"
 FACTORS_LIMIT = 4096
-
-
-class Entry(Protocol):
-    @property
-    def shape(self) -> tuple[int, ...]: ...
-
-    @property
-    def kind(self) -> str: ...
-
-
-class TensorFile(Protocol):
-    """What a weight file offers, whatever its format."""
-
-    @property
-    def path(self) -> Path: ...
-
-    @property
-    def tensors(self) -> Mapping[str, Entry]: ...
-
-    def load(self, name: str) -> Tensor: ...
 
 
 def load(
@@ -121,13 +101,16 @@ class Headers:
     metadata: Mapping[str, object] | None = None  # of a GGUF file
 
     def model(self, dtype: torch.dtype, base: str | None = None) -> Transformer:
-        place = str(self.weights.path)
+        place, config, weights = str(self.weights.path), self.config, self.weights
         if base == "gguf" and self.metadata is None:
             allowed = ", ".join(OWN)
             raise ConfigError(
                 f"base: gguf keeps a .gguf file's blocks, {place} is none; allowed {allowed}"
             )
-        model = assemble(self.config, self.weights, self.layout, self.prefix, place, dtype, base)
+        check_tensors(config, weights, self.layout, self.prefix, place)
+        if isinstance(weights, NamedFile):
+            config, weights = settled(config, weights, self.layout, self.prefix, place)
+        model = assemble(config, weights, self.layout, self.prefix, place, dtype, base)
         model.source = self.name
         return model
 
@@ -168,9 +151,8 @@ def in_folder(
     config = config_from_json(strict_json.read(path), str(path), weights.tensors)
     family = FAMILIES[config.family]
     prefix = prefix_in(family, weights.tensors)
-    return Headers(
-        name, folder, config, weights, family.folder, prefix, weights.files, passed_over
-    )  # fmt: skip
+    file = named(family, config, weights, prefix)
+    return Headers(name, folder, config, file, family.folder, prefix, weights.files, passed_over)
 
 
 def gguf_config(file: gguf.GgufFile) -> ModelConfig:
@@ -230,14 +212,9 @@ def assemble(
     dtype: torch.dtype,
     base: str | None = None,
 ) -> Transformer:
-    """Fill a transformer from a weight file: every tensor used, every parameter filled."""
-    check_tensors(config, file, layout, prefix, path)
+    """Fill a transformer from a weight file that has what `check_tensors` asks for."""
     model = unfilled(config)
     wanted = {pair.theirs: pair for pair in pairs(layout, config, prefix)}
-    for one, other in copies_in(file, layout, prefix).items():
-        if one not in wanted and not torch.equal(file.load(one), file.load(other)):
-            found, allowed = f"other values than {other}", "the same, since they are tied"
-            raise FormatError(path, f'tensor "{one}"', found, allowed, "shape-mismatch")
     small = frozen_base.weights(model) if base is not None else set()
     for name, pair in wanted.items():
         kind = frozen_base.kind_of(base, pair, file.tensors[name].kind, small)
@@ -261,52 +238,6 @@ def assemble(
         allowed = ", ".join(OWN)
         raise ConfigError(f"base: no linear of {path} is stored in blocks, allowed {allowed}")
     return model
-
-
-def check_tensors(
-    config: ModelConfig, file: TensorFile, layout: Layout, prefix: str, path: str
-) -> None:
-    """The file has what the configuration asks for, in its shapes, and nothing else."""
-    if config.layers > len(file.tensors):  # before anything is listed from that number
-        found = f"{config.layers:,} layers, {len(file.tensors):,} tensors"
-        raise FormatError(
-            path, "configuration", found, "layers that the file holds", "shape-mismatch"
-        )
-    shapes = shapes_wanted(config, layout, prefix)
-    copies = copies_in(file, layout, prefix)
-    problems = [f"missing {name}" for name in shapes if name not in file.tensors]
-    problems += [
-        f"{name} is {tuple(file.tensors[name].shape)}, not {shape}"
-        for name, shape in shapes.items()
-        if name in file.tensors and tuple(file.tensors[name].shape) != shape
-    ]
-    problems += [
-        f"unexpected {name}"
-        for name in file.tensors
-        if name not in shapes and name not in copies and not is_passed_over(layout, name)
-    ]
-    if problems:
-        found = f"{len(problems):,} that do not fit"
-        allowed = "exactly those of the configuration"
-        raise FormatError(path, "tensors", found, allowed, "shape-mismatch", problems)
-
-
-def shapes_wanted(config: ModelConfig, layout: Layout, prefix: str) -> dict[str, tuple[int, ...]]:
-    """The shape of each tensor of a file; every layer has those of the first."""
-    first = replace(config, layers=1, local=config.local[:1])
-    parameters = dict(unfilled(first).named_parameters())
-    shapes = {}
-    for row, pair in zip(rows(layout, first), pairs(layout, first, prefix), strict=True):
-        theirs = HOW[pair.how][1](first, [parameters[name] for name in pair.ours])
-        for i in range(config.layers if "{i}" in row.theirs else 1):
-            shapes[fill(row.theirs, prefix, i)] = tuple(theirs.shape)
-    return shapes
-
-
-def copies_in(file: TensorFile, layout: Layout, prefix: str) -> dict[str, str]:
-    """Tensors that stand in the file once more, under another name, and which they are."""
-    both = ((fill(one, prefix), fill(other, prefix)) for one, other in layout.copies.items())
-    return {one: other for one, other in both if one in file.tensors and other in file.tensors}
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from minift.checkpoints.mapping import Field, Part, Values, finite, read_fields
@@ -12,6 +12,7 @@ from minift.model.config import ModelConfig, RopeScaling
 
 LAYERS_LIMIT = 100_000
 LABELS_LIMIT = 1_000_000
+WINDOW = 4096  # of a file that leaves the key out, in every family that has one
 
 
 # ---- rotary positions ----------------------------------------------------------------------------
@@ -36,7 +37,7 @@ def scaling(rope: Mapping[str, Any], context: int, path: str) -> RopeScaling | N
                 number["factor"],
                 Field("low_freq_factor", "low", float),
                 Field("high_freq_factor", "high", float),
-                Field("original_max_position_embeddings", "original_context", int),
+                whole,
             )
             return made(read_fields(table, rope, path), "llama3", path)
         case "yarn":
@@ -57,9 +58,15 @@ def scaling(rope: Mapping[str, Any], context: int, path: str) -> RopeScaling | N
             if not isinstance(factors, list) or not factors:
                 raise FormatError(path, f"{where}.long_factor", factors, "a list", "bad-type")
             numbers = tuple(finite(f, path, f"{where}.long_factor") for f in factors)
-            gain = finite(rope.get("attention_factor", 1.0), path, f"{where}.attention_factor")
-            values = read_fields((whole,), rope, path)
-            return made(values | {"factors": numbers, "gain": gain}, "factors", path)
+            more = (
+                Field("factor", "factor", float, None),
+                Field("attention_factor", "gain", float, None),
+            )
+            values = read_fields((*more, whole), rope, path)
+            original, factor = max(1, values["original_context"]), values.pop("factor")
+            if values["gain"] is None:
+                values["gain"] = longrope_gain(factor or context / original, original)
+            return made(values | {"factors": numbers}, "factors", path)
     known = "default, linear, dynamic, llama3, yarn, or longrope with one list of factors"
     raise FormatError(path, f"{where}.rope_type", kind, known, "out-of-range")
 
@@ -81,6 +88,13 @@ def yarn_gain(rope: Mapping[str, Any], factor: float, path: str) -> float:
             path, "rope_scaling.mscale_all_dim", all_dim, "a share above 0", "overflow"
         )
     return share(one) / share(all_dim) if one and all_dim else share(1.0)
+
+
+def longrope_gain(factor: float, original: int) -> float:
+    """The same of longrope: sqrt(1 + ln(factor) / ln(original)) (arXiv:2402.13753, section 4.2)."""
+    if factor <= 1 or original <= 1:
+        return 1.0
+    return math.sqrt(1 + math.log(factor) / math.log(original))
 
 
 def made(values: Values, kind: str, path: str) -> RopeScaling:
@@ -129,14 +143,47 @@ def written(rope: RopeScaling | None) -> Values:
 
 
 def rope_object(
-    data: Mapping[str, Any], path: str, keys: tuple[str, ...] = ("rope_parameters", "rope_scaling")
+    data: Mapping[str, Any], path: str, keys: tuple[str, ...] = ("rope_scaling", "rope_parameters")
 ) -> Mapping[str, Any]:
-    """The first of `keys` that says something."""
+    """The first of `keys` that says something; what stands beside it goes before its own."""
     found = {key: data.get(key) for key in keys}
     for key, value in found.items():
         if value is not None and not isinstance(value, dict):
             raise FormatError(path, key, value, "an object", "bad-type")
-    return next((value for value in found.values() if value), {})
+    first: Mapping[str, Any] = next((value for value in found.values() if value), {})
+    original = data.get("original_max_position_embeddings")  # Phi's place for it
+    return first if original is None else {**first, "original_max_position_embeddings": original}
+
+
+def base_of(choices: Sequence[object], path: str, where: str) -> float:
+    """The first number of a base that is given."""
+    return finite(next(base for base in choices if base is not None), path, where)
+
+
+def reach(found: Mapping[str, Any], scaled: RopeScaling | None, context: int) -> int:
+    """The context after scaling: where the original one is said, or is what `dynamic` grows from.
+
+    Without an original, files with linear scaling count it in max_position_embeddings or do not.
+    """
+    if scaled is None or scaled.kind not in ("linear", "dynamic", "yarn"):
+        return context
+    original = found.get("original_max_position_embeddings")
+    original = context if scaled.kind == "dynamic" else original
+    return context if type(original) is not int else max(context, int(scaled.factor * original))
+
+
+def scaled_rope(found: Mapping[str, Any], base: float, values: Values, path: str) -> Values:
+    scaled = scaling(found, values["context"], path)
+    context = reach(found, scaled, values["context"])
+    return {"rope_base": base, "rope_scaling": scaled, "context": context}
+
+
+def written_context(config: ModelConfig) -> Values:
+    """max_position_embeddings, which `dynamic` scaling grows from."""
+    scaled = config.rope_scaling
+    if scaled is None or scaled.kind != "dynamic":
+        return {}
+    return {"max_position_embeddings": scaled.original_context}
 
 
 def rope(default_base: float) -> Part:
@@ -144,34 +191,33 @@ def rope(default_base: float) -> Part:
 
     def read(data: Mapping[str, Any], values: Values, path: str) -> Values:
         found = rope_object(data, path)
-        base = found.get("rope_theta", data.get("rope_theta"))
-        base = default_base if base is None else finite(base, path, "rope_theta")
-        return {"rope_base": base, "rope_scaling": scaling(found, values["context"], path)}
+        bases = (found.get("rope_theta"), data.get("rope_theta"), default_base)
+        return scaled_rope(found, base_of(bases, path, "rope_theta"), values, path)
 
     def write(config: ModelConfig) -> Values:
         found = {"rope_theta": config.rope_base, **written(config.rope_scaling)}
         # Older programs read rope_theta and rope_scaling, newer ones rope_parameters.
         more = {} if config.rope_scaling is None else {"rope_scaling": written(config.rope_scaling)}
-        return {"rope_parameters": found, "rope_theta": config.rope_base, **more}
+        both = {"rope_parameters": found, "rope_theta": config.rope_base, **more}
+        return both | written_context(config)
 
     return Part(read, write)
 
 
 def _read_two_ropes(data: Mapping[str, Any], values: Values, path: str) -> Values:
     both = rope_object(data, path, ("rope_parameters",))
-    whole, near = both.get("full_attention", {}), both.get("sliding_attention", {})
+    whole, near = both.get("full_attention") or {}, both.get("sliding_attention") or {}
     if not isinstance(whole, dict) or not isinstance(near, dict):
         raise FormatError(path, "rope_parameters", both, "an object a kind of layer", "bad-type")
     if near.get("rope_type", "default") != "default":
         where = "rope_parameters.sliding_attention"
         raise FormatError(path, where, near["rope_type"], "default", "out-of-range")
-    whole = whole or rope_object(data, path, ("rope_scaling",))
-    base = whole.get("rope_theta", data.get("rope_theta", 1e6))
-    local = near.get("rope_theta", data.get("rope_local_base_freq", 1e4))
+    whole = {**whole, **rope_object(data, path, ("rope_scaling",))}
+    local = (near.get("rope_theta"), data.get("rope_local_base_freq"), 1e4)
+    base = base_of((whole.get("rope_theta"), data.get("rope_theta"), 1e6), path, "rope_theta")
     return {
-        "rope_base": finite(base, path, "rope_theta"),
-        "local_rope_base": finite(local, path, "rope_local_base_freq"),
-        "rope_scaling": scaling(whole, values["context"], path),
+        **scaled_rope(whole, base, values, path),
+        "local_rope_base": base_of(local, path, "rope_local_base_freq"),
     }
 
 
@@ -183,6 +229,7 @@ def _write_two_ropes(config: ModelConfig) -> Values:
         "rope_theta": config.rope_base,
         "rope_local_base_freq": config.local_rope_base,
         "rope_scaling": None if config.rope_scaling is None else written(config.rope_scaling),
+        **written_context(config),
     }
 
 
@@ -192,14 +239,13 @@ TWO_ROPES = Part(_read_two_ropes, _write_two_ropes)  # Gemma 3: layers with a wi
 def _read_partial_rope(data: Mapping[str, Any], values: Values, path: str) -> Values:
     found = rope_object(data, path)
     share = found.get("partial_rotary_factor", data.get("rotary_pct", 0.25))
-    base = found.get("rope_theta", data.get("rotary_emb_base", data.get("rope_theta", 1e4)))
+    bases = (found.get("rope_theta"), data.get("rotary_emb_base"), data.get("rope_theta"), 1e4)
     share = finite(share, path, "rotary_pct")
     if not 0 < share <= 1:
         raise FormatError(path, "rotary_pct", share, "above 0, at most 1", "out-of-range")
     return {
+        **scaled_rope(found, base_of(bases, path, "rotary_emb_base"), values, path),
         "rope_dims": int(values["head_dim"] * share),
-        "rope_base": finite(base, path, "rotary_emb_base"),
-        "rope_scaling": scaling(found, values["context"], path),
     }
 
 
@@ -210,6 +256,7 @@ def _write_partial_rope(config: ModelConfig) -> Values:
         "rope_parameters": {**found, **written(config.rope_scaling)},
         "rotary_pct": share,
         "rotary_emb_base": config.rope_base,
+        **written_context(config),
     }
 
 
@@ -219,19 +266,22 @@ PARTIAL_ROPE = Part(_read_partial_rope, _write_partial_rope)  # NeoX
 # ---- windows -------------------------------------------------------------------------------------
 
 
-def windows(is_local: Callable[[Mapping[str, Any], int], bool], switch: str = "") -> Part:
+def windows(
+    is_local: Callable[[Mapping[str, Any], int], bool], switch: str = "", types: bool = True
+) -> Part:
     """sliding_window, and which layers have it: `layer_types`, or the family's own rule.
 
-    `switch` is a key without which, or false, there is no window at all.
+    `switch` is a key without which, or false, there is no window at all. Without `types` the
+    family has no `layer_types`.
     """
 
     def read(data: Mapping[str, Any], values: Values, path: str) -> Values:
-        window = data.get("sliding_window")
+        window = data.get("sliding_window", WINDOW)
         if window is None or (switch and data.get(switch) is not True):
             return {"window": None, "local": ()}
         if type(window) is not int or not 1 <= window <= 2**31:
             raise FormatError(path, "sliding_window", window, "a whole number from 1", "bad-type")
-        layers, kinds = values["layers"], data.get("layer_types")
+        layers, kinds = values["layers"], data.get("layer_types") if types else None
         if not 1 <= layers <= LAYERS_LIMIT:
             raise FormatError(path, "layers", layers, f"1 to {LAYERS_LIMIT:,}", "out-of-range")
         if kinds is None:
@@ -253,7 +303,7 @@ def windows(is_local: Callable[[Mapping[str, Any], int], bool], switch: str = ""
         data: Values = {"sliding_window": config.window}
         if switch:
             data[switch] = there
-        if not all(config.local) or not config.local:
+        if types and (not all(config.local) or not config.local):
             words = {True: "sliding_attention", False: "full_attention"}
             data["layer_types"] = [
                 words[bool(config.local) and config.local[i]] for i in range(config.layers)
@@ -314,7 +364,7 @@ LABELS = Part(_read_labels, _write_labels)
 
 
 def _read_gemma(data: Mapping[str, Any], values: Values, path: str) -> Values:
-    scalar = finite(data.get("query_pre_attn_scalar", values["head_dim"]), path, "query scalar")
+    scalar = finite(data.get("query_pre_attn_scalar", 256), path, "query_pre_attn_scalar")
     if scalar <= 0:
         raise FormatError(path, "query_pre_attn_scalar", scalar, "above 0", "out-of-range")
     return {"attention_scale": scalar**-0.5, "embed_scale": embed_scale(values, path)}
@@ -334,6 +384,12 @@ def _write_gemma(config: ModelConfig) -> Values:
 
 
 GEMMA = Part(_read_gemma, _write_gemma)
+GEMMA_1 = Part(  # whose scores know no scalar of their own
+    lambda data, values, path: _read_gemma(
+        {"query_pre_attn_scalar": max(1, values["head_dim"])}, values, path
+    ),
+    lambda config: {},
+)
 
 
 def _read_roberta(data: Mapping[str, Any], values: Values, path: str) -> Values:

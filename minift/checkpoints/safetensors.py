@@ -27,7 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minift.checkpoints import strict_json
+from minift.checkpoints import placeholder, strict_json
 from minift.errors import ConfigError, FormatError, one_line
 from minift.storage import free_space, map_file, write_file
 
@@ -111,6 +111,7 @@ class SafetensorsFile:
 def read(path: str | os.PathLike[str]) -> SafetensorsFile:
     """Open a file and check its whole header. Raises FormatError, and nothing else."""
     data = map_file(path)
+    placeholder.check(path, data, empty="truncated")
     if len(data) < 8:
         raise FormatError(path, "file", f"{len(data)} bytes", "at least 8", "truncated")
     length = int.from_bytes(data[:8], "little")
@@ -118,7 +119,7 @@ def read(path: str | os.PathLike[str]) -> SafetensorsFile:
         allowed = f"at most {HEADER_LIMIT:,}"
         raise FormatError(path, "header length", f"{length:,} bytes", allowed, "too-large")
     if length > len(data) - 8:
-        allowed = f"at most the {len(data) - 8:,} left in the file"
+        allowed = f"at most the {len(data) - 8:,} left in the file {placeholder.CUT}"
         raise FormatError(path, "header length", f"{length:,} bytes", allowed, "truncated")
     header = strict_json.parse(data[8 : 8 + length], path, "header", limit_bytes=HEADER_LIMIT)
     if type(header) is not dict:
@@ -195,7 +196,8 @@ def _check_coverage(
         at = entry.stop
     if at != stop:
         code = "truncated" if at > stop else "trailing"
-        found, allowed = f"{stop - start:,} bytes", f"the {at - start:,} of its tensors"
+        cut = f" {placeholder.CUT}" if at > stop else ""
+        found, allowed = f"{stop - start:,} bytes", f"the {at - start:,} of its tensors{cut}"
         raise FormatError(path, "data", found, allowed, code)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from minift.checkpoints import gguf_model, safetensors
 from minift.checkpoints.families import FAMILIES, config_to_json
-from minift.checkpoints.mapping import HOW, pairs
+from minift.checkpoints.mapping import HOW, fill, pairs
 from minift.errors import ConfigError
 from minift.kernels.quantized.linear import dense_tensors
 from minift.model.transformer import Transformer
@@ -64,6 +64,10 @@ def folder_files(
     for pair in pairs(family.folder, model.config, prefix):
         parts = [parameters[ours] for ours in pair.ours]
         tensors[pair.theirs] = HOW[pair.how][1](model.config, parts).cpu()
+    if model.config.head == "mlm" and not model.config.tied:
+        for one, other in family.folder.copies.items():  # the bias, whose readers tie it or do not
+            if fill(one, prefix) not in tensors:
+                tensors[fill(one, prefix)] = tensors[fill(other, prefix)].clone()
     config = config_to_json(model.config, NAMES[model.embed.weight.dtype])
     return {
         "config.json": as_json(dict(roles) | config),

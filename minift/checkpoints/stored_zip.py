@@ -18,6 +18,7 @@ import os
 import struct
 from dataclasses import dataclass
 
+from minift.checkpoints.placeholder import CUT
 from minift.errors import FormatError, one_line
 
 MEMBER_LIMIT = 100_000
@@ -87,7 +88,7 @@ def _end(path: str | os.PathLike[str], data: mmap.mmap | bytes) -> tuple[int, in
     """(where the directory begins, where it ends, how many members), from the file's end."""
     at = len(data) - _END.size
     if at < 0 or data[at : at + 4] != b"PK\x05\x06":
-        allowed = "the end record of a zip file, without a comment"
+        allowed = f"the end record of a zip file, without a comment {CUT}"
         raise FormatError(path, "end of file", data[max(at, 0) :][:8], allowed, "truncated")
     _, *disks, here, count, size, start, comment = _END.unpack(data[at:])
     if any(disks) or here != count or comment:

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from minift.checkpoints import placeholder
 from minift.errors import FormatError
 from minift.storage import read_file
 
@@ -29,7 +30,9 @@ _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 def read(path: str | os.PathLike[str], *, limit_bytes: int = CONFIG_LIMIT) -> dict[str, Any]:
     """The JSON object in a file; raises FormatError, and nothing else."""
-    value = parse(read_file(path, limit_bytes=limit_bytes), path, "JSON", limit_bytes=limit_bytes)
+    data = read_file(path, limit_bytes=limit_bytes)
+    placeholder.check(path, data, empty="bad-json")
+    value = parse(data, path, "JSON", limit_bytes=limit_bytes)
     if type(value) is not dict:
         raise FormatError(path, "JSON", type(value).__name__, "an object", "bad-type")
     return value

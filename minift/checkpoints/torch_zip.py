@@ -24,7 +24,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from minift.checkpoints import stored_zip
+from minift.checkpoints import placeholder, stored_zip
 from minift.checkpoints.stored_zip import Member
 from minift.checkpoints.torch_records import Entry, records
 from minift.errors import FormatError, one_line
@@ -81,6 +81,7 @@ class TorchFile:
 def read(path: str | os.PathLike[str]) -> TorchFile:
     """Open a file and check all but its storages' CRCs. Raises FormatError, and nothing else."""
     data = map_file(path)
+    placeholder.check(path, data)
     if data[:4] != b"PK\x03\x04":
         found: object = data[:4]
         if data[:1] == b"\x80" or data[257:262] == b"ustar":

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -23,10 +24,11 @@ from torch import Tensor, nn
 
 from minift import __version__
 from minift.checkpoints.save import as_json
+from minift.checkpoints.tensor_names import file_names
 from minift.data.batches import row_batches
-from minift.errors import ConfigError
+from minift.errors import ConfigError, FormatError
 from minift.kernels.choice import KERNELS, using
-from minift.kernels.quantized.linear import base_of, numbers
+from minift.kernels.quantized.linear import base_of, numbers, quantized
 from minift.model.transformer import Transformer
 from minift.peft import methods
 from minift.peft.adapters import active, config_of, trainable
@@ -218,7 +220,8 @@ def fit(
     """Train what is trainable. With `out`, a run folder: run.json, metrics.jsonl, adapter/.
 
     `watch` hears of every step. Ctrl-C ends after the step at hand, with everything saved. Raises
-    ConfigError where nothing is trainable or `out` holds a run, Diverged after three steps in a row
+    ConfigError where nothing is trainable or `out` holds a run, FormatError where a weight is NaN
+    or infinite before the first step, Diverged after three steps in a row
     whose loss or gradient was not finite. With `graph` on, all of that is a step late, since a step
     is read when the next one is under way; evaluation and the end are not.
     """
@@ -228,6 +231,7 @@ def fit(
     steps = config.resolved_steps(objective.rows)
     rate = methods.learning_rate(model) if config.lr is None else config.lr
     config = replace(config, lr=rate)
+    check_finite(model)
     if config.graph == "on":
         from minift.train import captured
 
@@ -367,6 +371,21 @@ def gradients(step: Step, indices: list[int], micro_tokens: int) -> tuple[float,
         total += float(loss.detach())
     tokens = sum(batch.real for batch in batches)
     return total / max(1, targets), tokens, targets
+
+
+def check_finite(model: Transformer) -> None:
+    """Every weight is a number: one that is none makes the loss none. Named as files name it."""
+    places = ((f"{path}.weight", linear.weight) for path, linear in quantized(model))
+    bad = [
+        name
+        for name, tensor in chain(model.named_parameters(), places)
+        if not bool(torch.isfinite(tensor.detach()).all())
+    ]
+    if bad:
+        name = file_names(model.config).get(bad[0], bad[0])
+        found = "NaN or infinity" + (f", as in {len(bad) - 1:,} more" if len(bad) > 1 else "")
+        where = f'tensor "{name}"'
+        raise FormatError(model.source or "fit", where, found, "finite weights", "out-of-range")
 
 
 def check_gradients(parameters: dict[str, nn.Parameter]) -> None:

@@ -14,7 +14,7 @@ import torch
 from minift.checkpoints import safetensors
 from minift.checkpoints.download import ASSETS
 from minift.checkpoints.open import headers, load, load_model, resolve, survey
-from minift.errors import ConfigError, FormatError
+from minift.errors import ConfigError, FormatError, Notice
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -63,7 +63,7 @@ BAD_FIELDS = [
     ("hidden_size", "24", "hidden_size is 24, not a whole number", "bad-type"),
     ("hidden_size", 24.0, "not a whole number", "bad-type"),
     ("hidden_size", True, "not a whole number", "bad-type"),
-    ("hidden_size", None, "hidden_size is missing", "bad-type"),
+    ("hidden_size", None, "hidden_size is null", "bad-type"),
     ("num_key_value_heads", 3, "no multiple", "out-of-range"),
     ("num_hidden_layers", 10**9, "layers that the file holds", "shape-mismatch"),
     ("num_hidden_layers", -1, "allowed", "out-of-range"),
@@ -226,7 +226,7 @@ def test_all_disagreements_of_a_config_with_its_tensors_at_once(tmp_path):
         assert "model.layers.0.input_layernorm.weight is (24,), not (32,)" in text
 
 
-def test_a_tied_copy_must_be_one(tmp_path):
+def test_a_tied_copy_that_is_none_is_a_head_of_its_own(tmp_path):
     def tie(config):
         config["tie_word_embeddings"] = True
 
@@ -234,8 +234,8 @@ def test_a_tied_copy_must_be_one(tmp_path):
         tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
 
     assert load_model(folder(tmp_path / "a", tie, same)).config.tied
-    with pytest.raises(FormatError, match=r'"lm_head.weight": found other values than model.embed'):
-        load_model(folder(tmp_path / "b", tie))
+    with pytest.warns(Notice, match=r"lm_head\.weight differs from model\.embed.*loaded untied"):
+        assert not load_model(folder(tmp_path / "b", tie)).config.tied
 
 
 def test_a_tokenizer_larger_than_the_embedding(tmp_path, tiny_tokenizer):
@@ -299,14 +299,12 @@ def hostile():
         "2^31 heads": (
             config(num_attention_heads=2**31, num_key_value_heads=2**31), "shape-mismatch",
         ),
-        "another head": (config(architectures=["LlamaModel"]), "shape-mismatch"),
         "labels": (config(architectures=["LlamaForSequenceClassification"]), "shape-mismatch"),
         "another family": (config(model_type="gpt2"), "out-of-range"),
         "a family like it": (
             config(model_type="qwen2", architectures=["Qwen2ForCausalLM"]), "shape-mismatch",
         ),
         "biases that are not there": (config(attention_bias=True), "shape-mismatch"),
-        "tied to another matrix": (config(tie_word_embeddings=True), "shape-mismatch"),
         "no tensors": (tensors(lambda t: t.clear()), "shape-mismatch"),
         "a tensor less": (tensors(lambda t: t.pop("model.norm.weight")), "shape-mismatch"),
         "a tensor more": (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -29,7 +30,8 @@ def test_the_base_stands_in_either_place():
     read = rope(10_000.0).read
     assert read({"rope_theta": 5}, {"context": 8}, "f")["rope_base"] == 5.0
     assert read({"rope_parameters": {"rope_theta": 7}}, {"context": 8}, "f")["rope_base"] == 7.0
-    assert read({}, {"context": 8}, "f") == {"rope_base": 10_000.0, "rope_scaling": None}
+    nothing = {"rope_base": 10_000.0, "rope_scaling": None, "context": 8}
+    assert read({}, {"context": 8}, "f") == nothing
 
 
 def test_yarn_by_hand():
@@ -39,6 +41,38 @@ def test_yarn_by_hand():
     assert scaling(both, 64, "f").gain == 1.0
     ratio = {"rope_type": "yarn", "original_max_position_embeddings": 16}
     assert scaling(ratio, 64, "f").factor == 4.0
+
+
+def test_longrope_by_hand():
+    factors = {"short_factor": [1.0, 2.0], "long_factor": [1.0, 2.0], "rope_type": "longrope"}
+    eighth = {"original_max_position_embeddings": 8}  # of 64: the square root of 1 + ln 8 / ln 8
+    assert scaling(factors | eighth, 64, "f").gain == pytest.approx(2**0.5)
+    assert scaling(factors | eighth | {"attention_factor": 1.5}, 64, "f").gain == 1.5
+    assert scaling(factors | {"factor": 64.0}, 64, "f").gain == pytest.approx(2**0.5)
+    assert scaling(factors, 64, "f").gain == 1.0
+
+
+def test_scaling_enlarges_the_context_where_the_original_is_known():
+    def context(**words):
+        data = {"rope_scaling": {"factor": 4.0, **words}}
+        return rope(1e4).read(data, {"context": 64}, "f")["context"]
+
+    assert context(type="yarn", original_max_position_embeddings=32) == 128
+    assert context(type="yarn", original_max_position_embeddings=8) == 64  # counted already
+    assert context(type="yarn") == 64
+    assert context(type="linear") == 64  # counted in some files, in others not
+    assert context(type="linear", original_max_position_embeddings=64) == 256
+    assert context(type="dynamic") == 256
+    llama3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    assert context(type="llama3", original_max_position_embeddings=32, **llama3) == 64
+
+
+def test_a_dynamic_base_grows_from_what_is_written():
+    part = rope(1e4)
+    found = part.read({"rope_scaling": {"type": "dynamic", "factor": 4.0}}, {"context": 16}, "f")
+    written = part.write(replace(CONFIG, **found))
+    assert written["max_position_embeddings"] == 16
+    assert part.read(written, {"context": 16}, "f") == found
 
 
 BAD_SCALINGS = [
@@ -152,8 +186,6 @@ def test_gguf_says_scaling_in_its_own_words():
 
 
 def test_gguf_refuses_windows_that_it_cannot_say():
-    from dataclasses import replace
-
     part = gguf_windows(every_other)
     fits = replace(CONFIG, window=4, local=(True, False) * 3)
     assert part.write(fits) == {"attention.sliding_window": 4}

@@ -236,8 +236,8 @@ BAD = {
     "name with an escape": (built({"\x1b[2J": entry()}), "unsafe"),
     "a gzip": (b"\x1f\x8b\x08\0\0\0\0\0" + bytes(40), "truncated"),
     "a GGUF": (b"GGUF\3\0\0\0" + bytes(40), "too-large"),
-    "an HTML page": (b"<!DOCTYPE html><html>" + bytes(40), "too-large"),
-    "a Git LFS pointer": (b"version https://git-lfs.github.com/spec/v1\n", "too-large"),
+    "an HTML page": (b"<!DOCTYPE html><html>" + bytes(40), "bad-magic"),
+    "a Git LFS pointer": (b"version https://git-lfs.github.com/spec/v1\n", "bad-magic"),
     "a million brackets": (raw(b"[" * (1 << 20), b""), "limit"),
     "a megabyte of empty lists": (raw(b'{"w":[' + b"[]," * 340_000 + b"[]]}", b""), "bad-type"),
     "a megabyte of empty entries": (

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from minift.checkpoints.open import load_model
-from minift.errors import ConfigError, StorageError
+from minift.errors import ConfigError, FormatError, StorageError
 from minift.kernels import choice
 from minift.peft.adapters import trainable
 from minift.peft.files import load_adapter, save_adapter
@@ -192,10 +192,22 @@ def test_a_loss_that_is_not_finite_leaves_the_weights_and_stops():
     model = attach(load_model(GOLDEN / "llama_gqa"), LoRA(rank=2))
     before = {n: p.detach().clone() for n, p in trainable(model).items()}
     with torch.no_grad():
-        model.norm.weight.fill_(float("nan"))
+        model.norm.weight.fill_(3e38)
     with pytest.raises(Diverged, match="step 3"):
         fit(model, Fixed(random_rows([5, 6])), TrainConfig(steps=9, batch=2, threads=1))
     assert all(torch.equal(p, before[n]) for n, p in trainable(model).items())
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_a_weight_that_is_no_number_is_named_before_the_first_step(value, tmp_path):
+    model = attach(load_model(GOLDEN / "llama_gqa"), LoRA(rank=2))
+    with torch.no_grad():
+        model.blocks[1].mlp.out.down.weight[2, 3] = value
+        model.norm.weight[0] = value
+    text = r'"model\.layers\.1\.mlp\.down_proj\.weight": found NaN or infinity, as in 1 more'
+    with pytest.raises(FormatError, match=text):
+        fit(model, Fixed(random_rows([5])), TrainConfig(steps=1), tmp_path / "r")
+    assert not (tmp_path / "r").exists()
 
 
 def test_a_step_without_a_target_is_skipped():
