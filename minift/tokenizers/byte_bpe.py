@@ -14,7 +14,6 @@ Natural text repeats its words, so a word is merged once and then looked up (wor
 from __future__ import annotations
 
 import heapq
-import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain, pairwise
@@ -22,6 +21,7 @@ from typing import Any, NoReturn
 
 from minift.errors import EncodeError, FormatError
 from minift.tokenizers import chat, tokenizer_json, vocabulary
+from minift.tokenizers.normal_forms import nfc
 from minift.tokenizers.split import PATTERNS
 from minift.tokenizers.tokens import Finder, TokenBytes
 from minift.tokenizers.vocabulary import ROLES, Vocabulary, checked_ids
@@ -125,7 +125,7 @@ class ByteBPE:
         return ids
 
     def _normal(self, text: str) -> str:
-        return unicodedata.normalize("NFC", text) if self.vocab.nfc else text
+        return nfc(text) if self.vocab.nfc else text
 
     def wrap(
         self, ids: Sequence[int], other: Sequence[int] | None = None

@@ -23,6 +23,7 @@ from typing import Any
 
 from minift.errors import EncodeError, FormatError
 from minift.tokenizers import chat, post_processor
+from minift.tokenizers.normal_forms import nfd
 from minift.tokenizers.split import ranges
 from minift.tokenizers.vocabulary import checked_ids, field_of, one_of
 from minift.tokenizers.words import Words
@@ -223,8 +224,7 @@ class WordPiece:
         if settings.clean or settings.cjk:
             text = text.translate(self._kept)
         if settings.strips and not text.isascii():
-            marks = unicodedata.normalize("NFD", text)
-            text = "".join(c for c in marks if not is_mark(c))
+            text = "".join(c for c in nfd(text) if not is_mark(c))
         if settings.lower:
             # Character by character: the library knows no final sigma.
             text = text.lower() if text.isascii() else "".join(c.lower() for c in text)
