@@ -15,6 +15,7 @@ import unicodedata
 from collections.abc import Callable
 from functools import cache
 from itertools import chain, groupby
+from typing import Literal
 from unicodedata import combining
 
 LONG = 30  # marks in a row, from which on it is done here
@@ -30,7 +31,7 @@ def nfd(text: str) -> str:
     return _normalized(text, "NFD", _decomposed)
 
 
-def _normalized(text: str, form: str, by_hand: Callable[[str], str]) -> str:
+def _normalized(text: str, form: Literal["NFC", "NFD"], by_hand: Callable[[str], str]) -> str:
     if text.isascii():
         return text
     if len(text) <= LONG or not (rows := _long_rows()).search(text):
@@ -60,8 +61,8 @@ def _begins_with_mark(character: str) -> bool:
 def _decomposed(text: str) -> str:
     each = {c: unicodedata.normalize("NFD", c) for c in set(text)}
     parts: list[str] = []
-    for is_mark, group in groupby("".join([each[c] for c in text]), lambda c: combining(c) != 0):
-        parts += sorted(group, key=combining) if is_mark else group
+    for _, group in groupby("".join([each[c] for c in text]), lambda c: combining(c) != 0):
+        parts += sorted(group, key=combining)  # of letters, whose class is 0, the order stays
     return "".join(parts)
 
 

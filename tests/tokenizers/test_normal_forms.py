@@ -57,9 +57,7 @@ def test_long_rows_are_pythons(form: str, ours: Callable[[str], str]) -> None:
 
 
 @pytest.mark.parametrize(("form", "ours"), FORMS)
-def test_a_megabyte_of_marks_takes_seconds_not_hours(
-    form: str, ours: Callable[[str], str]
-) -> None:
+def test_a_megabyte_of_marks_takes_seconds_not_hours(form: str, ours: Callable[[str], str]) -> None:
     for row in ("\u0301", "\u0301\u0323", "\u05b0\u0301\u0f73", "e\u0301" + "\u0323" * 40):
         text = "a" + row * (500_000 // len(row))
         begin = time.process_time()
