@@ -23,7 +23,10 @@ from minift.errors import FormatError
 from minift.storage import read_file
 
 CONFIG_LIMIT = 1 << 20  # bytes of a configuration
-DEPTH, DIGITS, NUMBER = 64, 20, 100  # levels; digits of an integer; characters of any number
+DEPTH, NUMBER = 64, 100  # levels; characters of any number
+# Of an integer: a size in a header has 20 at most, but a configuration may hold int(1e30), which
+# transformers writes for "no limit" into a field that nobody reads.
+DIGITS, DIGITS_IN_HEADERS = 64, 20
 
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
@@ -32,13 +35,20 @@ def read(path: str | os.PathLike[str], *, limit_bytes: int = CONFIG_LIMIT) -> di
     """The JSON object in a file; raises FormatError, and nothing else."""
     data = read_file(path, limit_bytes=limit_bytes)
     placeholder.check(path, data, empty="bad-json")
-    value = parse(data, path, "JSON", limit_bytes=limit_bytes)
+    value = parse(data, path, "JSON", limit_bytes=limit_bytes, digits=DIGITS)
     if type(value) is not dict:
         raise FormatError(path, "JSON", type(value).__name__, "an object", "bad-type")
     return value
 
 
-def parse(data: bytes, path: str | os.PathLike[str], where: str, *, limit_bytes: int) -> Any:
+def parse(
+    data: bytes,
+    path: str | os.PathLike[str],
+    where: str,
+    *,
+    limit_bytes: int,
+    digits: int = DIGITS_IN_HEADERS,
+) -> Any:
     """The value in `data`; raises FormatError, naming `where`, and nothing else."""
 
     def refuse(found: object, allowed: str, code: str) -> FormatError:
@@ -53,8 +63,8 @@ def parse(data: bytes, path: str | os.PathLike[str], where: str, *, limit_bytes:
         return result
 
     def as_int(text: str) -> int:
-        if len(text.removeprefix("-")) > DIGITS:
-            raise refuse(text, f"integers of at most {DIGITS} digits", "limit")
+        if len(text.removeprefix("-")) > digits:
+            raise refuse(text, f"integers of at most {digits} digits", "limit")
         if text == "-0":  # the reference reader of safetensors takes it for a float
             raise refuse(text, "0", "bad-json")
         return int(text)

@@ -11,12 +11,16 @@ from minift.checkpoints import strict_json
 from minift.errors import ConfigError, FormatError
 from minift.storage import read_file
 from minift.tokenizers import chat
+from minift.tokenizers.beside import ADDED, CONFIG, MAP, Beside
 from minift.tokenizers.byte_bpe import ByteBPE
 from minift.tokenizers.interface import Tokenizer
 from minift.tokenizers.piece_json import is_pieces
 from minift.tokenizers.sentencepiece import SentencePiece
+from minift.tokenizers.tokenizer_class import resolve
+from minift.tokenizers.tokenizer_json import check_top, of_merges
 from minift.tokenizers.vocabulary import field_of, one_of
 from minift.tokenizers.wordpiece import WordPiece
+from minift.tokenizers.wordpiece_json import of_lines
 
 KINDS: dict[type, str] = {
     ByteBPE: "byte-level BPE",
@@ -24,21 +28,23 @@ KINDS: dict[type, str] = {
     SentencePiece: "sentencepiece",
 }
 LIMIT = 64 << 20  # bytes of any of its files
+CONFIG_LIMIT = 16 << 20  # of those beside it: published ones list 6,400 added tokens in a megabyte
+NEEDED = "a tokenizer.json, a tokenizer.model, a vocab.json with its merges.txt, or a vocab.txt"
 
 
 def tokenizer_in(folder: Path) -> Tokenizer:
     """The tokenizer of a Hugging Face folder.
 
     tokenizer.json says which it is; sentencepiece's own tokenizer.model goes first where both hold
-    pieces, and serves alone. An encoder of older times has a vocab.txt alone.
+    pieces, and serves alone. Folders of older times have a vocab.json with a merges.txt, or a
+    vocab.txt, and no tokenizer.json.
     """
     path, pieces = folder / "tokenizer.json", folder / "tokenizer.model"
-    config = config_in(folder)
-    if not os.path.exists(path) and os.path.exists(pieces):
-        return sentencepiece_in(folder, config, None)
-    if not os.path.exists(path) and os.path.exists(words := folder / "vocab.txt"):
-        return WordPiece.from_vocab(text_in(words), config, str(words))
+    beside = beside_in(folder)
+    if not os.path.exists(path):
+        return without_json(folder, beside)
     data = strict_json.read(path, limit_bytes=LIMIT)
+    check_top(data, str(path))
     model = field_of(data, "model", dict, str(path))
     # Old files leave the type out: only WordPiece has a longest word.
     usual = "WordPiece" if "max_input_chars_per_word" in model else "BPE"
@@ -48,25 +54,47 @@ def tokenizer_in(folder: Path) -> Tokenizer:
     kind = one_of(model.get("type", usual), known, str(path), "model.type")
     if kind is SentencePiece or is_pieces(data):
         if os.path.exists(pieces):
-            return sentencepiece_in(folder, config, data)
-        return SentencePiece.from_json(data, config, str(path))
-    return kind.from_json(data, config, str(path))
+            return sentencepiece_in(folder, beside.settings(), data)
+        return SentencePiece.from_json(data, beside.settings(), str(path))
+    return kind.from_json(*resolve(data, beside, str(path)), str(path))
 
 
-def config_in(folder: Path) -> dict[str, Any] | None:
-    """tokenizer_config.json, with the chat template that may stand in a file of its own."""
-    path, template = folder / "tokenizer_config.json", folder / "chat_template.jinja"
-    if not os.path.exists(path):
-        return None
-    config = strict_json.read(path)
-    return config | {"chat_template": text_in(template)} if os.path.exists(template) else config
+def without_json(folder: Path, beside: Beside) -> Tokenizer:
+    """The tokenizer of a folder that has no tokenizer.json."""
+    vocab, merges, words = folder / "vocab.json", folder / "merges.txt", folder / "vocab.txt"
+    if os.path.exists(folder / "tokenizer.model"):
+        return sentencepiece_in(folder, beside.settings(), None)
+    if os.path.exists(vocab) and os.path.exists(merges):
+        ids = strict_json.read(vocab, limit_bytes=LIMIT)
+        data = of_merges(ids, text_in(merges), str(merges))
+        return ByteBPE.from_json(*resolve(data, beside, str(vocab), whole=False), str(vocab))
+    if os.path.exists(words):
+        data = of_lines(text_in(words))
+        return WordPiece.from_json(*resolve(data, beside, str(words), whole=False), str(words))
+    raise FormatError(folder, "tokenizer", "no tokenizer.json", NEEDED, "bad-path")
+
+
+def beside_in(folder: Path) -> Beside:
+    """The files beside a vocabulary, and the chat template that may stand in one of its own."""
+
+    def read(name: str, limit_bytes: int = CONFIG_LIMIT) -> dict[str, Any] | None:
+        path = folder / name
+        return strict_json.read(path, limit_bytes=limit_bytes) if os.path.exists(path) else None
+
+    config = read(CONFIG)
+    if os.path.exists(template := folder / "chat_template.jinja"):
+        config = (config or {}) | {"chat_template": text_in(template)}
+    elif (config or {}).get("chat_template") is None and (other := read("chat_template.json")):
+        config = (config or {}) | {"chat_template": other.get("chat_template")}
+    model = read("config.json", strict_json.CONFIG_LIMIT) or {}
+    return Beside(str(folder), config, read(MAP), read(ADDED), model)
 
 
 def sentencepiece_in(
     folder: Path, config: Mapping[str, Any] | None, fast: Mapping[str, Any] | None
 ) -> SentencePiece:
     """The tokenizer of a tokenizer.model; `fast` is the tokenizer.json beside it."""
-    path, more = folder / "tokenizer.model", folder / "added_tokens.json"
+    path, more = folder / "tokenizer.model", folder / ADDED
     added = strict_json.read(more) if os.path.exists(more) else None
     raw = read_file(path, limit_bytes=LIMIT)
     return SentencePiece.from_model(raw, config, str(path), added=added, fast=fast)

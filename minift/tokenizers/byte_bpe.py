@@ -14,7 +14,6 @@ Natural text repeats its words, so a word is merged once and then looked up (wor
 from __future__ import annotations
 
 import heapq
-import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain, pairwise
@@ -22,8 +21,9 @@ from typing import Any, NoReturn
 
 from minift.errors import EncodeError, FormatError
 from minift.tokenizers import chat, tokenizer_json, vocabulary
+from minift.tokenizers.normal_forms import nfc
 from minift.tokenizers.split import PATTERNS
-from minift.tokenizers.tokens import Finder, TokenBytes
+from minift.tokenizers.tokens import TokenBytes, finders
 from minift.tokenizers.vocabulary import ROLES, Vocabulary, checked_ids
 from minift.tokenizers.words import Words
 from minift.tokenizers.wrapping import after
@@ -59,26 +59,23 @@ class ByteBPE:
         ids = checked_ids(vocab.tokens, vocab.places["tokens"], path)
         _check_roles(vocab, path)
         self.special = {t.text: i for i, t in sorted(vocab.added.items()) if t.special}
-        each = [_bytes(text) for text in vocab.tokens]
-        for i, token in vocab.added.items():
-            each[i] = token.text.encode()
-        self._bytes = TokenBytes(each, self.special.values())
-
-        ordinary = {text: i for text, i in ids.items() if i not in vocab.added}
+        # An added token that is not special is found in texts first; merges may make it, too.
+        found = {i: t for i, t in vocab.added.items() if not t.special}
+        ordinary = {text: i for text, i in ids.items() if i not in vocab.added or i in found}
         self._byte_ids = [ordinary.get(character, -1) for character in ALPHABET]
         self._ranks, self._merged = _ranked(vocab, ordinary, path)
+        each = [_bytes(text) for text in vocab.tokens]
+        for i in set(vocab.added) - (set(found) & set(self._merged)):
+            each[i] = vocab.added[i].text.encode()
+        self._bytes = TokenBytes(each, self.special.values())
         self._whole = {}  # bytes -> id, of vocabularies where a word that is a token stays whole
         if vocab.ignore_merges:
-            self._whole = {each[i]: i for i in ordinary.values()}
+            self._whole = {each[i]: i for i in ordinary.values() if i not in found}
         self._pattern = PATTERNS[vocab.pattern]
         self._words = Words(self._merge)
         # Ordinary added tokens (a run of spaces, say) are found in texts: some as the file has
         # them, and then, in the normalized text, those that the file calls normalized.
-        found = {i: t for i, t in vocab.added.items() if not t.special}
-        self._raw = Finder({t.text: i for i, t in found.items() if "normalized" not in t.flags})
-        self._normalized = Finder(
-            {self._normal(t.text): i for i, t in found.items() if "normalized" in t.flags}
-        )
+        self._raw, self._normalized = finders(found, self._normal)
         self._wrapping = vocab.wrapping or after(vocab.bos if vocab.add_bos else None)
 
     @classmethod
@@ -125,7 +122,7 @@ class ByteBPE:
         return ids
 
     def _normal(self, text: str) -> str:
-        return unicodedata.normalize("NFC", text) if self.vocab.nfc else text
+        return nfc(text) if self.vocab.nfc else text
 
     def wrap(
         self, ids: Sequence[int], other: Sequence[int] | None = None

@@ -9,7 +9,7 @@ from typing import Any
 
 from minift.errors import FormatError
 from minift.tokenizers import post_processor
-from minift.tokenizers.split import LLAMA3, QWEN2
+from minift.tokenizers.split import GPT2, LLAMA3, QWEN2
 from minift.tokenizers.vocabulary import (
     FLAGS,
     ROLES,
@@ -25,6 +25,10 @@ from minift.tokenizers.wrapping import Wrapping, after
 USUAL: dict[str, object] = {"dropout": None, "byte_fallback": False}
 USUAL |= {"continuing_subword_prefix": "", "end_of_word_suffix": ""}
 FREE = ("unk_token", "fuse_unk")
+TOP = (
+    *("version", "truncation", "padding", "added_tokens", "normalizer", "pre_tokenizer"),
+    *("post_processor", "decoder", "model"),
+)
 
 
 def from_json(data: Mapping[str, Any], config: Mapping[str, Any] | None, path: str) -> Vocabulary:
@@ -33,8 +37,7 @@ def from_json(data: Mapping[str, Any], config: Mapping[str, Any] | None, path: s
     Without `config` (tokenizer_config.json) the file must have exactly one special token, which
     then is the end of text. `truncation` and `padding` are ignored: they belong to batches.
     """
-    top = "version truncation padding added_tokens normalizer pre_tokenizer post_processor decoder"
-    refuse_unknown(data, (*top.split(), "model"), path, "")
+    check_top(data, path)
     model = field_of(data, "model", dict, path)
     at = "model."
     fields = ("type", "vocab", "merges", "ignore_merges", *FREE, *USUAL)
@@ -67,6 +70,8 @@ def from_json(data: Mapping[str, Any], config: Mapping[str, Any] | None, path: s
         raise FormatError(settings_path, "eos_token", "nothing", "a token", "missing-field")
     wrapping = post_processor.wrapping_of(data.get("post_processor"), special, path)
     starts = _starts(wrapping)
+    if starts is not None and roles["bos"] is None and settings.get("bos_token") is None:
+        roles["bos"] = starts  # nobody names it, but every text begins with it
     if starts is not None and starts != roles["bos"]:
         allowed = f"only the BOS token, {roles['bos']}"
         raise FormatError(path, "post_processor", starts, allowed, "unknown-field")
@@ -90,6 +95,27 @@ def from_json(data: Mapping[str, Any], config: Mapping[str, Any] | None, path: s
         places={"tokens": "model.vocab", "merges": "model.merges"}
         | {role: f"{role}_token" for role in ("eos", *roles)},
     )
+
+
+def check_top(data: Mapping[str, Any], path: str) -> None:
+    """The fields of a tokenizer.json, whatever its model, and the one version that there is."""
+    refuse_unknown(data, TOP, path, "")
+    if data.get("version") not in ("1.0", None):
+        raise FormatError(path, "version", data["version"], '"1.0"', "bad-version")
+
+
+def of_merges(ids: Mapping[str, Any], merges: str, path: str) -> dict[str, Any]:
+    """A vocab.json and a merges.txt as the part of a tokenizer.json that they are."""
+    rows: list[list[str]] = []
+    for n, line in enumerate(merges.split("\n")):
+        line = line.removesuffix("\r")
+        if not line or line.startswith("#version"):
+            continue
+        parts = line.split(" ")
+        if len(parts) != 2 or not all(parts):
+            raise FormatError(path, f"line {n + 1:,}", line, "two tokens with a space", "bad-type")
+        rows.append(parts)
+    return {"version": "1.0", "model": {"type": "BPE", "vocab": dict(ids), "merges": rows}}
 
 
 def _starts(wrapping: Wrapping | None) -> int | None:
@@ -126,8 +152,6 @@ def added_tokens(rows: object, ids: Mapping[str, Any], path: str) -> dict[int, A
             raise FormatError(path, at + "id", i, allowed, "dup-key")
         special = field_of(row, "special", bool, path, at=at)
         flags = tuple(f for f in FLAGS if field_of(row, f, bool, path, at=at, none=True))
-        if not special and set(flags) - {"normalized"}:
-            raise FormatError(path, at + flags[0], True, "false", "unknown-field")
         added[i] = Added(text, special, flags)
         taken[text] = i
     return added
@@ -192,33 +216,61 @@ def _pre_tokenizers() -> dict[str, dict[str, Any]]:
     }
 
 
+def _other_forms() -> list[tuple[str, dict[str, Any]]]:
+    """The same patterns, as some files write them."""
+    known = _pre_tokenizers()
+    gpt2 = json.loads(json.dumps(known["llama3"]).replace(json.dumps(LLAMA3), json.dumps(GPT2)))
+    return [*known.items(), ("gpt2", gpt2)]
+
+
 def _pattern(value: Any, path: str) -> tuple[str, bool]:
     """The name of the pattern that `pre_tokenizer` asks for; it is compared, never compiled.
 
     And whether a space goes before texts, which is known of GPT-2's pattern only.
     """
 
-    def shape(step: Any) -> Any:
-        if type(step) is not dict:
-            return step
-        kept = {k: v for k, v in step.items() if k != "trim_offsets"}  # of no effect on ids
-        if kept.get("type") == "ByteLevel":
-            kept.setdefault("use_regex", True)
-        if type(kept.get("pretokenizers")) is list:
-            kept["pretokenizers"] = [shape(inner) for inner in kept["pretokenizers"]]
-        return kept
-
     def written(step: Any) -> str:  # compared as text, since 1 == True
         return json.dumps(shape(step), sort_keys=True)
 
     asked = written(value)
-    for name, known in _pre_tokenizers().items():
+    for name, known in _other_forms():
         if asked == written(known):
             return name, False
     if asked == written(_pre_tokenizers()["gpt2"] | {"add_prefix_space": True}):
         return "gpt2", True
     known_names = "the known forms of " + ", ".join(_pre_tokenizers())
     raise FormatError(path, "pre_tokenizer", value, known_names, "unsafe")
+
+
+def shape(step: Any) -> Any:
+    """A step of tokenizer.json without what has no effect on ids, the defaults filled in."""
+    if type(step) is not dict:
+        return step
+    kept = {key: value for key, value in step.items() if key != "trim_offsets"}
+    if kept.get("type") == "ByteLevel":
+        kept.setdefault("use_regex", True)
+    if kept.get("type") == "BertNormalizer" and kept.get("strip_accents") is None:
+        kept["strip_accents"] = kept.get("lowercase")
+    # The patterns match every character: to drop what they do not match drops nothing.
+    if kept.get("behavior") == "Removed" and kept.get("invert") is True:
+        kept |= {"behavior": "Isolated", "invert": False}
+    if type(kept.get("pretokenizers")) is list:
+        kept["pretokenizers"] = [shape(inner) for inner in kept["pretokenizers"]]
+    return kept
+
+
+def byte_level_parts(pattern: str, nfc: bool, prefix_space: bool) -> dict[str, Any]:
+    """How tokenizer.json writes what goes before the merges, and what turns tokens into text."""
+    known = _pre_tokenizers()
+    before = known[pattern]
+    if prefix_space:  # which is known of the last step, and of no pattern but GPT-2's
+        last = before["pretokenizers"][-1] if "pretokenizers" in before else before
+        last["add_prefix_space"] = True
+    return {
+        "normalizer": {"type": "NFC"} if nfc else None,
+        "pre_tokenizer": before,
+        "decoder": known["gpt2"],
+    }
 
 
 def template_of(value: object, path: str) -> str | None:
@@ -245,23 +297,20 @@ def to_files(v: Vocabulary, template: str | None) -> dict[str, bytes]:
         | {"special": token.special}
         for i, token in sorted(v.added.items())
     ]
-    byte_level = _pre_tokenizers()["gpt2"]
-    post: dict[str, Any] = byte_level
+    parts = byte_level_parts(v.pattern, v.nfc, v.prefix_space)
+    post: dict[str, Any] = parts["decoder"]
     wrapping = v.wrapping or after(v.bos if v.add_bos else None)
     if wrapping != Wrapping():
         post = post_processor.to_json(wrapping, v.tokens)
-    pre_tokenizer = _pre_tokenizers()[v.pattern]
-    if v.prefix_space:
-        pre_tokenizer["add_prefix_space"] = True
     tokenizer = {
         "version": "1.0",
         "truncation": None,
         "padding": None,
         "added_tokens": added,
-        "normalizer": {"type": "NFC"} if v.nfc else None,
-        "pre_tokenizer": pre_tokenizer,
+        "normalizer": parts["normalizer"],
+        "pre_tokenizer": parts["pre_tokenizer"],
         "post_processor": post,
-        "decoder": byte_level,
+        "decoder": parts["decoder"],
         "model": {
             "type": "BPE",
             "dropout": None,

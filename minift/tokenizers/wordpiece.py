@@ -14,26 +14,23 @@ ignored.
 
 from __future__ import annotations
 
-import json
+import os
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
-from minift.errors import EncodeError, FormatError
-from minift.tokenizers import chat, post_processor
+from minift.errors import EncodeError
+from minift.tokenizers import chat, wordpiece_json
+from minift.tokenizers.beside import Beside
+from minift.tokenizers.normal_forms import nfd
 from minift.tokenizers.split import ranges
-from minift.tokenizers.vocabulary import checked_ids, field_of, one_of
+from minift.tokenizers.tokenizer_class import resolve
+from minift.tokenizers.tokens import finders
+from minift.tokenizers.vocabulary import checked_ids
+from minift.tokenizers.wordpiece_json import Settings, WordVocabulary
 from minift.tokenizers.words import Words
-from minift.tokenizers.wrapping import Wrapping, around
 
-LONGEST_WORD = 1000  # characters, that a file may ask for: matching takes their square
-TOP = (
-    *("version", "truncation", "padding", "added_tokens", "normalizer", "pre_tokenizer"),
-    *("post_processor", "decoder", "model"),
-)
-SPECIAL = ("unk", "cls", "sep", "pad", "mask")
 # Where words of a script without blanks stand alone, as the library has the ranges.
 CJK = (
     *((0x4E00, 0x9FFF), (0x3400, 0x4DBF), (0x20000, 0x2A6DF), (0x2A700, 0x2B73F)),
@@ -76,23 +73,6 @@ MARKS, SIGNS = _differing(NEW_MARKS, OLD_MARKS), _differing(NEW_SIGNS, OLD_SIGNS
 HIDDEN = _differing(NEW_HIDDEN)
 
 
-@dataclass(frozen=True)
-class Settings:
-    """What a file asks for."""
-
-    clean: bool = True
-    cjk: bool = True
-    lower: bool = True
-    accents_off: bool | None = None  # None: where the case is lowered
-    prefix: str = "##"
-    longest_word: int = 100  # characters; a longer one is unknown
-    clean_up: bool = True
-
-    @property
-    def strips(self) -> bool:
-        return self.lower if self.accents_off is None else self.accents_off
-
-
 class _Kept(dict[int, str | None]):
     """For `str.translate`: what cleaning and spacing make of a character, worked out once."""
 
@@ -122,112 +102,58 @@ class WordPiece:
     template: str | None = None
     chat_template: str | None = None
 
-    def __init__(
-        self,
-        tokens: Sequence[str],
-        roles: Mapping[str, int],
-        settings: Settings,
-        path: str,
-        wrapping: Wrapping | None = None,
-    ):
-        self.tokens, self.settings = list(tokens), settings
-        self.vocab_size = len(tokens)
-        ids = checked_ids(self.tokens, "vocab", path)
-        self.unk, self.cls, self.sep = roles["unk"], roles["cls"], roles["sep"]
-        self.mask = roles.get("mask")
-        self.pad: int | None = roles["pad"]
+    def __init__(self, vocab: WordVocabulary, path: str):
+        self.vocab, self.settings = vocab, vocab.settings
+        self.tokens = vocab.tokens
+        self.vocab_size = len(vocab.tokens)
+        ids = checked_ids(vocab.tokens, "vocab", path)
+        self.unk, self.cls, self.sep = (vocab.roles[role] for role in ("unk", "cls", "sep"))
+        self.mask, self.pad = vocab.roles.get("mask"), vocab.roles.get("pad")
         self.bos: int | None = self.cls
         self.eos = self.sep
-        self.special = {tokens[i]: i for i in sorted(set(roles.values()))}
-        self.wrapping = wrapping or around(self.cls, self.sep)
-        # No text becomes a special token; the pieces of words are the others.
-        self._pieces = {text: i for text, i in ids.items() if text not in self.special}
+        special = {i for i, token in vocab.added.items() if token.special}
+        self.special = {self.tokens[i]: i for i in sorted(special | set(vocab.roles.values()))}
+        self.wrapping = vocab.wrapping
+        # No text becomes a special token; the pieces of words are the others. Added tokens are
+        # looked for in texts, and are pieces where they were so before.
+        added = {i: token for i, token in vocab.added.items() if token.text not in self.special}
+        self._pieces = {text: i for text, i in ids.items() if i not in vocab.outside}
+        for text in self.special:
+            self._pieces.pop(text, None)
         self._longest = max(map(len, self._pieces), default=0)
-        self._kept = _Kept(settings)
+        self._kept = _Kept(self.settings)
         self._words = Words(self._split)
         self._shown: dict[tuple[int, bool], str] = {}
+        self._raw, self._normalized = finders(added, self._normal)
 
     @classmethod
     def from_json(
         cls, data: Mapping[str, Any], config: Mapping[str, Any] | None, path: str
     ) -> WordPiece:
         """The tokenizer of a parsed tokenizer.json; every part of it is one that is known here."""
-        for key in data:
-            if key not in TOP:
-                raise FormatError(path, key, "an unknown field", ", ".join(TOP), "unknown-field")
-        model = field_of(data, "model", dict, path)
-        one_of(model.get("type", "WordPiece"), {"WordPiece": None}, path, "model.type")
-        known = ("type", "unk_token", "continuing_subword_prefix", "max_input_chars_per_word")
-        for key in model:
-            if key not in (*known, "vocab"):
-                raise FormatError(path, f"model.{key}", key, ", ".join(known), "unknown-field")
-        normal = field_of(data, "normalizer", dict, path)
-        one_of(normal.get("type"), {"BertNormalizer": None}, path, "normalizer.type")
-        before = field_of(data, "pre_tokenizer", dict, path)
-        one_of(before.get("type"), {"BertPreTokenizer": None}, path, "pre_tokenizer.type")
-        decoder = field_of(data, "decoder", dict, path)
-        one_of(decoder.get("type"), {"WordPiece": None}, path, "decoder.type")
-        at = "normalizer."
-        settings = Settings(
-            clean=field_of(normal, "clean_text", bool, path, at=at),
-            cjk=field_of(normal, "handle_chinese_chars", bool, path, at=at),
-            lower=field_of(normal, "lowercase", bool, path, at=at),
-            accents_off=field_of(normal, "strip_accents", bool, path, at=at, none=True),
-            prefix=field_of(model, "continuing_subword_prefix", str, path, at="model."),
-            longest_word=field_of(model, "max_input_chars_per_word", int, path, at="model."),
-            clean_up=field_of(decoder, "cleanup", bool, path, at="decoder."),
-        )
-        if not 1 <= settings.longest_word <= LONGEST_WORD:
-            where, allowed = "model.max_input_chars_per_word", f"1 to {LONGEST_WORD:,}"
-            raise FormatError(path, where, settings.longest_word, allowed, "limit")
-        if decoder.get("prefix", settings.prefix) != settings.prefix:
-            where, allowed = "decoder.prefix", f"{settings.prefix}, as in the model"
-            raise FormatError(path, where, decoder["prefix"], allowed, "unknown-field")
-        ids = field_of(model, "vocab", dict, path, at="model.")
-        tokens: list[str | None] = [None] * len(ids)
-        for text, i in ids.items():
-            if type(i) is not int or not 0 <= i < len(tokens) or tokens[i] is not None:
-                allowed = f"0 to {len(tokens) - 1:,}, each once"
-                raise FormatError(path, f'model.vocab["{text}"]', i, allowed, "out-of-range")
-            tokens[i] = text
-        _check_added(data.get("added_tokens", []), ids, path)
-        whole = [text for text in tokens if text is not None]
-        roles = roles_of(whole, config or {}, path)
-        unknown = whole[roles["unk"]]
-        if model.get("unk_token", unknown) != unknown:
-            where, allowed = "model.unk_token", f"{unknown}, as the configuration says"
-            raise FormatError(path, where, model["unk_token"], allowed, "unknown-field")
-        special = {whole[i]: i for i in roles.values()}
-        wrapping = post_processor.wrapping_of(data.get("post_processor"), special, path)
-        if wrapping and wrapping.single != around(roles["cls"], roles["sep"]).single:
-            where, found = "post_processor.single", data["post_processor"].get("single")
-            raise FormatError(path, where, found, "[CLS] A [SEP]", "unknown-field")
-        return cls(whole, roles, settings, path, wrapping)
+        return cls(wordpiece_json.from_json(data, config or {}, path), path)
 
     @classmethod
     def from_vocab(cls, text: str, config: Mapping[str, Any] | None, path: str) -> WordPiece:
         """The tokenizer of a vocab.txt, one token a line, with what tokenizer_config.json says."""
-        # TRAP: not splitlines, which also cuts at characters that can be tokens (U+2028, say).
-        tokens = text.replace("\r\n", "\n").removesuffix("\n").split("\n")
-        found = config or {}
-        settings = Settings(
-            cjk=field_of(found, "tokenize_chinese_chars", bool, path, none=True) is not False,
-            lower=field_of(found, "do_lower_case", bool, path, none=True) is not False,
-            accents_off=field_of(found, "strip_accents", bool, path, none=True),
-        )
-        return cls(tokens, roles_of(tokens, found, path), settings, path)
+        beside = Beside(os.path.dirname(path), config)
+        data, settings = resolve(wordpiece_json.of_lines(text), beside, path, whole=False)
+        return cls.from_json(data, settings, path)
 
-    def words(self, text: str) -> list[str]:
-        """Cleaned words and single signs, in order."""
+    def _normal(self, text: str) -> str:
+        """Cleaned text, its accents off and its case lowered as the file asks for it."""
         settings = self.settings
         if settings.clean or settings.cjk:
             text = text.translate(self._kept)
         if settings.strips and not text.isascii():
-            marks = unicodedata.normalize("NFD", text)
-            text = "".join(c for c in marks if not is_mark(c))
+            text = "".join(c for c in nfd(text) if not is_mark(c))
         if settings.lower:
             # Character by character: the library knows no final sigma.
             text = text.lower() if text.isascii() else "".join(c.lower() for c in text)
+        return text
+
+    def words(self, text: str) -> list[str]:
+        """The words and single signs of a text that is clean, in order."""
         found: list[str] = []
         for word in text.split():
             if word.isalnum():
@@ -247,7 +173,18 @@ class WordPiece:
 
         What comes before a text (`after`) makes no difference here; it does in sentencepiece.py.
         """
-        return list(chain.from_iterable(map(self._words.__getitem__, self.words(text))))
+        ids: list[int] = []
+        for n, part in enumerate(self._raw.cut(text)):  # every second part is an added token
+            if n % 2:
+                ids.append(self._raw.ids[part])
+                continue
+            for k, inner in enumerate(self._normalized.cut(self._normal(part))):
+                if k % 2:
+                    ids.append(self._normalized.ids[inner])
+                else:
+                    words = self.words(inner)
+                    ids.extend(chain.from_iterable(map(self._words.__getitem__, words)))
+        return ids
 
     def _split(self, word: str) -> list[int]:
         """The longest piece at the front, then the longest that goes on, until the end."""
@@ -309,7 +246,7 @@ class WordPiece:
 
     def files(self) -> dict[str, bytes]:
         """tokenizer.json, tokenizer_config.json and vocab.txt, the same bytes every time."""
-        return to_files(self)
+        return wordpiece_json.to_files(self.vocab)
 
 
 def is_sign(character: str) -> bool:
@@ -327,80 +264,3 @@ def is_mark(character: str) -> bool:
 def is_hidden(character: str) -> bool:
     """A control or format character, or one of private use."""
     return HIDDEN.get(character, unicodedata.category(character) in ("Cc", "Cf", "Co", "Cs"))
-
-
-def roles_of(tokens: Sequence[str], config: Mapping[str, Any], path: str) -> dict[str, int]:
-    """The ids of [UNK], [CLS], [SEP], [PAD] and [MASK], or of what the configuration names."""
-    ids = {text: i for i, text in enumerate(tokens)}
-    roles = {}
-    for role in SPECIAL:
-        named = config.get(f"{role}_token")
-        named = f"[{role.upper()}]" if named is None else named
-        text = named.get("content") if isinstance(named, dict) else named
-        if isinstance(text, str) and text in ids:
-            roles[role] = ids[text]
-        elif role != "mask":
-            allowed = "a token of the vocabulary"
-            raise FormatError(path, f"{role}_token", text, allowed, "missing-field")
-    return roles
-
-
-def _check_added(rows: object, ids: Mapping[str, Any], path: str) -> None:
-    """Added tokens may only name special ones that the vocabulary has."""
-    if type(rows) is not list:
-        raise FormatError(path, "added_tokens", rows, "a list", "bad-type")
-    for n, row in enumerate(rows):
-        where = f"added_tokens[{n}]"
-        if type(row) is not dict or type(row.get("content")) is not str:
-            raise FormatError(path, where, row, "an object with a content", "bad-type")
-        same = type(row.get("id")) is int and ids.get(row["content"]) == row["id"]
-        if row.get("special") is not True or not same:
-            allowed = "a special token with its id in model.vocab"
-            raise FormatError(path, where, row, allowed, "unknown-field")
-
-
-def to_files(tokenizer: WordPiece) -> dict[str, bytes]:
-    settings, tokens = tokenizer.settings, tokenizer.tokens
-    names = {role: tokens[getattr(tokenizer, role)] for role in SPECIAL if role != "mask"}
-    if tokenizer.mask is not None:
-        names["mask"] = tokens[tokenizer.mask]
-    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
-
-    data = {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": [
-            {"id": i, "content": name, **flags, "special": True}
-            for name, i in tokenizer.special.items()
-        ],
-        "normalizer": {
-            "type": "BertNormalizer",
-            "clean_text": settings.clean,
-            "handle_chinese_chars": settings.cjk,
-            "strip_accents": settings.accents_off,
-            "lowercase": settings.lower,
-        },
-        "pre_tokenizer": {"type": "BertPreTokenizer"},
-        "post_processor": post_processor.to_json(tokenizer.wrapping, tokens),
-        "decoder": {"type": "WordPiece", "prefix": settings.prefix, "cleanup": settings.clean_up},
-        "model": {
-            "type": "WordPiece",
-            "unk_token": names["unk"],
-            "continuing_subword_prefix": settings.prefix,
-            "max_input_chars_per_word": settings.longest_word,
-            "vocab": {token: i for i, token in enumerate(tokens)},
-        },
-    }
-    config = {
-        "tokenizer_class": "BertTokenizer",
-        "do_lower_case": settings.lower,
-        "strip_accents": settings.accents_off,
-        "tokenize_chinese_chars": settings.cjk,
-        **{f"{role}_token": name for role, name in names.items()},
-    }
-    return {
-        "tokenizer.json": (json.dumps(data, ensure_ascii=False) + "\n").encode(),
-        "tokenizer_config.json": (json.dumps(config, ensure_ascii=False, indent=2) + "\n").encode(),
-        "vocab.txt": ("\n".join(tokens) + "\n").encode(),
-    }

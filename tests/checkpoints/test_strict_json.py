@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from minift.checkpoints import strict_json
 from minift.checkpoints.strict_json import parse, uncollected
 from minift.errors import FormatError
 
@@ -88,6 +89,10 @@ BAD = {
     "a control character in a text": (b'"\x01"', "bad-json"),
     "NUL at the end": (b"{}\0", "bad-json"),
     "a bad escape": (b'"\\x41"', "bad-json"),
+    "deep nesting beside a surrogate": (
+        b'{"a":"\\ud800","b":' + b"[" * 5000 + b"]" * 5000 + b"}",
+        "limit",
+    ),
     "quotes without end": (b'"' + b'\\"' * 400_000, "bad-json"),
     "quotes without end, cut in an escape": (b'"' + b'\\"' * 400_000 + b"\\", "bad-json"),
 }
@@ -118,6 +123,17 @@ def test_limit_of_bytes() -> None:
     with pytest.raises(FormatError) as caught:
         read(b"[10]", limit=3)
     assert caught.value.code == "too-large"
+
+
+def test_integers_of_a_configuration_may_be_longer_than_those_of_a_header(tmp_path: Path) -> None:
+    """transformers writes int(1e30) wherever no limit is set."""
+    path = tmp_path / "tokenizer_config.json"
+    for number in (int(1e30), -(10**63), 10**63):
+        path.write_text(json.dumps({"model_max_length": number, "same": 1e30}))
+        assert strict_json.read(path) == {"model_max_length": number, "same": 1e30}
+    path.write_text(json.dumps({"model_max_length": 10**64}))
+    with pytest.raises(FormatError, match="integers of at most 64 digits"):
+        strict_json.read(path)
 
 
 def test_memory_stays_near_the_size_of_the_input() -> None:
