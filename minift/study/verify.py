@@ -88,11 +88,6 @@ def verify(model: Transformer, against: Mapping[str, Tensor] | None = None) -> V
     verdict.not_finite += [name for name, x in states.items() if not bool(x.isfinite().all())]
     if against is None:
         return verdict
-    for name in against:
-        if name not in states:
-            raise ConfigError(
-                f"verify: {one_line(name)} is there, and this model has no such layer"
-            )
     for name, mine in states.items():
         if name not in against or against[name].shape != mine.shape:
             there = tuple(against[name].shape) if name in against else "nothing"
@@ -102,6 +97,11 @@ def verify(model: Transformer, against: Mapping[str, Tensor] | None = None) -> V
         verdict.largest = max(verdict.largest, difference)
         if verdict.first is None and not difference <= TOLERANCE:  # NaN differs
             verdict.first = (name, difference)
+    for name in against:
+        if name not in states:
+            raise ConfigError(
+                f"verify: {one_line(name)} is there, and this model has no such layer"
+            )
     return verdict
 
 

@@ -94,7 +94,7 @@ def hostile() -> dict[str, tuple[Callable[[Path], object], str]]:
         "no width": (sound | {"block 0": torch.zeros(24, 0)}, said, "bad-type"),
         "other positions": (sound | {"block 0": torch.zeros(23, 16)}, said, "config"),
         "a layer too few": ({n: x for n, x in sound.items() if n != "head"}, said, "config"),
-        "a layer too many": (sound | {"block 7\x1b[2J": torch.zeros(24, 16)}, said, "config"),
+        "a layer too many": (sound | {"block 7\u202e": torch.zeros(24, 16)}, said, "config"),
         "no layers": ({}, said, "config"),
         "a model's weights": (sound, None, "config"),
         "of another kind": (sound, {"format": "pt"}, "config"),
