@@ -34,7 +34,7 @@ def ask(python: str, script: str, *words: object) -> None:
 
 
 def answers(
-    python: str, script: str, work: Path, jobs: Sequence[Mapping[str, Any]]
+    python: str, script: str, work: Path, jobs: Sequence[Mapping[str, Any]] | Mapping[str, Any]
 ) -> Mapping[str, np.ndarray]:
     """What it says of `jobs`, handed over as JSON: arrays by name."""
     job, out = work / "job.json", work / "out.npz"

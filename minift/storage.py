@@ -33,6 +33,7 @@ except ImportError:  # Windows: no locks, so nothing that another run left behin
     fcntl = None  # type: ignore[assignment]
 
 Chunks = bytes | Iterable[bytes | memoryview]
+Check = Callable[[str], object]
 
 _TMP, _DEAD = ".minift-tmp-", ".minift-dead-"  # fixed length: the target's name may fill 255 bytes
 _PIECE = 8 << 20  # bytes handed to one write call
@@ -61,8 +62,11 @@ def _io(call: Callable[..., Any], *args: Any) -> Any:
 # ---- writing -------------------------------------------------------------------------------------
 
 
-def write_file(path: str | os.PathLike[str], chunks: Chunks) -> None:
-    """Make `path` hold `chunks`, replacing a file that is there, or leave it as it was."""
+def write_file(path: str | os.PathLike[str], chunks: Chunks, *, then: Check | None = None) -> None:
+    """Make `path` hold `chunks`, replacing a file that is there, or leave it as it was.
+
+    `then` is given the finished file under its temporary name; what it raises undoes all.
+    """
     target = _resolve(path)
     with _reported(target) as done, contextlib.ExitStack() as held:
         old = _status(target)
@@ -75,6 +79,8 @@ def write_file(path: str | os.PathLike[str], chunks: Chunks) -> None:
             if old is not None:
                 _io(os.chmod, tmp, stat.S_IMODE(old.st_mode))
             _io(os.fsync, fd)
+            if then is not None:
+                then(tmp)
             _io(os.replace, tmp, target)
         except BaseException:
             _remove(tmp)
@@ -84,10 +90,15 @@ def write_file(path: str | os.PathLike[str], chunks: Chunks) -> None:
 
 
 def write_folder(
-    path: str | os.PathLike[str], files: Mapping[str, Chunks], *, overwrite: bool = False
+    path: str | os.PathLike[str],
+    files: Mapping[str, Chunks],
+    *,
+    overwrite: bool = False,
+    then: Check | None = None,
 ) -> None:
     """Make `path` a folder of exactly these files, or leave what was there as it was.
 
+    `then` is given the finished folder under its temporary name; what it raises undoes all.
     An existing folder is replaced only with `overwrite`, and only if it holds nothing but plain
     files: a run folder or a home directory given by mistake is refused, not deleted.
     """
@@ -108,6 +119,8 @@ def write_folder(
             if old is not None:
                 _io(os.chmod, tmp, stat.S_IMODE(old.st_mode))
             _fsync_folder(fd)
+            if then is not None:
+                then(tmp)
             outdated = _put_in_place(tmp, target, held) if old is not None else None
             if old is None:
                 _io(os.rename, tmp, target)

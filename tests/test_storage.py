@@ -646,3 +646,26 @@ def test_two_writers_may_make_the_same_folder(tmp_path, monkeypatch):
     (tmp_path / "c").write_text("a file")
     with pytest.raises(StorageError):
         write_file(tmp_path / "c" / "file", b"text")
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_what_looks_at_the_finished_may_refuse_it(tmp_path: Path, there: bool) -> None:
+    seen = []
+
+    def refuse(written: str) -> None:
+        place = Path(written)
+        seen.append({p.name: p.read_bytes() for p in place.iterdir()} if place.is_dir()
+                    else place.read_bytes())  # fmt: skip
+        raise ConfigError("no")
+
+    if there:
+        write_file(tmp_path / "file", b"old")
+        write_folder(tmp_path / "folder", {"a": b"old"})
+    with pytest.raises(ConfigError, match="no"):
+        write_file(tmp_path / "file", [b"n", b"ew"], then=refuse)
+    with pytest.raises(ConfigError, match="no"):
+        write_folder(tmp_path / "folder", {"a": b"new"}, overwrite=True, then=refuse)
+    assert seen == [b"new", {"a": b"new"}]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "folder"] * there
+    if there:
+        assert (tmp_path / "file").read_bytes() == (tmp_path / "folder/a").read_bytes() == b"old"

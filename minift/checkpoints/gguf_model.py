@@ -25,6 +25,7 @@ from minift.kernels.quantized.linear import dense_tensors
 from minift.model.config import ModelConfig
 from minift.model.rope import frequencies
 from minift.model.transformer import Transformer
+from minift.storage import Check
 from minift.tokenizers.byte_bpe import ByteBPE
 from minift.tokenizers.interface import Tokenizer
 from minift.tokenizers.sentencepiece import SentencePiece
@@ -136,8 +137,12 @@ def write(
     kind: str,
     *,
     overwrite: bool = False,
+    then: Check | None = None,
 ) -> None:
-    """Write the file, whole or not at all; one that is there is replaced only if told."""
+    """Write the file, whole or not at all; one that is there is replaced only if told.
+
+    `then` looks at the finished file before it gets its name.
+    """
     check_free(path, overwrite)
     tensors = weights(model)
     kinds = {name: gguf_write.stored_as(kind, tuple(t.shape)) for name, t in tensors.items()}
@@ -153,7 +158,7 @@ def write(
         raise ConfigError("gguf: only byte-level BPE and sentencepiece vocabularies can be written")
     metadata |= {"general.file_type": FILE_TYPES[kind], "general.quantization_version": 2}
     metadata |= tokenizer.gguf(model.config.vocab)
-    gguf_write.write(path, metadata, tensors, kinds)
+    gguf_write.write(path, metadata, tensors, kinds, then=then)
 
 
 def check_free(path: str | os.PathLike[str], overwrite: bool) -> None:

@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor
 
+from minift.checkpoints.finite import check_finite, is_finite
 from minift.checkpoints.gguf import (
     ALIGNMENT,
     ARRAY,
@@ -36,7 +37,7 @@ from minift.checkpoints.safetensors import name_problem
 from minift.errors import ConfigError, one_line
 from minift.kernels.quantized.quantize import PACK, quantize
 from minift.kernels.quantized.reference import BLOCKS
-from minift.storage import free_space, write_file
+from minift.storage import Check, free_space, write_file
 
 I32, F32 = 5, 6
 KINDS = ("F32", "F16", "BF16", *PACK)
@@ -101,11 +102,13 @@ def write(
     metadata: Mapping[str, Value],
     tensors: Mapping[str, Tensor],
     kinds: Mapping[str, str],
+    *,
+    then: Check | None = None,
 ) -> None:
-    """Write a file, whole or not at all."""
+    """Write a file, whole and let through by `then`, or not at all."""
     chunks = encode(metadata, tensors, kinds)
     free_space(path, sum(size_of(kinds[name], tuple(t.shape)) for name, t in tensors.items()))
-    write_file(path, chunks)
+    write_file(path, chunks, then=then)
 
 
 def size_of(kind: str, shape: tuple[int, ...]) -> int:
@@ -118,12 +121,11 @@ def pieces(name: str, tensor: Tensor, kind: str) -> Iterator[Tensor]:
     """The tensor's bytes, a few megabytes at a time; refuses weights that are lost in this kind."""
     for part in tensor.detach().reshape(-1).split(PIECE):  # PIECE is a multiple of every block
         wide = part.cpu().float()
-        if not bool(torch.isfinite(wide).all()):
-            raise ConfigError(f'gguf: tensor "{name}" holds a weight that is not finite')
+        check_finite("gguf", [(name, wide)])
         try:
             if kind in PLAIN:
                 stored = wide.to(PLAIN[kind])
-                if not bool(torch.isfinite(stored).all()):
+                if not is_finite(stored):
                     raise OverflowError(f"a weight beyond {kind}")
                 yield stored.contiguous().view(torch.uint8)
             else:

@@ -11,12 +11,13 @@ from torch import Tensor
 
 from minift.checkpoints import gguf_model, safetensors
 from minift.checkpoints.families import FAMILIES, config_to_json
+from minift.checkpoints.finite import check_finite
 from minift.checkpoints.mapping import HOW, fill, pairs
 from minift.errors import ConfigError
 from minift.kernels.quantized.linear import dense_tensors
 from minift.model.transformer import Transformer
 from minift.model.unfilled import unfilled
-from minift.storage import write_folder
+from minift.storage import Check, write_folder
 from minift.tokenizers.interface import Tokenizer
 
 NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float64: "float64"}
@@ -28,14 +29,16 @@ def save(
     path: str | os.PathLike[str],
     *,
     overwrite: bool = False,
+    then: Check | None = None,
 ) -> None:
     """Write a Hugging Face folder, or a GGUF file where `path` ends so; whole or not at all.
 
     The folder holds config.json, model.safetensors and the tokenizer's files; the file is F32, or
     BF16 where the model is (`export` has the other kinds). A base in few bits is written as the
     values that it computes with: the saved model says the same, at its dense size. Raises
-    ConfigError where something is attached to the model (merge first, or save the adapter) and
-    where `path` exists; StorageError where the disk refuses.
+    ConfigError where something is attached to the model (merge first, or save the adapter), where
+    a weight is not finite and where `path` exists; StorageError where the disk refuses. `then`
+    looks at what was written before it gets its name, and what it raises leaves nothing behind.
     """
     if is_changed(model):
         raise ConfigError(
@@ -43,14 +46,14 @@ def save(
         )
     if os.fspath(path).endswith(".gguf"):
         kind = "BF16" if model.embed.weight.dtype == torch.bfloat16 else "F32"
-        gguf_model.write(model, tokenizer, path, kind, overwrite=overwrite)
+        gguf_model.write(model, tokenizer, path, kind, overwrite=overwrite, then=then)
         return
     generation = {"eos_token_id": tokenizer.eos}
     for name, value in (("bos_token_id", tokenizer.bos), ("pad_token_id", tokenizer.pad)):
         if value is not None:
             generation[name] = value
     files = folder_files(model, generation) | tokenizer.files()
-    write_folder(path, files, overwrite=overwrite)
+    write_folder(path, files, overwrite=overwrite, then=then)
 
 
 def folder_files(
@@ -68,6 +71,7 @@ def folder_files(
         for one, other in family.folder.copies.items():  # the bias, whose readers tie it or do not
             if fill(one, prefix) not in tensors:
                 tensors[fill(one, prefix)] = tensors[fill(other, prefix)].clone()
+    check_finite("save", tensors.items())
     config = config_to_json(model.config, NAMES[model.embed.weight.dtype])
     return {
         "config.json": as_json(dict(roles) | config),

@@ -25,6 +25,7 @@ from minift.data.read import Records, open_records, unescape_template
 from minift.data.split import Rows
 from minift.errors import ConfigError, one_line
 from minift.model.transformer import Transformer
+from minift.peft.adapters import room_left
 from minift.peft.files import adapter_folder, load_adapter, stored
 from minift.peft.methods import attach
 from minift.runtime import device_of
@@ -48,7 +49,7 @@ def classify(parsed: Parsed, screen: Screen) -> int:
     device = device_of(parsed.flag("device"))
     dtype = base_dtype(parsed.flag("dtype"), config.threads, device)
     model, tokenizer = load(name, dtype=dtype, device=device, base=base)
-    most = longest(parsed, before_run, model)
+    most = longest(parsed, before_run, model, LONGEST)
     model = with_labels(model, labels, seed=config.seed)
     screen.say(headline())
     if base is not None:
@@ -117,12 +118,15 @@ def trained(adapter: str | None) -> Mapping[str, Any]:
 
 def read(parsed: Parsed, labels: tuple[str, ...], run: Mapping[str, Any], path: str) -> Records:
     """The data file: as the options say, else as in training, else its text and label."""
-    template, target = parsed.flag("template"), parsed.flag("target")
+    template, target, pair = (parsed.flag(name) for name in ("template", "target", "pair"))
+    if pair is None and template is None:
+        pair = word(run, "pair", "") or None
     return open_records(
         path,
         template=word(run, "template", TEXT) if template is None else unescape_template(template),
         target=word(run, "target", LABEL) if target is None else target,
         labels=labels,
+        pair=unescape_template(pair) if pair is not None else None,
         limit=parsed.flag("limit"),
     )
 
@@ -132,20 +136,24 @@ def word(run: Mapping[str, Any], key: str, usual: str) -> str:
     return found if isinstance(found, str) else usual
 
 
-def longest(parsed: Parsed, run: Mapping[str, Any], model: Transformer) -> int:
-    """Tokens of a text: as given, else as in training; never more than the model has places."""
+def longest(
+    parsed: Parsed, run: Mapping[str, Any], model: Transformer, usual: int | None = None
+) -> int:
+    """Tokens of a text: as given, in training or usual; never more than the model has room for."""
+    room = room_left(model)
+    if "max_length" in parsed.given:
+        most: int = parsed.flag("max_length")
+        if most > room:
+            raise ConfigError(f"--max-length: found {most}, allowed at most {room}, "
+                              "the model's context")  # fmt: skip
+        return most
     found = run.get("max_length")
-    usual = found if type(found) is int and found >= 3 else LONGEST
-    most = parsed.flag("max_length") if "max_length" in parsed.given else usual
-    if "max_length" in parsed.given and most > model.config.context:
-        raise ConfigError(f"--max-length: found {most}, allowed at most {model.config.context}, "
-                          "the model's context")  # fmt: skip
-    return min(most, model.config.context)
+    return min(found if type(found) is int and found >= 3 else usual or room, room)
 
 
 def show_example(screen: Screen, objective: Classification) -> None:
     """One real text as the model will read it, and what it shall say."""
-    ids, label = objective.encode(0)
+    ids, _, label = objective.encode(0)
     text = objective.tokenizer.decode(ids, skip_special=False).replace("\n", "⏎")
     shown = text if len(text) <= 220 else f"{text[:110]} … {text[-110:]}"
     learned = screen.learned(objective.labels[label])

@@ -13,6 +13,7 @@ from minift.cli.screen import Screen
 from minift.cli.train import read
 from minift.data.read import Records
 from minift.data.split import Rows
+from minift.errors import ConfigError
 from minift.model.transformer import Transformer
 from minift.runtime import tuned
 from minift.tokenizers.interface import Tokenizer
@@ -24,6 +25,8 @@ def eval(parsed: Parsed, screen: Screen) -> int:
     labels = labels_of(parsed)
     if labels:
         return score(parsed, screen, labels)
+    if parsed.flag("pair") is not None:
+        raise ConfigError("--pair is for classifiers, which read two texts; this model is none")
     records = read(parsed, parsed.need("data"))
     model, tokenizer = open_model(parsed)
     if records.labels:

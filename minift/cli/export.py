@@ -11,6 +11,7 @@ from minift.errors import ConfigError
 
 
 def export(parsed: Parsed, screen: Screen) -> int:
+    from minift.checkpoints.labels import with_labels
     from minift.checkpoints.open import load
     from minift.cli.models import base_kind
     from minift.peft.export import export as write
@@ -21,13 +22,15 @@ def export(parsed: Parsed, screen: Screen) -> int:
         raise ConfigError(f"out: {out} exists; choose another, or --overwrite")
     if any(os.path.exists(folder / CONFIG) for folder in (place, place / "adapter")):
         adapter = stored(place)
-        if adapter.classifies:
-            raise ConfigError(f"{place} is a classifier, for which minift merge writes a folder")
+        if adapter.classifies and to != "hf":
+            raise ConfigError(f"{place} is a classifier, for which there is --to hf")
         name = parsed.flag("model") or adapter.base
         if not name:
             where = adapter.folder
             raise ConfigError(f"{where} does not say which model it was trained on: add --model")
         model, tokenizer = load(name, base=base_kind(parsed.flag("base"), adapter))
+        if adapter.labels:
+            model = with_labels(model, adapter.labels)
         load_adapter(model, adapter.folder)
     else:
         if to == "gguf-lora":
@@ -36,11 +39,14 @@ def export(parsed: Parsed, screen: Screen) -> int:
     done = write(
         model, tokenizer, out, to=to, dtype=parsed.flag("dtype"), overwrite=parsed.flag("overwrite")
     )
+    kl = "" if done.kl is None else f", mean KL {done.kl:.1e} nats"
     text = (
-        f"exported     {done.path} · {done.kind}, {megabytes(done.bytes)} · read back: logits "
-        f"within {done.logit:.1e}, mean KL {done.kl:.1e} nats on {done.tokens} tokens, "
-        f"greedy text the same for {done.same} of {done.texts}"
+        f"exported     {done.path} · {done.kind}, {megabytes(done.bytes)} · read back: {done.what} "
+        f"within {done.logit:.1e}{kl} on {done.tokens} tokens"
     )
+    if done.same is not None:
+        what = "label" if done.what == "scores" else "greedy text"
+        text += f", {what} the same for {done.same} of {done.texts}"
     data = {"out": str(done.path), "kind": done.kind, "bytes": done.bytes, "kl": done.kl}
     screen.result(text, data | {"logit_difference": done.logit, "same_texts": done.same})
     return 0

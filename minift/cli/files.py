@@ -129,7 +129,7 @@ def merge(parsed: Parsed, screen: Screen) -> int:
     from minift.checkpoints.open import load
     from minift.checkpoints.save import save
     from minift.cli.models import base_dtype, base_kind
-    from minift.peft.export import PROBES
+    from minift.peft.export import COMPARED, PROBES
     from minift.peft.files import load_adapter, stored
     from minift.peft.merge import merge as fold
     from minift.peft.merge import merge_error
@@ -151,17 +151,22 @@ def merge(parsed: Parsed, screen: Screen) -> int:
     merged = fold(model)
     probe = torch.tensor([[i for text in PROBES for i in tokenizer.encode(text)]])
     error = merge_error(model, merged, probe[:, : model.config.context])
-    most, forced = parsed.flag("max_kl"), parsed.flag("force")
-    if not error.kl <= most and not forced:
+    most, kl = parsed.flag("max_kl"), error.kl
+    if not math.isfinite(error.logit + (kl or 0.0)):  # nothing forces that
         raise ConfigError(
-            f"merge: the merged model is {error.kl:.1e} nats from the adapted one (mean KL), "
+            "merge: the adapted or the merged model gives numbers that are not finite"
+        )
+    if kl is not None and not kl <= most and not parsed.flag("force"):
+        raise ConfigError(
+            f"merge: the merged model is {kl:.1e} nats from the adapted one (mean KL), "
             f"allowed {most:g}; --dtype float32 rounds less, --force writes it all the same"
         )
     save(merged, tokenizer, out, overwrite=parsed.flag("overwrite"))
     made_dense = "" if base is None else f"dense, from the {base} base · "
+    far = "" if kl is None else f", mean KL {kl:.1e} nats"
     text = (
-        f"merged       {out} · {made_dense}largest logit difference {error.logit:.1e}, "
-        f"mean KL {error.kl:.1e} nats on {error.tokens} tokens"
+        f"merged       {out} · {made_dense}largest {COMPARED[model.config.head][:-1]} difference "
+        f"{error.logit:.1e}{far} on {error.tokens} tokens"
     )
-    screen.result(text, {"out": out, "logit_difference": error.logit, "kl": error.kl})
+    screen.result(text, {"out": out, "logit_difference": error.logit, "kl": kl})
     return 0

@@ -22,6 +22,7 @@ TEMPLATE = (
     Flag("target", str, None, "the column that holds the answer"),
     Flag("labels", tuple, None, "words for the target's values, as negative,positive"),
 )
+PAIR = Flag("pair", str, None, "a classifier's second text, of columns; default '{text_pair}'")
 DATA = Flag("data", str, None, "a .jsonl, .csv, .tsv or .txt file", common=True)
 LIMIT = Flag("limit", int, None, "use the first rows only", least=1)
 MAX_LENGTH = Flag(
@@ -120,6 +121,7 @@ VERBS = {
             MODEL,
             DATA,
             Flag("template", str, None, "the text, made of columns; default '{text}'"),
+            PAIR,
             Flag("target", str, None, "the column that holds the label; default label"),
             Flag("labels", tuple, None, "their names, as negative,positive", common=True),
             OUT,
@@ -145,6 +147,7 @@ VERBS = {
             ADAPTER,
             DATA,
             *TEMPLATE,
+            PAIR,
             LIMIT,
             MAX_LENGTH,
             CHAT_TEMPLATE,

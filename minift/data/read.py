@@ -36,6 +36,7 @@ Record = dict[str, Any]  # one of the three shapes
 
 KINDS = {"messages": ("messages",), "prompt": ("prompt", "completion"), "text": ("text",)}
 ROLES = ("system", "user", "assistant")
+PAIR = "text_pair"  # beside a template that is the field "text" alone, its second text
 NAMED = 100  # columns that an error compares with or lists; a file may have a million
 
 
@@ -52,6 +53,7 @@ class Records(Sequence[Record]):
         template: str | None = None,
         target: str | None = None,
         labels: Sequence[str] | None = None,
+        pair: str | None = None,
         limit: int | None = None,
     ):
         self.path = Path(path)
@@ -66,7 +68,7 @@ class Records(Sequence[Record]):
         self._data = _mapped(self.path)
         spans, new_parser = READERS[suffix]
         self._parse = new_parser()
-        self._template, self._target = template, target
+        self._template, self._target, self._pair = template, target, pair
         self._index(spans(self._data, self._checked_start(suffix)), limit)
         self.sha256 = hashlib.sha256(self._data).hexdigest()
         self._check_unchanged()
@@ -109,6 +111,11 @@ class Records(Sequence[Record]):
     @property
     def target(self) -> str | None:
         return self._target
+
+    @property
+    def pair(self) -> str | None:
+        """The template of the second text, where the rows have one."""
+        return self._pair
 
     def __len__(self) -> int:
         return len(self._lines)
@@ -153,12 +160,21 @@ class Records(Sequence[Record]):
         if self._template is not None or self._target is not None:
             if self._template is None or self._target is None:
                 raise ConfigError("template and target go together: the prompt and the answer")
-            self._fill = parse_template(self._template, list(first))
-            if any(name == self._target for _, name in self._fill):
-                raise ConfigError(f'the template shows the target "{self._target}" in the prompt')
+            if self._pair is None and self._template == "{text}" and PAIR in first:
+                self._pair = f"{{{PAIR}}}"
+            self._fills = [
+                parse_template(template, list(first))
+                for template in (self._template, self._pair)
+                if template is not None
+            ]
+            if any(name == self._target for fill in self._fills for _, name in fill):
+                target = one_line(self._target)
+                raise ConfigError(f'the template shows the target "{target}" in the prompt')
             _known_column("target", self._target, list(first))
             self.kind = "prompt"
             return
+        if self._pair is not None:
+            raise ConfigError("pair is the template of a second text, and needs one of the first")
         kinds = [kind for kind, fields in KINDS.items() if all(name in first for name in fields)]
         if not kinds:
             # Half of a prompt and completion pair is more likely a slip than another kind.
@@ -176,8 +192,13 @@ class Records(Sequence[Record]):
 
     def _record(self, row: Row) -> Record:
         if self._template is not None:
-            prompt = self._prompt(row)
-            return {"prompt": prompt, "completion": self._answer(row, prompt)}
+            prompt, *pair = (_filled(row, fill) for fill in self._fills)
+            record = {"prompt": prompt, "completion": self._answer(row, prompt)}
+            if pair:
+                record["pair"] = pair[0]
+            elif PAIR in row and self._template == "{text}":
+                raise Problem(PAIR, shown(row[PAIR]), "no such field, as in the first row")
+            return record
         if self.kind == "prompt":
             prompt = _text(row, "prompt")
             if self.labels is not None:
@@ -186,12 +207,6 @@ class Records(Sequence[Record]):
         if self.kind == "messages":
             return {"messages": _messages(row)}
         return {"text": _text(row, "text")}
-
-    def _prompt(self, row: Row) -> str:
-        shown_fields = {name: _cell(row, name) for _, name in self._fill if name is not None}
-        if not any(text.strip() for text in shown_fields.values()):
-            raise Problem(next(iter(shown_fields)), "an empty text", "text")
-        return "".join(text if name is None else shown_fields[name] for text, name in self._fill)
 
     def _answer(self, row: Row, prompt: str) -> str:
         assert self._target is not None
@@ -241,6 +256,7 @@ def open_records(
     template: str | None = None,
     target: str | None = None,
     labels: Sequence[str] | None = None,
+    pair: str | None = None,
     limit: int | None = None,
 ) -> Records:
     """Open a data set, check each of its rows, and keep only an index of it.
@@ -250,9 +266,11 @@ def open_records(
     its number (0, 1, ...), without them free text. An answer made so gets one leading space, unless
     the prompt ends in white space or the answer starts with it; prompts and completions that the
     file itself has stay as they are. `labels` without a template hold for the field "completion".
+    `pair` is the template of a second text, for classifiers of two; beside the template "{text}" a
+    field "text_pair" is it without being named.
     `limit` reads and checks only the first rows.
     """
-    return Records(path, template=template, target=target, labels=labels, limit=limit)
+    return Records(path, template=template, target=target, labels=labels, pair=pair, limit=limit)
 
 
 def unescape_template(text: str) -> str:
@@ -336,6 +354,14 @@ def _text(row: Row, field: str) -> str:
     if not text or text.isspace():
         raise Problem(field, "an empty text", "text")
     return text
+
+
+def _filled(row: Row, fill: Sequence[tuple[str, str | None]]) -> str:
+    """A template with the fields of a row."""
+    shown_fields = {name: _cell(row, name) for _, name in fill if name is not None}
+    if not any(text.strip() for text in shown_fields.values()):
+        raise Problem(next(iter(shown_fields)), "an empty text", "text")
+    return "".join(text if name is None else shown_fields[name] for text, name in fill)
 
 
 def _cell(row: Row, field: str) -> str:

@@ -36,12 +36,13 @@ class Rows(Sequence[Record]):
     labels: tuple[str, ...] | None
     template: str | None
     target: str | None
+    pair: str | None
     sha256: str
 
     def __init__(self, records: Records | Rows, indices: Indices):
         self.records, self.indices = records, np.asarray(indices, np.int64)
         self.path, self.kind, self.labels = records.path, records.kind, records.labels
-        self.template, self.target = records.template, records.target
+        self.template, self.target, self.pair = records.template, records.target, records.pair
         # Other rows of the same file are other data: a resumed run has to notice.
         chosen = records.sha256.encode() + self.indices.astype("<i8").tobytes()
         self.sha256 = hashlib.sha256(chosen).hexdigest()

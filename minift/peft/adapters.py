@@ -41,6 +41,13 @@ def config_of(model: Transformer, name: str | None = None) -> object:
     return None if adapters is None or chosen is None else adapters.configs.get(chosen)
 
 
+def room_left(model: Transformer) -> int:
+    """Positions that a text may take: the context, less what the active adapter puts before it."""
+    adapters = adapters_of(model)
+    part = None if adapters is None else adapters.part
+    return model.config.context - getattr(part, "positions", 0)
+
+
 def check_new(model: Transformer, name: str) -> None:
     """Refuse a name that no module can have, or that the model has already."""
     if not NAME.fullmatch(name) or hasattr(nn.ModuleDict, name):

@@ -5,7 +5,9 @@
     gguf-lora  the adapter alone, likewise   F32 F16 BF16
 
 A model with an adapter attached is merged first, except for the last. The comparison is with the
-model as it was, so it holds the cost of merging, of rounding, and any mistake of writer and reader.
+model as it was, so it holds the cost of merging, of rounding, and any mistake of writer and reader:
+logits and greedy texts of a language model, logits of masked words, scores and answers of a
+classifier, hidden states of a model without a head.
 """
 
 from __future__ import annotations
@@ -16,11 +18,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from minift.checkpoints import gguf_model, gguf_write
+from minift.checkpoints.finite import check_finite, is_finite
 from minift.checkpoints.open import load
 from minift.checkpoints.save import save
 from minift.errors import ConfigError
@@ -28,7 +32,7 @@ from minift.generation.decode import decode
 from minift.model.transformer import Transformer
 from minift.peft import gguf_lora
 from minift.peft.adapters import active
-from minift.peft.merge import merge
+from minift.peft.merge import apart, merge
 from minift.runtime import tuned
 from minift.tokenizers.interface import Tokenizer
 
@@ -41,6 +45,7 @@ PROBES = (
     "Once upon a time, in a village by the sea, there lived",
 )
 NEW_TOKENS = 16  # of each greedy text
+COMPARED = {"lm": "logits", "mlm": "logits", "label": "scores", "none": "hidden states"}
 
 
 @dataclass(frozen=True)
@@ -50,11 +55,19 @@ class Exported:
     path: Path
     kind: str
     bytes: int
-    logit: float  # largest difference of a logit
-    kl: float  # mean KL(before ‖ read back) in nats a token
+    what: str  # was compared: logits, scores, or hidden states
+    logit: float  # largest difference of one
+    kl: float | None  # mean KL(before ‖ read back) in nats; None of hidden states
     tokens: int
-    same: int  # greedy texts that are equal
+    same: int | None  # greedy texts, or answers of a classifier, that are equal
     texts: int
+
+
+class Answers(NamedTuple):
+    """What a model makes of the probes."""
+
+    outputs: list[Tensor]  # (T, V), (T, D) or (1, C) of each
+    choices: list[list[int]] | None  # ids of a text, or the label; None where there is neither
 
 
 def export(
@@ -66,45 +79,74 @@ def export(
     dtype: str | None = None,
     overwrite: bool = False,
 ) -> Exported:
-    """Write `path` whole or not at all, read it back and compare; the model stays as it was."""
+    """Write `path`, read it back and compare; the model stays as it was.
+
+    Where that fails, or gives numbers that are not finite, what was at `path` before stands there.
+    """
     if to not in KINDS:
         raise ConfigError(f'to: found "{to}", allowed {", ".join(KINDS)}')
     kind = dtype or DEFAULTS[to]
     if kind is not None and kind not in KINDS[to]:
         raise ConfigError(f'dtype: found "{kind}", allowed {", ".join(KINDS[to])} for {to}')
-    prompts = [tokenizer.encode(text)[: model.config.context - NEW_TOKENS] for text in PROBES]
+    alone = to == "gguf-lora" or active(model) is None
+    plain = model if alone else merge(model)
+    check_finite("export", plain.named_parameters())
+    prompts = probes(model, tokenizer)
+    with tuned(device=model.embed.weight.device):
+        before = answers(model, prompts)
+    found: dict[str, Answers] = {}
+
+    def read_back(written: str) -> None:
+        with tuned(device=model.embed.weight.device):
+            if to == "gguf-lora":
+                with replaced(model, gguf_lora.read_back(model, written)):
+                    found["after"] = answers(model, prompts)
+            else:
+                again = load(written, dtype=model.embed.weight.dtype)[0]
+                found["after"] = answers(again, prompts)
+        for outputs in (before.outputs, found["after"].outputs):
+            if not all(map(is_finite, outputs)):
+                raise ConfigError("export: the model gives numbers that are not finite; "
+                                  "nothing was written")  # fmt: skip
+
     if to == "gguf-lora":
         assert kind is not None
-        gguf_lora.write(model, path, kind, overwrite=overwrite)
-        with tuned(device=model.embed.weight.device):
-            before = answers(model, prompts)
-            with replaced(model, gguf_lora.read_back(model, path)):
-                after = answers(model, prompts)
+        gguf_lora.write(model, path, kind, overwrite=overwrite, then=read_back)
+    elif to == "gguf":
+        assert kind is not None
+        gguf_model.write(plain, tokenizer, path, kind, overwrite=overwrite, then=read_back)
     else:
-        plain = merge(model) if active(model) is not None else model
-        if to == "gguf":
-            assert kind is not None
-            gguf_model.write(plain, tokenizer, path, kind, overwrite=overwrite)
-        else:
-            wanted = FOLDER_DTYPES.get(kind or "", plain.embed.weight.dtype)
-            if wanted != plain.embed.weight.dtype:
-                plain = copy.deepcopy(plain).to(wanted)
-            kind = str(wanted).removeprefix("torch.")
-            save(plain, tokenizer, path, overwrite=overwrite)
-        with tuned(device=model.embed.weight.device):
-            before = answers(model, prompts)
-            after = answers(load(path, dtype=model.embed.weight.dtype)[0], prompts)
-    logit, kl = differences(before[0], after[0])
+        wanted = FOLDER_DTYPES.get(kind or "", plain.embed.weight.dtype)
+        if wanted != plain.embed.weight.dtype:
+            plain = copy.deepcopy(plain).to(wanted)
+        kind = str(wanted).removeprefix("torch.")
+        save(plain, tokenizer, path, overwrite=overwrite, then=read_back)
+    after = found["after"]
+    same = None
+    if before.choices is not None and after.choices is not None:
+        same = sum(a == b for a, b in zip(before.choices, after.choices, strict=True))
+    one, other = (torch.cat(answer.outputs) for answer in (before, after))
+    logit, kl = apart(one, other, model.config.head)
     return Exported(
         path=Path(path),
         kind=kind,
         bytes=sum(part.stat().st_size for part in parts(Path(path))),
+        what=COMPARED[model.config.head],
         logit=logit,
         kl=kl,
         tokens=sum(map(len, prompts)),
-        same=sum(a == b for a, b in zip(before[1], after[1], strict=True)),
+        same=same,
         texts=len(prompts),
     )
+
+
+def probes(model: Transformer, tokenizer: Tokenizer) -> list[list[int]]:
+    """Ids of the probes; those of a language model leave room for the text that follows."""
+    context = model.config.context
+    if model.config.head == "lm":
+        room = max(1, context - NEW_TOKENS)
+        return [tokenizer.encode(text)[:room] for text in PROBES]
+    return [tokenizer.wrap(tokenizer.encode(text))[0][:context] for text in PROBES]
 
 
 def parts(path: Path) -> list[Path]:
@@ -112,24 +154,22 @@ def parts(path: Path) -> list[Path]:
 
 
 @torch.no_grad()
-def answers(model: Transformer, prompts: list[list[int]]) -> tuple[list[Tensor], list[list[int]]]:
-    """Logits (T, V) at every position of every prompt, and the greedy text after it."""
+def answers(model: Transformer, prompts: list[list[int]]) -> Answers:
+    """What the model says at every position of every prompt, and what it chooses."""
     was = model.training
     model.eval()
     try:
-        device = model.embed.weight.device
-        logits = [model(torch.tensor([ids], device=device))[0].float().cpu() for ids in prompts]
-        return logits, decode(model, prompts, max_new_tokens=NEW_TOKENS)
+        device, head = model.embed.weight.device, model.config.head
+        each = [model(torch.tensor([ids], device=device)).float().cpu() for ids in prompts]
+        outputs = each if head == "label" else [output[0] for output in each]
+        if head == "label":
+            return Answers(outputs, [scores.argmax(-1).tolist() for scores in outputs])
+        if head != "lm":
+            return Answers(outputs, None)
+        room = min(NEW_TOKENS, model.config.context - max(map(len, prompts)))
+        return Answers(outputs, decode(model, prompts, max_new_tokens=room) if room > 0 else None)
     finally:
         model.train(was)
-
-
-def differences(before: list[Tensor], after: list[Tensor]) -> tuple[float, float]:
-    """The largest difference of a logit, and the mean KL(before ‖ after) of a position."""
-    one, other = torch.cat(before), torch.cat(after)  # (positions, V)
-    logp, logq = one.log_softmax(-1), other.log_softmax(-1)
-    kl = (logp.exp() * (logp - logq)).sum(-1).mean()
-    return float((one - other).abs().max()), max(0.0, float(kl))
 
 
 @contextmanager

@@ -23,6 +23,7 @@ from minift.model.transformer import Transformer
 from minift.peft import lora
 from minift.peft.adapters import config_of
 from minift.peft.places import changes
+from minift.storage import Check
 
 KINDS = ("F32", "F16", "BF16")
 ARCHITECTURE = "general.architecture"
@@ -44,9 +45,14 @@ def attached(model: Transformer) -> dict[str, lora.Change]:
 
 
 def write(
-    model: Transformer, path: str | os.PathLike[str], kind: str = "F32", *, overwrite: bool = False
+    model: Transformer,
+    path: str | os.PathLike[str],
+    kind: str = "F32",
+    *,
+    overwrite: bool = False,
+    then: Check | None = None,
 ) -> None:
-    """Write the attached LoRA, whole or not at all."""
+    """Write the attached LoRA, whole or not at all; `then` looks at it before it gets its name."""
     if kind not in KINDS:
         raise ConfigError(f'dtype: found "{kind}", allowed {", ".join(KINDS)} for gguf-lora')
     check_free(path, overwrite)
@@ -67,7 +73,7 @@ def write(
         A, B = change.factors()
         tensors[f"{place.name}.lora_a"] = A.detach()
         tensors[f"{place.name}.lora_b"] = place.to_file(B.detach())
-    gguf_write.write(path, metadata, tensors, dict.fromkeys(tensors, kind))
+    gguf_write.write(path, metadata, tensors, dict.fromkeys(tensors, kind), then=then)
 
 
 def read_back(model: Transformer, path: str | os.PathLike[str]) -> dict[str, tuple[Tensor, Tensor]]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from minift.checkpoints.finite import check_finite
 from minift.errors import ConfigError
 from minift.kernels.quantized.linear import ENCODED, QuantizedLinear, base_of, quantized
 from minift.model.transformer import Transformer
@@ -29,7 +30,8 @@ def merge(model: Transformer, *, requantize: bool = False) -> Transformer:
     """A plain new model with the active adapter folded into its weights.
 
     Each sum is computed in float32 (or the change's precision) and rounded once. Tensors without a
-    change are shared with the original. `merge_error` says what rounding cost.
+    change are shared with the original. `merge_error` says what rounding cost. A weight that is not
+    finite, of the base, of the adapter or made by rounding, is refused.
 
     On a quantised base the linears that change become dense; with `requantize` they are encoded
     again, each as it was stored. That costs more than rounding: a small change is lost where it is
@@ -54,7 +56,9 @@ def merge(model: Transformer, *, requantize: bool = False) -> Transformer:
             new[leaf[2:] if leaf.startswith("..") else f"{path}.{leaf}"] = tensor
     if requantize:
         check_kinds(model, new)
-    return with_tensors(model, new, requantize)
+    merged = with_tensors(model, new, requantize)
+    check_finite("merge", merged.named_parameters())
+    return merged
 
 
 def check_kinds(model: Transformer, new: Mapping[str, Tensor]) -> None:
@@ -122,22 +126,32 @@ def alike(new: Mapping[str, Tensor], shared: set[str]) -> bool:
 class MergeError:
     """How far the merged model is from the adapted one, on some text."""
 
-    logit: float  # largest difference of a logit
-    kl: float  # mean KL(adapted ‖ merged) in nats a token
+    logit: float  # largest difference of a logit, a score, or a hidden state
+    kl: float | None  # mean KL(adapted ‖ merged) in nats; None between hidden states
     tokens: int
 
 
 @torch.no_grad()
 def merge_error(adapted: Transformer, merged: Transformer, tokens: Tensor) -> MergeError:
-    """Both models on the same tokens (B, T)."""
+    """Both models on the same tokens (B, T). NaN where one of them gives no finite numbers."""
     was = adapted.training
     adapted.eval()
     merged.eval()
     one, other = adapted(tokens).float(), merged(tokens).float()  # (B, T, V)
     adapted.train(was)
+    return MergeError(*apart(one, other, adapted.config.head), tokens.numel())
+
+
+def apart(one: Tensor, other: Tensor, head: str) -> tuple[float, float | None]:
+    """The largest difference, and mean KL(one ‖ other) over the last axis where a head gave them.
+
+    Both are NaN where a number is, so that no limit lets them through.
+    """
+    largest = float((one - other).abs().max())
+    if head == "none":
+        return largest, None
     logp, logq = one.log_softmax(-1), other.log_softmax(-1)
-    kl = (logp.exp() * (logp - logq)).sum(-1).mean()
-    return MergeError(float((one - other).abs().max()), max(0.0, float(kl)), tokens.numel())
+    return largest, float((logp.exp() * (logp - logq)).sum(-1).mean().clamp(min=0))
 
 
 def combine(

@@ -96,6 +96,11 @@ class Part(nn.Module):
         """Whether the files hold something else than the parameters."""
         return self.network is not None
 
+    @property
+    def positions(self) -> int:
+        """Positions that it takes of the context."""
+        return len(self.start)
+
     def flat(self) -> Tensor:
         """(P, 2 L K E): for each layer its keys, then its values."""
         return self.start if self.network is None else self.network(self.start)

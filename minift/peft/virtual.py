@@ -35,6 +35,11 @@ class Virtual(nn.Module):
         """(P, D), entering where the embeddings of tokens do."""
         raise NotImplementedError
 
+    @property
+    def positions(self) -> int:
+        """Positions that it takes of the context."""
+        return len(self.vectors())
+
     def before(self, model: Transformer, given: dict[str, Any]) -> dict[str, Any]:
         self.added, self.moved = 0, None
         cache = given.get("cache")

@@ -17,10 +17,11 @@ from torch import Tensor
 
 from minift.checkpoints import safetensors
 from minift.checkpoints.open import load_model
-from minift.errors import ConfigError
+from minift.errors import ConfigError, FormatError, one_line
 from minift.model.transformer import Transformer
 
 POSITIONS = 24
+TRACE_OF = "trace_of"  # in the metadata of a trace: the model that it is of
 TOLERANCE = 1e-3  # of the largest value of a layer
 
 
@@ -85,8 +86,9 @@ def verify(model: Transformer, against: Mapping[str, Tensor] | None = None) -> V
     ]
     states = trace(model)
     verdict.not_finite += [name for name, x in states.items() if not bool(x.isfinite().all())]
-    for name, mine in states.items() if against is not None else ():
-        assert against is not None
+    if against is None:
+        return verdict
+    for name, mine in states.items():
         if name not in against or against[name].shape != mine.shape:
             there = tuple(against[name].shape) if name in against else "nothing"
             raise ConfigError(f"verify: {name} is {tuple(mine.shape)} here, {there} there")
@@ -95,6 +97,11 @@ def verify(model: Transformer, against: Mapping[str, Tensor] | None = None) -> V
         verdict.largest = max(verdict.largest, difference)
         if verdict.first is None and not difference <= TOLERANCE:  # NaN differs
             verdict.first = (name, difference)
+    for name in against:
+        if name not in states:
+            raise ConfigError(
+                f"verify: {one_line(name)} is there, and this model has no such layer"
+            )
     return verdict
 
 
@@ -107,15 +114,25 @@ def relative(one: Tensor, other: Tensor) -> float:
 
 def save_trace(model: Transformer, path: str | os.PathLike[str]) -> None:
     """Keep a model's trace as a safetensors file, to compare other checkpoints with."""
-    safetensors.write(path, trace(model), {"trace_of": model.source})
+    safetensors.write(path, trace(model), {TRACE_OF: model.source})
 
 
 def other_trace(name: str | os.PathLike[str]) -> dict[str, Tensor]:
     """The trace in a file of `save_trace`, or that of a second checkpoint."""
-    path = Path(name)
-    if path.is_file() and path.suffix == ".safetensors":
-        file = safetensors.read(path)
-        if "trace_of" not in file.metadata:
-            raise ConfigError(f"{path}: holds no trace; give one written with --out, or a model")
-        return {layer: file.load(layer) for layer in file.tensors}
+    # os.path.isfile: pathlib's raises for a name that is too long.
+    if os.path.isfile(name) and Path(name).suffix == ".safetensors":
+        return trace_in(name)
     return trace(load_model(name))
+
+
+def trace_in(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """The layers in a file of `save_trace`."""
+    file = safetensors.read(path)
+    if TRACE_OF not in file.metadata:
+        place = one_line(os.fspath(path), 200)
+        raise ConfigError(f"{place}: holds no trace; give one written with --out, or a model")
+    for layer, entry in file.tensors.items():
+        if entry.dtype != torch.float32 or len(entry.shape) not in (1, 2) or 0 in entry.shape:
+            found = f"{entry.kind} {list(entry.shape)}"
+            raise FormatError(path, f'layer "{layer}"', found, "float32 (T, D) or (C,)", "bad-type")
+    return {layer: file.load(layer) for layer in file.tensors}

@@ -2,10 +2,11 @@
 
     loss = - log softmax(scores)_label        scores (C,): what a model `with_labels` returns
 
-A row is {"text", "label"}, the label a name or its number; or any columns, through the template,
-target and labels of `open_records`. An encoder reads the text as it was trained, [CLS] text [SEP],
-and a long text loses its end; a decoder reads the text alone (after BOS, where it has one), scores
-its last token, and a long text loses its beginning.
+A row is {"text", "label"} or, for two texts, {"text", "text_pair", "label"}, the label a name or
+its number; or any columns, through the template, pair, target and labels of `open_records`. The
+tokenizer puts around the text what the model was trained with: [CLS] text [SEP], <s> text </s>, BOS
+or nothing. Where tokens stand after the text (encoders), a long text loses its end, else (decoders,
+which score the last token) its beginning; of two texts the longer is cut first.
 """
 
 from __future__ import annotations
@@ -13,25 +14,35 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from minift.data.batches import micro_batches
-from minift.data.read import Records, open_records
+from minift.data.read import PAIR, Records, open_records
 from minift.data.split import Rows
-from minift.errors import ConfigError, EncodeError
+from minift.errors import ConfigError, EncodeError, one_line
 from minift.model.transformer import Transformer
+from minift.peft.adapters import room_left
 from minift.runtime import tuned
 from minift.tokenizers.interface import Tokenizer
-from minift.tokenizers.wordpiece import WordPiece
 from minift.train.evaluate import Accuracy
 from minift.train.objectives import WINDOW, Rowset
 
 TEXT, LABEL = "{text}", "label"  # the template and the target of a file with these two columns
-LONGEST = 256  # tokens of a text
+LONGEST = 256  # tokens of a text in training
 AT_ONCE = 4096  # tokens of a batch that is only scored
+INSIDE = -1  # stands for a text where only what is around it matters
+
+
+class Encoded(NamedTuple):
+    """What a model reads of one row, and what it shall say."""
+
+    ids: list[int]
+    types: list[int]  # the token type of each id
+    label: int
 
 
 @dataclass(frozen=True)
@@ -41,6 +52,7 @@ class Batch:
     tokens: Tensor  # (B, T)
     mask: Tensor  # (B, T) True where a token is real
     labels: Tensor  # (B,)
+    types: Tensor | None = None  # (B, T) token types, where they are not all 0
 
     @property
     def count(self) -> int:
@@ -55,8 +67,8 @@ class Classification:
     """Learn the label of a text.
 
     `train` and `held_out` are paths, or what `open_records` returned for a template, a target and
-    `labels`, or sequences of {"text", "label"}. `labels` may be left out where the records have
-    them.
+    `labels`, or sequences of {"text", "label"}, with or without a "text_pair". `labels` may be left
+    out where the records have them.
     """
 
     def __init__(
@@ -77,7 +89,7 @@ class Classification:
         if not len(self.train):
             raise ConfigError("train: found no rows, allowed one or more")
         self.truncated: set[tuple[bool, int]] = set()
-        self.window: dict[int, tuple[list[int], int]] = {}  # rows whose ids are at hand
+        self.window: dict[int, Encoded] = {}  # rows whose ids are at hand
 
     @property
     def rows(self) -> int:
@@ -87,21 +99,21 @@ class Classification:
 
     def lengths(self, indices: Sequence[int]) -> list[int]:
         self.window = {i: self.encode(i) for i in indices}
-        return [len(ids) for ids, _ in self.window.values()]
+        return [len(row.ids) for row in self.window.values()]
 
-    def encode(self, i: int, held_out: bool = False) -> tuple[list[int], int]:
-        """(ids, index of the label) of one row."""
+    def encode(self, i: int, held_out: bool = False) -> Encoded:
+        """One row as the model reads it."""
         rows = self.held_out if held_out else self.train
-        text, label = text_and_label(rows, i, self.labels)
+        text, other, label = texts_and_label(rows, i, self.labels)
         try:
-            ids, cut = wrapped(self.tokenizer, text, self.max_length)
+            ids, types, cut = wrapped(self.tokenizer, text, self.max_length, other)
         except EncodeError as error:
             if isinstance(rows, Records | Rows):
                 raise rows.error(i, None, str(error), "text that the vocabulary spells") from None
             raise ConfigError(f"row {i + 1}: {error}") from None
         if cut:
             self.truncated.add((held_out, i))
-        return ids, label
+        return Encoded(ids, types, label)
 
     def batches(self, indices: Sequence[int], max_tokens: int) -> list[Batch]:
         """These rows of the training data, in pieces of at most `max_tokens` with padding."""
@@ -124,7 +136,7 @@ class Classification:
 
     def example(self) -> tuple[list[int], list[int]]:
         """The first text, of which no token is learned: what is learned is `labels[i]`."""
-        ids, _ = self.encode(0)
+        ids = self.encode(0).ids
         return ids, [0] * len(ids)
 
     def summary(self) -> dict[str, object]:
@@ -137,6 +149,8 @@ class Classification:
                 facts[f"{name}_file"], facts[f"{name}_sha256"] = str(rows.path), rows.sha256
         if isinstance(self.train, Records | Rows):  # so that others can be read the same way
             facts["template"], facts["target"] = self.train.template, self.train.target
+            if self.train.pair is not None:
+                facts["pair"] = self.train.pair
         return facts
 
 
@@ -145,11 +159,14 @@ def class_accuracy(
     tokenizer: Tokenizer,
     data: str | os.PathLike[str] | Rowset,
     *,
-    max_length: int = LONGEST,
+    max_length: int | None = None,
     threads: int | None = None,
     progress: Callable[[int], object] = lambda rows: None,
 ) -> tuple[Accuracy, Tensor]:
-    """How often the highest score is that of the right label, and log p of every label (N, C)."""
+    """How often the highest score is that of the right label, and log p of every label (N, C).
+
+    `max_length`: tokens of a text, by default as many as the model has positions for.
+    """
     labels = model.config.labels
     if model.config.head != "label":
         raise ConfigError(
@@ -159,10 +176,11 @@ def class_accuracy(
     if there is not None and there != labels:
         raise ConfigError(f"labels: found {', '.join(there)}, allowed the model's own, "
                           f"{', '.join(labels)}")  # fmt: skip
-    objective = Classification(tokenizer, data, labels=labels, max_length=max_length)
+    most = room_left(model) if max_length is None else max_length
+    objective = Classification(tokenizer, data, labels=labels, max_length=most)
     with tuned(threads, model.embed.weight.device):
         logp = logprobs(model, objective, progress)
-    gold = torch.tensor([text_and_label(objective.train, i, labels)[1] for i in range(len(logp))])
+    gold = torch.tensor([texts_and_label(objective.train, i, labels)[2] for i in range(len(logp))])
     return Accuracy(int((logp.argmax(1) == gold).sum()), len(gold)), logp
 
 
@@ -189,7 +207,10 @@ def logprobs(
 def scores_of(model: Transformer, batch: Batch) -> Tensor:
     """(B, C), where the model is."""
     device = model.embed.weight.device
-    return model(batch.tokens.to(device), mask=batch.mask.to(device))
+    # A model with one token type, or none, has no use for those of its tokenizer.
+    used = batch.types is not None and model.config.token_types > 1
+    types = batch.types.to(device) if used and batch.types is not None else None
+    return model(batch.tokens.to(device), mask=batch.mask.to(device), token_types=types)
 
 
 # ---- rows ----------------------------------------------------------------------------------------
@@ -212,20 +233,23 @@ def texts_of(data: str | os.PathLike[str] | Rowset, labels: Sequence[str]) -> Ro
     return data
 
 
-def text_and_label(rows: Rowset, i: int, labels: Sequence[str]) -> tuple[str, int]:
+def texts_and_label(rows: Rowset, i: int, labels: Sequence[str]) -> tuple[str, str | None, int]:
+    """The text, the second text where there is one, and the index of the label."""
     row = rows[i]
     if isinstance(rows, Records | Rows):
         found = rows.label_index(i)
         if found is None:
             raise ConfigError(f"{rows.path}: opened without labels; give template, target, labels")
-        return str(row["prompt"]), found
-    return str(text_in(row, i)), index_of(row, i, labels)
+        other = str(row["pair"]) if rows.pair is not None else None
+        return str(row["prompt"]), other, found
+    second = text_in(row, i, PAIR) if row.get(PAIR) is not None else None
+    return text_in(row, i, "text"), second, index_of(row, i, labels)
 
 
-def text_in(row: Mapping[str, object], i: int) -> str:
-    text = row.get("text")
+def text_in(row: Mapping[str, object], i: int, field: str) -> str:
+    text = row.get(field)
     if not isinstance(text, str) or not text.strip():
-        raise ConfigError(f'row {i + 1}: field "text": found {text!r}, allowed text')
+        raise ConfigError(f'row {i + 1}: field "{field}": found {one_line(text)}, allowed text')
     return text
 
 
@@ -239,28 +263,57 @@ def index_of(row: Mapping[str, object], i: int, labels: Sequence[str]) -> int:
     raise ConfigError(f'row {i + 1}: field "label": found {label!r}, allowed {allowed}')
 
 
-def wrapped(tokenizer: Tokenizer, text: str, most: int) -> tuple[list[int], bool]:
-    """The ids that a model reads for a text, and whether some of it was cut off."""
-    ids = tokenizer.encode(text)
-    if isinstance(tokenizer, WordPiece):
-        return tokenizer.wrap(ids[: most - 2])[0], len(ids) > most - 2
-    head = [tokenizer.bos] if tokenizer.add_bos and tokenizer.bos is not None else []
-    room = most - len(head)
-    return head + ids[-room:], len(ids) > room
+def wrapped(
+    tokenizer: Tokenizer, text: str, most: int, other: str | None = None
+) -> tuple[list[int], list[int], bool]:
+    """Ids and token types that a model reads for a text or two, and whether some was cut off."""
+    one = tokenizer.encode(text)
+    two = None if other is None else tokenizer.encode(other)
+    added = len(tokenizer.wrap([], None if two is None else [])[0])
+    room, fewest = most - added, 1 if two is None else 2
+    if room < fewest:
+        raise ConfigError(f"max_length: found {most}, allowed {added + fewest} or more: "
+                          f"{added} special tokens stand around the text")  # fmt: skip
+    first, second = (room, 0) if two is None else shares(len(one), len(two), room)
+    # Rust's tokenizers and so transformers' cut the ids of the texts, never the tokens around them.
+    ends = tokenizer.wrap([INSIDE])[0][-1] != INSIDE
+    kept = one[:first] if ends else one[max(0, len(one) - first) :]
+    other_kept = None
+    if two is not None:
+        other_kept = two[:second] if ends else two[max(0, len(two) - second) :]
+    ids, types = tokenizer.wrap(kept, other_kept)
+    if not ids:
+        raise EncodeError("a text without a token")
+    return ids, types, len(one) + len(two or ()) > room
 
 
-def pieces(rows: Sequence[tuple[list[int], int]], max_tokens: int) -> list[tuple[list[int], Batch]]:
+def shares(one: int, two: int, room: int) -> tuple[int, int]:
+    """Tokens that two texts keep: the longer is cut to the shorter, then both to half of the room.
+
+    The rounding is that of tokenizers' `longest_first`: an odd token is the longer text's.
+    """
+    short, long = min(one, two), max(one, two)
+    long = max(short, room - short) if short <= room else short
+    if short + long > room:
+        short = room // 2
+        long = short + room % 2
+    return (short, long) if one <= two else (long, short)
+
+
+def pieces(rows: Sequence[Encoded], max_tokens: int) -> list[tuple[list[int], Batch]]:
     """Rows of like length together: (their places among `rows`, the batch)."""
-    lengths = [len(ids) for ids, _ in rows]
+    lengths = [len(row.ids) for row in rows]
     cut = micro_batches(range(len(rows)), lengths, max(1, len(rows)), max_tokens)
     return [(part.tolist(), collate([rows[i] for i in part])) for part in cut]
 
 
-def collate(rows: Sequence[tuple[list[int], int]]) -> Batch:
-    longest = max(len(ids) for ids, _ in rows)
-    tokens = torch.zeros(len(rows), longest, dtype=torch.long)
-    mask = torch.zeros(len(rows), longest, dtype=torch.bool)
-    for i, (ids, _) in enumerate(rows):
-        tokens[i, : len(ids)] = torch.tensor(ids)
-        mask[i, : len(ids)] = True
-    return Batch(tokens, mask, torch.tensor([label for _, label in rows]))
+def collate(rows: Sequence[Encoded]) -> Batch:
+    shape = len(rows), max(len(row.ids) for row in rows)
+    tokens, types = torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.long)
+    mask = torch.zeros(shape, dtype=torch.bool)
+    for i, row in enumerate(rows):
+        n = len(row.ids)
+        tokens[i, :n], types[i, :n] = torch.tensor(row.ids), torch.tensor(row.types)
+        mask[i, :n] = True
+    labels = torch.tensor([row.label for row in rows])
+    return Batch(tokens, mask, labels, types if bool(types.any()) else None)

@@ -88,3 +88,13 @@ def test_a_path_that_ends_in_gguf_makes_such_a_file(dtype, kind, tokenizer, tmp_
         save(model, tokenizer, tmp_path / "x.gguf")
     with pytest.raises(ConfigError, match="merge it first"):
         save(attach(model, LoRA(rank=2)), tokenizer, tmp_path / "y.gguf")
+
+
+@pytest.mark.parametrize("name", ["out", "out.gguf"])
+def test_a_weight_that_is_not_finite_is_not_saved(name, tokenizer, tmp_path):
+    model = load_model(GOLDEN / "llama_gqa")
+    model.norm.weight.data[3] = float("nan")
+    named = {"out": "save: tensor .model.norm.weight.", "out.gguf": "gguf: tensor .output_norm"}
+    with pytest.raises(ConfigError, match=named[name]):
+        save(model, tokenizer, tmp_path / name)
+    assert not list(tmp_path.iterdir())

@@ -44,6 +44,34 @@ def test_a_run_is_merged_and_its_adapter_can_go_alone(cli, tiny_model, run_folde
     assert (tmp_path / "folder/config.json").exists()
 
 
+def test_an_encoder_as_a_folder(cli, tiny_encoder, tmp_path):
+    out = tmp_path / "x"
+    code, text, err = cli("export", tiny_encoder, "--to", "hf", "--out", out)
+    assert (code, err) == (0, "")
+    assert text.startswith(f"exported     {out} · float32, ")
+    assert "read back: hidden states within 0.0e+00 on " in text
+    assert text.count("\n") == 1
+    code, text, _ = cli("export", tiny_encoder, "--to", "hf", "--out", out, "--overwrite", "--json")
+    assert json.loads(text)["kl"] is None
+    code, _, err = cli("export", tiny_encoder, "--to", "gguf", "--out", tmp_path / "g")
+    assert (code, err.count("\n")) == (2, 1)
+    assert not (tmp_path / "g").exists()
+
+
+def test_a_classifier_as_a_folder(cli, tiny_encoder, reviews, tmp_path):
+    run, out = tmp_path / "run", tmp_path / "x"
+    words = f"classify --model {tiny_encoder} --data {reviews} --labels bad,good --out {run}"
+    assert cli(*words.split(), "--steps", "2", "--batch", "4", "--quiet")[0] == 0
+    code, text, _ = cli("export", run, "--to", "hf", "--out", out)
+    assert code == 0
+    assert "read back: scores within " in text
+    assert "label the same for 3 of 3" in text
+    assert load(out)[0].config.labels == ("bad", "good")
+    code, _, err = cli("export", run, "--to", "gguf", "--out", tmp_path / "g")
+    assert code == 2
+    assert "is a classifier, for which there is --to hf" in err
+
+
 def test_what_cannot_be_is_one_line(cli, tiny_model, tmp_path):
     for words, text in (
         (("export", tiny_model), "--out is missing"),

@@ -11,11 +11,12 @@ from minift.checkpoints.open import load
 from minift.errors import ConfigError
 from minift.model.config import ModelConfig
 from minift.model.transformer import Transformer
-from minift.peft.export import differences, export
+from minift.peft.export import NEW_TOKENS, answers, export, probes
 from minift.peft.lora import LoRA
-from minift.peft.merge import merge
+from minift.peft.merge import apart, merge
 from minift.peft.methods import attach
 from minift.peft.places import changes
+from minift.tokenizers.wordpiece import WordPiece
 
 
 @pytest.fixture
@@ -104,6 +105,92 @@ def test_differences_by_hand():
     """Two positions: one equal, one with probabilities (1/2, 1/2) against (1/4, 3/4)."""
     one, other = torch.zeros(2, 2), torch.zeros(2, 2)
     other[1, 1] = math.log(3)
-    logit, kl = differences([one], [other])
+    logit, kl = apart(one, other, "lm")
     assert logit == pytest.approx(math.log(3))
     assert kl == pytest.approx((0.5 * math.log(2) + 0.5 * math.log(2 / 3)) / 2)
+
+
+WORDS = WordPiece.from_vocab("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\nthe\nof\nis\n", None, "vocab.txt")
+HEADS = {
+    "none": {"head": "none", "pooler": True},
+    "mlm": {"head": "mlm", "tied": True},
+    "label": {"head": "label", "pooler": True, "pool": "first", "label_bias": True,
+              "labels": ("bad", "good", "fair")},
+}  # fmt: skip
+
+
+def encoder(head):
+    config = ModelConfig(
+        family="bert", vocab=8, dim=16, layers=2, heads=4, kv_heads=4, head_dim=4, ff=24,
+        context=32, norm="layer", norm_at="post", final_norm=False, act="gelu", gated=False,
+        causal=False, positions="learned", embed_norm=True, token_types=2, qkv_bias=True,
+        out_bias=True, mlp_bias=True, **HEADS[head],
+    )  # fmt: skip
+    torch.manual_seed(1)
+    return Transformer(config, "encoder")
+
+
+@pytest.mark.parametrize(
+    ("head", "what", "kl", "same"),
+    [("none", "hidden states", None, None), ("mlm", "logits", 0, None), ("label", "scores", 0, 3)],
+)
+def test_an_encoder_is_compared_by_what_it_gives(head, what, kl, same, tmp_path):
+    done = export(encoder(head), WORDS, tmp_path / "x", to="hf")
+    assert (done.what, done.kl, done.same, done.texts) == (what, kl, same, 3)
+    assert done.logit < 1e-6
+    again, _ = load(tmp_path / "x")
+    assert again.config.head == head
+    assert export(encoder(head), WORDS, tmp_path / "b", to="hf", dtype="BF16").logit > 0
+
+
+def test_an_encoder_reads_its_special_tokens_and_no_more_than_it_can():
+    ids = probes(encoder("none"), WORDS)
+    assert all(row[0] == WORDS.cls for row in ids)
+    assert max(map(len, ids)) <= 32
+
+
+@pytest.mark.parametrize("context", [1, 2, NEW_TOKENS, NEW_TOKENS + 1])
+def test_a_short_context_is_no_obstacle(tiny_tokenizer, context, tmp_path):
+    config = ModelConfig(
+        family="llama", vocab=tiny_tokenizer.vocab_size, dim=16, layers=1, heads=2, kv_heads=2,
+        head_dim=8, ff=16, context=context, tied=True,
+    )  # fmt: skip
+    done = export(Transformer(config), tiny_tokenizer, tmp_path / "x", to="hf")
+    assert done.logit < 1e-4
+
+
+@pytest.mark.parametrize("to", ["hf", "gguf", "gguf-lora"])
+@pytest.mark.parametrize("there", [False, True])
+def test_a_check_that_fails_leaves_nothing_behind(
+    adapted, tiny_tokenizer, to, there, tmp_path, monkeypatch
+):
+    calls = []
+
+    def once(model, prompts):
+        calls.append(1)
+        if len(calls) == 2:
+            raise ConfigError("the second reading")
+        return answers(model, prompts)
+
+    path, old = tmp_path / "x", "what was there"
+    if there and to == "hf":
+        path.mkdir()
+        (path / "config.json").write_text(old)
+    elif there:
+        path.write_text(old)
+    monkeypatch.setattr("minift.peft.export.answers", once)
+    with pytest.raises(ConfigError, match="the second reading"):
+        export(adapted, tiny_tokenizer, path, to=to, overwrite=there)
+    assert len(calls) == 2
+    assert [p.name for p in tmp_path.iterdir()] == (["x"] if there else [])
+    if there:
+        assert (path / "config.json" if to == "hf" else path).read_text() == old
+
+
+@pytest.mark.parametrize("to", ["hf", "gguf", "gguf-lora"])
+def test_weights_that_are_not_finite_are_refused(adapted, tiny_tokenizer, to, tmp_path):
+    change = next(change for _, _, change in changes(adapted))
+    change.B.data[0, 0] = float("nan")
+    with pytest.raises(ConfigError, match="not finite"):
+        export(adapted, tiny_tokenizer, tmp_path / "x", to=to)
+    assert not list(tmp_path.iterdir())

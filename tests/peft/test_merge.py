@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -10,11 +11,11 @@ from torch import nn
 
 from minift.checkpoints.open import load_model
 from minift.errors import ConfigError
-from minift.peft.adapters import active, names
+from minift.peft.adapters import active, names, use
 from minift.peft.bitfit import BitFit
 from minift.peft.ia3 import IA3
 from minift.peft.lora import LoRA
-from minift.peft.merge import combine, merge, merge_error
+from minift.peft.merge import apart, combine, merge, merge_error
 from minift.peft.methods import attach
 from minift.peft.places import changes, hang, made
 from minift.peft.prompt import Prompt
@@ -101,6 +102,55 @@ def test_merging_in_bf16_says_what_rounding_cost():
     assert error.kl > 0
     assert error.tokens == 12
     assert merged.blocks[0].attn.qkv.q.weight.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_weights_that_are_not_finite_are_refused_by_name(value):
+    adapted = perturb(attach(model(dtype=torch.float32), LoRA(rank=2, targets=("q",))))
+    with torch.no_grad():
+        dict(adapted.named_parameters())["blocks.1.mlp.out.down.weight"][0, 0] = value
+    with pytest.raises(
+        ConfigError, match=r'merge: tensor "blocks\.1\.mlp\.out\.down\.weight" holds'
+    ):
+        merge(adapted)
+    adapted = perturb(attach(model(), LoRA(rank=2, targets=("q",))))
+    for _, _, change in changes(adapted):
+        change.B.data[1, 1] = float("nan")
+    with pytest.raises(ConfigError, match=r'merge: tensor "blocks\.0\.attn\.qkv\.q\.weight" holds'):
+        merge(adapted)
+
+
+def test_a_change_too_large_for_the_weights_is_refused():
+    adapted = perturb(attach(model(dtype=torch.float32), LoRA(rank=2, targets=("v",))))
+    for _, _, change in changes(adapted):
+        change.A.data.fill_(1e30)
+        change.B.data.fill_(1e30)
+    with pytest.raises(ConfigError, match=r"attn\.qkv\.v\.weight"):
+        merge(adapted)
+
+
+def test_an_adapter_that_is_not_active_does_not_matter():
+    adapted = perturb(attach(model(), LoRA(rank=2)))
+    attach(adapted, LoRA(rank=2), name="other")
+    for _, _, change in changes(adapted, "other"):
+        change.A.data.fill_(float("nan"))
+    use(adapted, "default")
+    merge(adapted)
+
+
+def test_the_error_of_a_model_without_finite_numbers_is_nan():
+    broken = model()
+    broken.norm.weight.data.fill_(float("nan"))
+    for one, other in ((model(), broken), (broken, model()), (broken, broken)):
+        error = merge_error(one, other, TOKENS)
+        assert math.isnan(error.kl)
+        assert math.isnan(error.logit)
+
+
+def test_hidden_states_have_no_kl():
+    one, other = torch.zeros(1, 2, 3), torch.full((1, 2, 3), 0.5)
+    assert apart(one, other, "none") == (0.5, None)
+    assert apart(one, other, "label") == (0.5, 0.0)
 
 
 def test_combined_is_the_weighted_sum_of_the_changes():

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
+from minift.checkpoints import safetensors
 from minift.checkpoints.open import load_model
 from minift.errors import ConfigError
 from minift.study.verify import other_trace, probe, save_trace, trace, verify
@@ -62,3 +65,41 @@ def test_the_probe_fits_the_vocabulary_and_the_context():
     assert tokens.shape == (1, 24)
     assert int(tokens.max()) < 61
     assert len(set(tokens[0].tolist())) > 12
+
+
+def test_a_trace_of_a_deeper_model_is_another(tmp_path):
+    there = trace(model()) | {"block 9": torch.zeros(24, 16)}
+    with pytest.raises(ConfigError, match="verify: block 9 is there, and this model has no such"):
+        verify(model(), there)
+
+
+def hostile() -> dict[str, tuple[Callable[[Path], object], str]]:
+    """For tests/hostile.py."""
+
+    def attempt(folder: Path, tensors, metadata) -> None:
+        safetensors.write(folder / "t.safetensors", tensors, metadata)
+        verify(model(), other_trace(folder / "t.safetensors"))
+
+    said, sound = {"trace_of": "a model"}, trace(model())
+    kinds = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64,
+             torch.float16, torch.bfloat16, torch.float64)  # fmt: skip
+    cases: dict[str, tuple[dict[str, torch.Tensor], dict[str, str] | None, str]] = {
+        f"a layer in {kind}": (sound | {"block 1": sound["block 1"].to(kind)}, said, "bad-type")
+        for kind in kinds
+    }
+    cases |= {
+        "a number": (sound | {"head": torch.tensor(1.0)}, said, "bad-type"),
+        "three dimensions": (sound | {"head": torch.zeros(1, 24, 3)}, said, "bad-type"),
+        "no positions": (sound | {"block 0": torch.zeros(0, 16)}, said, "bad-type"),
+        "no width": (sound | {"block 0": torch.zeros(24, 0)}, said, "bad-type"),
+        "other positions": (sound | {"block 0": torch.zeros(23, 16)}, said, "config"),
+        "a layer too few": ({n: x for n, x in sound.items() if n != "head"}, said, "config"),
+        "a layer too many": (sound | {"block 7\u202e": torch.zeros(24, 16)}, said, "config"),
+        "no layers": ({}, said, "config"),
+        "a model's weights": (sound, None, "config"),
+        "of another kind": (sound, {"format": "pt"}, "config"),
+    }
+    return {
+        name: (partial(attempt, tensors=tensors, metadata=metadata), code)
+        for name, (tensors, metadata, code) in cases.items()
+    }

@@ -13,11 +13,20 @@ from minift.errors import ConfigError, DataError
 from minift.model.config import ModelConfig
 from minift.model.transformer import Transformer
 from minift.peft import files
-from minift.peft.adapters import disabled
+from minift.peft.adapters import disabled, room_left
 from minift.peft.lora import LoRA
 from minift.peft.methods import METHODS, attach
 from minift.tokenizers.wordpiece import WordPiece
-from minift.train.classification import Classification, class_accuracy, collate, pieces, wrapped
+from minift.tokenizers.wrapping import after, twice_around
+from minift.train.classification import (
+    Classification,
+    Encoded,
+    class_accuracy,
+    collate,
+    pieces,
+    shares,
+    wrapped,
+)
 from minift.train.loop import TrainConfig, fit
 
 LABELS = ("bad", "good")
@@ -32,9 +41,19 @@ class Bytes:
     def encode(self, text):
         return list(text.encode())
 
+    def wrap(self, ids, other=None):
+        return after(START if self.add_bos else None)(ids, other)
+
 
 class WithStart(Bytes):
     add_bos = True
+
+
+class BothEnds(Bytes):
+    """Bytes in the tokens that RoBERTa has around texts, 256 and 257."""
+
+    def wrap(self, ids, other=None):
+        return twice_around(START, 257)(ids, other)
 
 
 WORDS = "[PAD] [UNK] [CLS] [SEP] [MASK] a good bad film"
@@ -68,30 +87,58 @@ def filled(model, generator):
 
 
 def test_an_encoder_reads_its_wrapping_and_loses_the_end():
-    assert wrapped(ENCODER, "a good film", 9) == ([2, 5, 6, 8, 3], False)
-    assert wrapped(ENCODER, "a good film", 5) == ([2, 5, 6, 8, 3], False)
-    assert wrapped(ENCODER, "a good film", 4) == ([2, 5, 6, 3], True)
+    assert wrapped(ENCODER, "a good film", 9) == ([2, 5, 6, 8, 3], [0] * 5, False)
+    assert wrapped(ENCODER, "a good film", 5) == ([2, 5, 6, 8, 3], [0] * 5, False)
+    assert wrapped(ENCODER, "a good film", 4) == ([2, 5, 6, 3], [0] * 4, True)
+    # By its tokens around the text, not by its class.
+    assert wrapped(BothEnds(), "film", 6) == ([START, *b"film", 257], [0] * 6, False)
+    assert wrapped(BothEnds(), "film", 4) == ([START, *b"fi", 257], [0] * 4, True)
 
 
 def test_a_decoder_reads_the_text_and_loses_the_beginning():
-    assert wrapped(Bytes(), "film", 4) == ([*b"film"], False)
-    assert wrapped(Bytes(), "film", 3) == ([*b"ilm"], True)
-    assert wrapped(WithStart(), "film", 5) == ([START, *b"film"], False)
-    assert wrapped(WithStart(), "film", 4) == ([START, *b"ilm"], True)
+    assert wrapped(Bytes(), "film", 4) == ([*b"film"], [0] * 4, False)
+    assert wrapped(Bytes(), "film", 3) == ([*b"ilm"], [0] * 3, True)
+    assert wrapped(WithStart(), "film", 5) == ([START, *b"film"], [0] * 5, False)
+    assert wrapped(WithStart(), "film", 4) == ([START, *b"ilm"], [0] * 4, True)
+
+
+def test_two_texts_with_their_token_types():
+    pair = wrapped(ENCODER, "a film", 16, "good")
+    assert pair == ([2, 5, 8, 3, 6, 3], [0, 0, 0, 0, 1, 1], False)
+    pair = wrapped(BothEnds(), "ab", 16, "c")
+    assert pair == ([START, *b"ab", 257, 257, *b"c", 257], [0] * 7, False)
+    assert wrapped(WithStart(), "ab", 4, "cd") == ([START, *b"b", START, *b"d"], [0, 0, 1, 1], True)
+    assert wrapped(Bytes(), "ab", 3, "cd") == ([*b"bcd"], [0, 1, 1], True)
+
+
+@pytest.mark.parametrize(
+    ("one", "two", "room", "kept"),
+    # transformers.AutoTokenizer(...)("a " * one, "a " * two, truncation=True, max_length=room + 3)
+    [
+        (5, 5, 10, (5, 5)), (9, 3, 10, (7, 3)), (3, 9, 10, (3, 7)), (9, 9, 10, (5, 5)),
+        (9, 9, 9, (4, 5)), (12, 9, 9, (5, 4)), (9, 12, 9, (4, 5)), (20, 1, 4, (3, 1)),
+        (1, 20, 2, (1, 1)), (30, 20, 7, (4, 3)), (6, 30, 7, (3, 4)), (2, 2, 3, (1, 2)),
+    ],
+)  # fmt: skip
+def test_the_longer_of_two_texts_is_cut_first(one, two, room, kept):
+    assert shares(one, two, room) == kept
 
 
 def test_rows_are_padded_on_the_right_with_their_mask():
-    batch = collate([([5, 6, 7], 1), ([3], 0)])
+    batch = collate([Encoded([5, 6, 7], [0] * 3, 1), Encoded([3], [0], 0)])
     assert batch.tokens.tolist() == [[5, 6, 7], [3, 0, 0]]
     assert batch.mask.tolist() == [[True] * 3, [True, False, False]]
     assert batch.labels.tolist() == [1, 0]
     assert (batch.count, batch.real) == (2, 4)
+    assert batch.types is None
+    batch = collate([Encoded([5, 6, 7], [0, 1, 1], 1), Encoded([3], [0], 0)])
+    assert batch.types.tolist() == [[0, 1, 1], [0, 0, 0]]
 
 
 @pytest.mark.parametrize("most", [1, 9, 10, 24, 1000])
 def test_pieces_hold_every_row_once_within_the_limit(most):
     lengths = [3, 9, 2, 5, 5, 10, 2, 8]
-    cut = pieces([([k + 1] * n, k) for k, n in enumerate(lengths)], most)
+    cut = pieces([Encoded([k + 1] * n, [0] * n, k) for k, n in enumerate(lengths)], most)
     for places, batch in cut:
         assert batch.tokens.numel() <= most or batch.count == 1
         assert batch.labels.tolist() == places
@@ -179,7 +226,7 @@ def test_files_with_text_and_label_need_no_template(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     data = Classification(ENCODER, path, labels=LABELS)
-    assert data.encode(1) == ([2, 5, 6, 8, 3], 1)
+    assert data.encode(1) == ([2, 5, 6, 8, 3], [0] * 5, 1)
     assert data.example() == ([2, 5, 7, 8, 3], [0] * 5)
     facts = data.summary()
     assert (facts["template"], facts["target"]) == ("{text}", "label")
@@ -192,6 +239,95 @@ def test_files_with_text_and_label_need_no_template(tmp_path):
         path.write_text(path.read_text().splitlines()[0] + "\n" + line + "\n")
         with pytest.raises(DataError, match=f'rows.jsonl line 2, field "label": found {found}'):
             Classification(ENCODER, path, labels=LABELS)
+
+
+PAIRS = (
+    '{"text": "a film", "text_pair": "good", "label": "good"}\n'
+    '{"text": "a", "text_pair": "bad film", "label": 0}\n'
+)
+
+
+def test_files_with_two_texts(tmp_path):
+    lines = tmp_path / "pairs.jsonl"
+    lines.write_text(PAIRS)
+    data = Classification(ENCODER, lines, labels=LABELS)
+    assert data.encode(0) == ([2, 5, 8, 3, 6, 3], [0, 0, 0, 0, 1, 1], 1)
+    assert data.encode(1) == ([2, 5, 3, 7, 8, 3], [0, 0, 0, 1, 1, 1], 0)
+    assert data.summary()["pair"] == "{text_pair}"
+    table = tmp_path / "pairs.csv"
+    table.write_text("premise,hypothesis,label\na film,good,good\n")
+    records = open_records(table, template="{premise}", pair="a {hypothesis}", target="label",
+                           labels=LABELS)  # fmt: skip
+    assert records[0] == {"prompt": "a film", "completion": " good", "pair": "a good"}
+    data = Classification(ENCODER, records)
+    assert data.encode(0) == ([2, 5, 8, 3, 5, 6, 3], [0, 0, 0, 0, 1, 1, 1], 1)
+    rows = [{"text": "a film", "text_pair": "good", "label": 1}, {"text": "a", "label": 0}]
+    data = Classification(ENCODER, rows, labels=LABELS)
+    assert data.encode(0).types == [0, 0, 0, 0, 1, 1]
+    assert data.encode(1) == ([2, 5, 3], [0] * 3, 0)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"text": "a", "label": "bad"}', 'line 3, field "text_pair": found no such field'),
+        ('{"text": "a", "text_pair": 1.5, "label": 2}', 'line 3, field "label"'),
+        ('{"text": "a", "text_pair": " ", "label": 1}', 'field "text_pair": found an empty text'),
+        ('{"text": "a", "text_pair": [], "label": 1}', 'field "text_pair": found a list'),
+    ],
+)
+def test_a_row_without_its_second_text_is_refused(tmp_path, line, message):
+    path = tmp_path / "pairs.jsonl"
+    path.write_text(PAIRS + line + "\n")
+    with pytest.raises(DataError, match=message):
+        Classification(ENCODER, path, labels=LABELS)
+
+
+def test_a_second_text_that_the_first_row_lacks_is_refused(tmp_path):
+    path = tmp_path / "pairs.jsonl"
+    path.write_text('{"text": "a", "label": 0}\n' + PAIRS)
+    with pytest.raises(DataError, match='line 2, field "text_pair": found "good", allowed no such'):
+        Classification(ENCODER, path, labels=LABELS)
+
+
+@pytest.mark.parametrize("types", [2, 1, 0])
+def test_the_model_reads_the_token_types_that_it_has(types):
+    model = with_labels(encoder(token_types=types), LABELS, seed=2)
+    rows = [
+        {"text": "a film", "text_pair": "good", "label": 1},
+        {"text": "a good film", "label": 0},
+    ]
+    _, logp = class_accuracy(model, ENCODER, rows)
+    for k, (ids, kinds) in enumerate([([2, 5, 8, 3, 6, 3], [0, 0, 0, 0, 1, 1]),
+                                      ([2, 5, 6, 8, 3], [0] * 5)]):  # fmt: skip
+        kinds = torch.tensor([kinds]) if types == 2 else None
+        with torch.no_grad():
+            alone = model(torch.tensor([ids]), token_types=kinds)[0].log_softmax(-1)
+        torch.testing.assert_close(logp[k], alone)
+
+
+def test_all_that_the_model_has_room_for_is_read():
+    model = with_labels(encoder(), LABELS, seed=2)  # 32 positions
+    rows = [{"text": "a good film " * 10, "label": 1}, {"text": "a good film " * 11, "label": 1}]
+    _, logp = class_accuracy(model, ENCODER, rows)
+    for k in range(2):
+        ids = [2, *([5, 6, 8] * 10), 3]
+        with torch.no_grad():
+            alone = model(torch.tensor([ids]))[0].log_softmax(-1)
+        torch.testing.assert_close(logp[k], alone)
+    attach(model, METHODS["prompt"][0](prompt_tokens=5))
+    assert room_left(model) == 27
+    class_accuracy(model, ENCODER, rows)  # no more than that
+    attach(model, METHODS["prefix"][0](prefix_tokens=7), name="other")
+    assert room_left(model) == 25
+    class_accuracy(model, ENCODER, rows)
+
+
+def test_a_length_without_room_for_the_texts_is_refused():
+    data = Classification(BothEnds(), [{"text": "a", "text_pair": "b", "label": 0}],
+                          labels=LABELS, max_length=5)  # fmt: skip
+    with pytest.raises(ConfigError, match="max_length: found 5, allowed 6 or more: 4 special"):
+        data.encode(0)
 
 
 def test_a_long_text_is_counted():
