@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from minift.checkpoints import strict_json
-from minift.errors import ConfigError, FormatError
+from minift.errors import FormatError
 from minift.storage import read_file
 from minift.tokenizers import chat
 from minift.tokenizers.beside import ADDED, CONFIG, MAP, Beside
@@ -121,8 +121,10 @@ def template_name(tokenizer: Tokenizer) -> str:
     """The chat template that came with the model, in words."""
     if tokenizer.template is None:
         return "no template"
-    try:
-        row = chat.find(tokenizer)
-    except ConfigError:
-        return "a template that minift does not know: needs --chat-template"
-    return next(name for name, known in chat.TEMPLATES.items() if known is row)
+    name = chat.name_of(tokenizer)
+    if name is not None:
+        return name
+    refusal = chat.refusal(tokenizer)
+    if refusal is not None:
+        return f"a template that minift does not read ({refusal}): needs --chat-template"
+    return "the model's own template"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from minift.cli.options import Flag
-from minift.tokenizers.chat import TEMPLATES
+from minift.tokenizers.chat_templates import TEMPLATES
 
 MODEL = Flag("model", str, None, "a downloaded name, org/name, a folder or a file", common=True)
 DTYPE = Flag("dtype", str, "auto", "of the base: float32, bf16, or auto: the faster one here")

@@ -1,413 +1,329 @@
-"""Conversations to ids with a mask, by rows of data: no Jinja is run, and no text is searched.
+"""Conversations to ids with a mask: what the model's chat template writes, told apart.
 
     <|im_start|>user⏎Hello<|im_end|>⏎<|im_start|>assistant⏎Hi there<|im_end|>⏎
                                                           ▐──── learned ───▌
 
-A template is a row of parts: special tokens, which become their id, and text, which is encoded and
-can never become a special token, whatever a user wrote. So the mask is known part by part, and BOS
-occurs where a row has it and nowhere else: no code adds a second one.
+The template is rendered (jinja.py), and each character of the text keeps its source (traced.py). So
+a special token's name becomes the token where the template wrote it, and in a message it is plain
+text, whatever a user wrote; BOS occurs where the template has it and nowhere else. Learned is each
+answer: from where the template's prompt for an answer ends, through the special token that ends it.
 
-Neighbouring texts with the same mask bit are encoded in one go ("user⏎" and the message), as the
-Jinja template would have it. Before an answer there is always a border, since that is where
-generation begins; the ids differ from the Jinja template's only if an answer starts with white
-space that the vocabulary would have joined to the header's.
+Text between two special tokens is encoded in one go ("user⏎" and the message), as transformers does
+it. Before an answer there is always a border, since that is where generation begins; the ids differ
+from transformers' only if an answer starts with white space that the vocabulary would have joined
+to the prompt's.
 
-Some families have no turn for the system's text; it then stands in front of a user's message. The
-texts of Gemma 1 and 2 and of the first Mistrals refuse it; here it is written as their successors
-write it. Mistral's v3 puts it before the last user's message, as Mistral's own code does; the Jinja
-text then drops it from a conversation that ends with an answer, and this does not.
+The model's own template is what is rendered. Gemma 1 and 2 and the first Mistrals refuse a system
+message, and Mistral's v3 drops it from a conversation that ends with an answer; for these the named
+template is used (chat_templates.py) that otherwise writes the same. A template that asks for the
+date gets today's, one for the whole process.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from datetime import datetime
+from functools import cache, lru_cache
+from itertools import pairwise
 
-from minift.errors import ConfigError, EncodeError, one_line
+from minift.errors import ConfigError, EncodeError, notice, one_line
+from minift.tokenizers import jinja as interpreter
+from minift.tokenizers import traced
+from minift.tokenizers.chat_templates import TEMPLATES
 from minift.tokenizers.interface import Tokenizer
+from minift.tokenizers.jinja_tokens import JinjaError
+from minift.tokenizers.tokens import Finder
+from minift.tokenizers.traced import TEMPLATE, Text, runs_of
 
 ROLES = ("system", "user", "assistant")
+Messages = Sequence[Mapping[str, str]]
+Span = tuple[int, int]
+Values = tuple[tuple[str, str | None], ...]  # variables of a template: its special tokens
 
-
-Part = tuple[str, int, int]  # what, mask bit, number of the message
-
-
-class Special(str):
-    """The name of a special token, as a part of a template."""
-
-    __slots__ = ()
-
-
-class Named(Special):
-    """The name of a token in some vocabularies, which is plain text in all others."""
-
-    __slots__ = ()
-
-
-BOS, EOS = Special("bos_token"), Special("eos_token")  # whatever the vocabulary calls them
-OPENING = Named("opening")  # BOS, if the vocabulary puts it before its texts
-CONTENT = "content"  # the message, trimmed or not; compared by identity
-TRIMMED = "content | trim"
-
-
-@dataclass(frozen=True)
-class Turn:
-    """How a message of one role is written. `said`, with the end in it, is learned in answers."""
-
-    header: tuple[str, ...]
-    said: tuple[str, ...]
-    after: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Fold:
-    """Where the system's text goes in a family without a turn for it."""
-
-    before: str = ""
-    after: str = "\n\n"
-    last: bool = False  # into the last user's message, else into the first
-    whole: bool = False  # what is trimmed is all of it, else the user's message alone
-
-
-@dataclass(frozen=True)
-class Template:
-    """How one family of chat models writes a conversation: `begin`, then the turns.
-
-    With `reply`, the header of an answer ends it. A Jinja text is recognised by what it contains:
-    all of `marks`, and none of `without`, both in the spelling of `canonical`.
-    """
-
-    marks: tuple[str, ...]
-    without: tuple[str, ...]
-    turns: dict[str, Turn]
-    begin: tuple[str, ...] = ()
-    system: str | None = None  # the system message of conversations that bring none
-    fold: Fold | None = None
-    jinja: str = ""  # saved with a model that has no template of its own
-
-
-def alike(header: tuple[str, ...], said: tuple[str, ...], after: tuple[str, ...] = (),
-          **names: str) -> dict[str, Turn]:  # fmt: skip
-    """Turns that differ in nothing but the role's name, {role}."""
-
-    def named(parts: tuple[str, ...], role: str) -> tuple[str, ...]:
-        name = names.get(role, role)
-        return tuple(type(part)(part.replace("{role}", name)) if "{role}" in part else part
-                     for part in parts)  # fmt: skip
-
-    return {role: Turn(named(header, role), said, after) for role in ROLES}
-
-
-# What other templates of the same tokens do and these rows do not: tools, thinking, own prompts.
-NOT_PLAIN = ("tool", "think", "You are", "date", "namespace")
-
-_SMOLLM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
-_CHATML_JINJA = (
-    "{% for message in messages %}"
-    "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
-    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
-)
-_CHATML = Template(
-    marks=("<|im_start|>", "<|im_end|>"),
-    without=NOT_PLAIN,
-    turns=alike((Special("<|im_start|>"), "{role}\n"), (CONTENT, Special("<|im_end|>")), ("\n",)),
-    jinja=_CHATML_JINJA,
-)
-
-_INST, _END_INST = Named("[INST]"), Named("[/INST]")
-# A conversation that starts with a system message: its text, and the messages without it.
-_SPLIT_SYSTEM = (
-    "{% if messages[0]['role'] == 'system' %}{% set system_message = messages[0]['content'] %}"
-    "{% set loop_messages = messages[1:] %}{% else %}{% set loop_messages = messages %}{% endif %}"
-)
-_LLAMA2 = Template(
-    marks=("<<SYS>>", "bos_token+'[INST] '+content|trim+' [/INST]'",
-           "' '+content|trim+' '+eos_token"),
-    without=(*NOT_PLAIN, "DEFAULT"),
-    turns={
-        "user": Turn((BOS, _INST, " "), (TRIMMED, " ", _END_INST)),
-        "assistant": Turn((), (" ", TRIMMED, " ", EOS)),
-    },
-    fold=Fold("<<SYS>>\n", "\n<</SYS>>\n\n", whole=True),
-    jinja=_SPLIT_SYSTEM + "{% for message in loop_messages %}"
-    "{% if loop.first and system_message is defined %}"
-    "{% set content = '<<SYS>>\\n' + system_message + '\\n<</SYS>>\\n\\n' + message['content'] %}"
-    "{% else %}{% set content = message['content'] %}{% endif %}"
-    "{% if message['role'] == 'user' %}{{ bos_token + '[INST] ' + content | trim + ' [/INST]' }}"
-    "{% else %}{{ ' ' + content | trim + ' ' + eos_token }}{% endif %}{% endfor %}",
-)  # fmt: skip
-
-
-def _mistral(user: str, answer: str, into: str = "loop.first") -> str:
-    """A Jinja text of Mistral's kind: how a message and an answer are written, and which message
-    takes the system's text."""
-    return (
-        _SPLIT_SYSTEM + "{{ bos_token }}{% for message in loop_messages %}"
-        "{% set content = message['content'] %}"
-        f"{{% if {into} and system_message is defined and message['role'] == 'user' %}}"
-        "{% set content = system_message + '\\n\\n' + message['content'] %}{% endif %}"
-        f"{{% if message['role'] == 'user' %}}{{{{ {user} }}}}"
-        f"{{% else %}}{{{{ {answer} }}}}{{% endif %}}{{% endfor %}}"
-    )
-
-
-_MISTRAL_WITHOUT = ("<<SYS>>", "[SYSTEM_PROMPT]", "You are", "think", "message['role'] == 'system'")
-# Mistral 7B Instruct v0.2 as it first was: no space before an answer.
-_MISTRAL = Template(
-    marks=("'[INST] '+", "+' [/INST]'", " message['content']+eos_token"),
-    without=(*NOT_PLAIN, *_MISTRAL_WITHOUT, "eos_token+' '", "|trim"),
-    begin=(BOS,),
-    turns={
-        "user": Turn((_INST, " "), (CONTENT, " ", _END_INST)),
-        "assistant": Turn((), (CONTENT, EOS)),
-    },
-    fold=Fold(),
-    jinja=_mistral("'[INST] ' + content + ' [/INST]'", "message['content'] + eos_token"),
-)
-
-TEMPLATES = {
-    "smollm2": replace(
-        _CHATML,
-        marks=("<|im_start|>", _SMOLLM + "<|im_end|>"),
-        without=("tool", "think"),
-        system=_SMOLLM,
-        jinja="{% if messages[0]['role'] != 'system' %}"
-        "{{ '<|im_start|>system\\n" + _SMOLLM + "<|im_end|>\\n' }}{% endif %}" + _CHATML_JINJA,
-    ),
-    "chatml": _CHATML,
-    "llama3": Template(
-        marks=("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "|trim"),
-        without=NOT_PLAIN,
-        begin=(Special("<|begin_of_text|>"),),
-        turns=alike(
-            (Special("<|start_header_id|>"), "{role}", Special("<|end_header_id|>"), "\n\n"),
-            (TRIMMED, Special("<|eot_id|>")),
-        ),
-        jinja="{{ '<|begin_of_text|>' }}{% for message in messages %}"
-        "{{ '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n' }}"
-        "{{ message['content'] | trim }}{{ '<|eot_id|>' }}{% endfor %}"
-        "{% if add_generation_prompt %}"
-        "{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{% endif %}",
-    ),
-    "llama2": _LLAMA2,
-    # Mistral's forms differ in their spaces; the numbers are those of Mistral's tokenizers.
-    "mistral-v0.1": replace(
-        _MISTRAL,
-        marks=(*_MISTRAL.marks[:2], " message['content']+eos_token+' '"),
-        without=(*NOT_PLAIN, *_MISTRAL_WITHOUT, "|trim"),
-        turns=_MISTRAL.turns | {"assistant": Turn((), (CONTENT, EOS), (" ",))},
-        jinja=_mistral("'[INST] ' + content + ' [/INST]'", "message['content'] + eos_token + ' '"),
-    ),
-    "mistral-v0.2": _MISTRAL,
-    "mistral-v1": replace(
-        _MISTRAL,
-        marks=("' [INST] '+", "' '+message['content']+eos_token"),
-        turns={
-            "user": Turn((" ", _INST, " "), (CONTENT, " ", _END_INST)),
-            "assistant": Turn((), (" ", CONTENT, EOS)),
-        },
-        jinja=_mistral("' [INST] ' + content + ' [/INST]'", "' ' + message['content'] + eos_token"),
-    ),
-    "mistral-v3": replace(
-        _MISTRAL,
-        marks=("'[INST] '+", "+'[/INST]'", "' '+message['content']|trim+eos_token"),
-        without=_MISTRAL_WITHOUT,
-        turns={
-            "user": Turn((_INST, " "), (CONTENT, _END_INST)),
-            "assistant": Turn((), (" ", TRIMMED, EOS)),
-        },
-        fold=Fold(last=True),
-        jinja=_mistral(
-            "'[INST] ' + content + '[/INST]'",
-            "' ' + message['content'] | trim + eos_token",
-            "loop.revindex <= 2",
-        ),
-    ),
-    "gemma": Template(
-        marks=("bos_token", "'<start_of_turn>'+role+", "message['content']|trim", "<end_of_turn>"),
-        without=("tool", "think", "You are", "date"),
-        begin=(BOS,),
-        turns=alike(
-            (Special("<start_of_turn>"), "{role}\n"),
-            (TRIMMED, Special("<end_of_turn>")),
-            ("\n",),
-            assistant="model",
-        ),
-        fold=Fold(),
-        jinja=_SPLIT_SYSTEM + "{{ bos_token }}{% for message in loop_messages %}"
-        "{% set role = 'model' if message['role'] == 'assistant' else message['role'] %}"
-        "{{ '<start_of_turn>' + role + '\\n' }}"
-        "{% if loop.first and system_message is defined %}{{ system_message + '\\n\\n' }}"
-        "{% endif %}"
-        "{{ message['content'] | trim }}{{ '<end_of_turn>\\n' }}{% endfor %}"
-        "{% if add_generation_prompt %}{{ '<start_of_turn>model\\n' }}{% endif %}",
-    ),
-    "zephyr": Template(
-        marks=("'<|user|>\\n'+message['content']+eos_token", "<|assistant|>", "<|system|>"),
-        without=NOT_PLAIN,
-        turns=alike((Named("<|{role}|>"), "\n"), (CONTENT, EOS), ("\n",)),
-        jinja="{% for message in messages %}"
-        + "{% if message['role'] == 'user' %}{{ '<|user|>\\n' + message['content'] + eos_token }}"
-        "{% elif message['role'] == 'system' %}"
-        "{{ '<|system|>\\n' + message['content'] + eos_token }}"
-        "{% else %}{{ '<|assistant|>\\n' + message['content'] + eos_token }}{% endif %}"
-        "{{ '\\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>\\n' }}{% endif %}",
-    ),
-    # For models without a template of their own: no token but the one that ends every text.
-    "plain": Template(
-        marks=("'User: '+message['content']", "'Assistant: '+message['content']+eos_token"),
-        without=NOT_PLAIN,
-        begin=(OPENING,),
-        turns={
-            "system": Turn((), (CONTENT,), ("\n",)),
-            "user": Turn(("User: ",), (CONTENT,), ("\n",)),
-            "assistant": Turn(("Assistant:",), (" ", CONTENT, EOS), ("\n",)),
-        },
-        jinja="{{ opening }}{% for message in messages %}"
-        "{% if message['role'] == 'user' %}{{ 'User: ' + message['content'] + '\\n' }}"
-        "{% elif message['role'] == 'system' %}{{ message['content'] + '\\n' }}"
-        "{% else %}{{ 'Assistant: ' + message['content'] + eos_token + '\\n' }}{% endif %}"
-        "{% endfor %}{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}",
-    ),
+# Further tokens with which models end what they say, beside the one that their template writes.
+ALSO_END = {
+    "<|eot_id|>": ("<|end_of_text|>", "<|eom_id|>"),
+    "<|im_end|>": ("<|endoftext|>",),
 }
 
 
-def canonical(jinja: str) -> str:
-    """A Jinja text in one spelling, so that marks need not know the ways to write the same."""
-    text = jinja.replace('"', "'").replace(".strip()", "|trim").replace("\n", "\\n")
-    # A match begins where a run of white space does, or a long run would be tried from everywhere.
-    return re.sub(r"(?<!\s)\s*([+|])\s*", r"\1", text)
+def _conversation(*contents: str, system: str | None = None) -> Messages:
+    first = [] if system is None else [{"role": "system", "content": system}]
+    pairs = zip(contents, ("user", "assistant") * 2, strict=False)
+    return [*first, *({"role": role, "content": text} for text, role in pairs)]
 
 
-def find(tokenizer: Tokenizer) -> Template:
-    """The row that the user chose, or else the one that the model's Jinja text is."""
-    choice, text = tokenizer.chat_template, tokenizer.template
-    names = ", ".join(TEMPLATES)
+# What tells templates apart: blanks, thoughts, a system message or none, what comes last.
+PROBES = (
+    _conversation(" Hi \n"),
+    _conversation("Hi", " Yes. \n", "\n Why?", "<think>\nHm.\n</think>\n\nNo. "),
+    _conversation("Hi", "<think>\nHm.\n</think>\n\nNo."),
+    _conversation("Hi", "<think>Hm.</think>Yes.", "Why?"),
+    _conversation("Hi", system=" Be brief. "),
+    _conversation("Hi", "Yes.", "Why?", system="Be brief."),
+    _conversation("Hi", "Yes.", system="Be brief."),
+)
+PROBE_DATE = datetime(2001, 2, 3)
+
+
+@cache
+def today() -> datetime:
+    """The date that templates write, the same from the first to the last row of a training."""
+    return datetime.now()
+
+
+def source_of(tokenizer: Tokenizer) -> str:
+    """The Jinja text that the user chose by name, or else the one that came with the model."""
+    choice, names = tokenizer.chat_template, ", ".join(TEMPLATES)
     if choice is not None:
         if choice not in TEMPLATES:
             raise ConfigError(f'--chat-template: found "{one_line(choice)}", allowed {names}')
-        return TEMPLATES[choice]
-    if text is None:
+        for token in TEMPLATES[choice].tokens:
+            missing = tokenizer.bos is None if token == "bos_token" else (
+                token not in tokenizer.special
+            )
+            if missing:
+                raise ConfigError(f"the chat template needs the special token {token}, not here")
+        return TEMPLATES[choice].jinja
+    if tokenizer.template is None:
         raise ConfigError(
             f"this model came without a chat template: choose one with --chat-template ({names})"
         )
-    spelled = canonical(text)
-    for row in TEMPLATES.values():
-        if all(m in spelled for m in row.marks) and not any(no in spelled for no in row.without):
-            return row
-    raise ConfigError(
-        f'the chat template of this model, "{one_line(text, 60)}", is not known: '
-        f"choose one with --chat-template ({names})"
-    )
+    return tokenizer.template
+
+
+def name_of(tokenizer: Tokenizer) -> str | None:
+    """The name of the template: the chosen one's, or that of the one that writes the same."""
+    if tokenizer.chat_template is not None or tokenizer.template is None:
+        return tokenizer.chat_template
+    return _name_of(tokenizer.template, _values(tokenizer))
+
+
+def refusal(tokenizer: Tokenizer) -> str | None:
+    """Why the model's template cannot be used at all, in a few words; None if it can."""
+    assert tokenizer.template is not None
+    try:
+        text = _write(tokenizer.template, _values(tokenizer), PROBES[0], True, PROBE_DATE)
+    except JinjaError as error:
+        return one_line(str(error))
+    return None if 1 in _places(text) else "it leaves out a user's message"
+
+
+@lru_cache(maxsize=64)
+def _name_of(source: str, values: Values) -> str | None:
+    written = [_probe(source, values, number) for number in range(len(PROBES))]
+    for name, template in TEMPLATES.items():
+        for number, text in enumerate(written):
+            leaves_out = text is None or 1 not in _places(text)
+            if PROBES[number][0]["role"] == "system" and leaves_out:
+                continue  # then the named template is used for it
+            if text is None or text != _probe(template.jinja, values, number):
+                break
+        else:
+            return name
+    return None
+
+
+@lru_cache(maxsize=512)
+def _probe(source: str, values: Values, number: int) -> Text | None:
+    """What a template writes of a probe; None where it refuses it."""
+    messages = PROBES[number]
+    reply = messages[-1]["role"] == "user"
+    try:
+        return _write(source, values, messages, reply, PROBE_DATE)
+    except JinjaError:
+        return None
+
+
+def _write(source: str, values: Values, messages: Messages, reply: bool, now: datetime) -> Text:
+    """What transformers has a template write without tools; JinjaError where it refuses that."""
+    return interpreter.render(
+        source, messages, now,
+        add_generation_prompt=reply, tools=None, documents=None, **dict(values),
+    )  # fmt: skip
+
+
+def _token(tokenizer: Tokenizer, i: int) -> str:
+    return tokenizer.token_bytes(i).decode(errors="replace")
+
+
+def _values(tokenizer: Tokenizer) -> Values:
+    """The special tokens by the names that templates have for them."""
+    roles = {"bos_token": tokenizer.bos, "eos_token": tokenizer.eos, "pad_token": tokenizer.pad}
+    found = {name: _token(tokenizer, i) for name, i in roles.items() if i is not None}
+    # In a template without a vocabulary of its own: BOS, if the vocabulary's texts begin with it.
+    found["opening"] = found.get("bos_token", "") if tokenizer.add_bos else ""
+    return tuple(found.items())
 
 
 def jinja(tokenizer: Tokenizer) -> str | None:
-    """The Jinja text to save with a model: that of the chosen row, or what came with the model."""
+    """The Jinja text to save with a model: that of the chosen name, or what came with the model."""
     if tokenizer.chat_template is None:
         return tokenizer.template
     opening = "{{ bos_token }}" if tokenizer.add_bos else ""
-    return find(tokenizer).jinja.replace("{{ opening }}", opening)
+    return source_of(tokenizer).replace("{{ opening }}", opening)
 
 
 def ends(tokenizer: Tokenizer) -> frozenset[int]:
-    """The tokens that end what a model says: EOS, and that of its template's answers."""
+    """The tokens that end what a model says: EOS, and those of its template's answers."""
     found = {tokenizer.eos}
-    if tokenizer.chat_template is not None or tokenizer.template is not None:
-        try:
-            said = find(tokenizer).turns["assistant"].said
-            found |= {i for part in said if (i := _special(tokenizer, part)) is not None}
-        except ConfigError:  # a template that is not known, and perhaps not asked for
-            pass
+    try:
+        closing = _closing(tokenizer, source_of(tokenizer))
+    except ConfigError:  # without a template, which perhaps nobody asked for
+        return frozenset(found)
+    for _, stop, i in _tokens(tokenizer, closing):
+        assert stop == len(closing)
+        names = ALSO_END.get(_token(tokenizer, i), ())
+        found |= {i, *(tokenizer.special[name] for name in names if name in tokenizer.special)}
     return frozenset(found)
 
 
 def render(
-    tokenizer: Tokenizer, messages: Sequence[Mapping[str, str]], *, reply: bool = False
+    tokenizer: Tokenizer, messages: Messages, *, reply: bool = False
 ) -> tuple[list[int], list[int]]:
     """Ids of a conversation and a mask of the same length; 1 = a token to be learned.
 
-    `messages` are {"role": ..., "content": ...}. `reply` ends with the header of an answer to come.
+    `messages` are {"role": ..., "content": ...}. `reply` ends with the prompt for an answer.
     """
-    template = find(tokenizer)
+    source = source_of(tokenizer)
     check(messages, reply=reply)
-    first = 1  # errors count the messages that were given
-    if template.system is not None and messages[0]["role"] != "system":
-        messages, first = [{"role": "system", "content": template.system}, *messages], 0
+    text = _conversation_text(tokenizer, source, messages, reply)
+    return _encode(tokenizer, text, _answers(tokenizer, source, messages, text))
 
-    into, system = -1, ""
-    if template.fold is not None and messages[0]["role"] == "system":
-        system, messages, first = messages[0]["content"], messages[1:], 2
-        users = [n for n, message in enumerate(messages, first) if message["role"] == "user"]
-        if not users:
+
+def _conversation_text(tokenizer: Tokenizer, source: str, messages: Messages, reply: bool) -> Text:
+    """What the template writes, or the named one for a system message that it leaves out."""
+    values, given = _values(tokenizer), messages[0]["role"] == "system" and messages[0]["content"]
+    text, places, reason = None, {}, ""
+    try:
+        text = _write(source, values, messages, reply, today())
+        places = _places(text)
+    except JinjaError as error:
+        reason = str(error)
+    if given and 1 not in places:
+        if len(messages) == 1:
             raise ConfigError("messages: found system alone, allowed a user's message after it")
-        into = users[-1 if template.fold.last else 0]
-
-    parts: list[Part] = [(part, 0, 0) for part in template.begin]
-    for n, message in enumerate(messages, first):
-        turn, learned = template.turns[message["role"]], int(message["role"] == "assistant")
-        fold = template.fold if n == into else None
-        parts += [(part, 0, n) for part in turn.header]
-        for part in turn.said:
-            if part is CONTENT or part is TRIMMED:
-                part = _content(message["content"], part is TRIMMED, system, fold)
-            parts.append((part, learned, n))
-        parts += [(part, 0, n) for part in turn.after]
-    if reply:
-        parts += [(part, 0, 0) for part in template.turns["assistant"].header]
-    return _encode(tokenizer, parts)
-
-
-def _content(text: str, trim: bool, system: str, fold: Fold | None) -> str:
-    if fold is None:
-        return text.strip() if trim else text
-    front = fold.before + system + fold.after
-    if trim and fold.whole:
-        return (front + text).strip()
-    return front + (text.strip() if trim else text)
+        named = None if tokenizer.chat_template is not None else name_of(tokenizer)
+        if named is not None:
+            text = _write(TEMPLATES[named].jinja, values, messages, reply, today())
+            places = _places(text)
+        elif text is not None:
+            notice("chat template", "it leaves out the system message of a conversation")
+    for n, message in enumerate(messages, 1):
+        if text is not None and message["role"] == "user" and n not in places:
+            text, reason = None, f"it leaves out message {n}"
+    if text is None:
+        raise ConfigError(
+            f'the chat template, "{one_line(source, 60)}", does not write this conversation: '
+            f"{one_line(reason, 160)}; choose one with --chat-template ({', '.join(TEMPLATES)})"
+        )
+    return text
 
 
-def _special(tokenizer: Tokenizer, part: str) -> int | None:
-    """The id of a part that is a special token, or None for a text."""
-    if not isinstance(part, Special):
-        return None
-    if part is OPENING:
-        found = tokenizer.bos if tokenizer.add_bos else None
-    elif part is BOS:
-        found = tokenizer.bos
-    else:
-        found = tokenizer.eos if part is EOS else tokenizer.special.get(part)
-    if found is None and not isinstance(part, Named):
-        raise ConfigError(f"the chat template needs the special token {part}, not here")
+def _places(text: Text) -> dict[int, Span]:
+    """Where the characters of each message begin and end."""
+    found: dict[int, Span] = {}
+    at = 0
+    for count, source in runs_of(text):
+        if source != TEMPLATE:
+            found[source] = (found.get(source, (at,))[0], at + count)
+        at += count
     return found
 
 
-def _encode(tokenizer: Tokenizer, parts: list[Part]) -> tuple[list[int], list[int]]:
-    """Parts (what, mask bit, message number) to ids; neighbouring texts of one bit are joined."""
-    known = [(part, _special(tokenizer, part), bit, n) for part, bit, n in parts]
-    known = [row for row in known if row[1] is not None or row[0] is not OPENING]
+def _answers(tokenizer: Tokenizer, source: str, messages: Messages, text: Text) -> list[Span]:
+    """The characters that are to be learned: each answer, from its prompt's end through its own.
+
+    The prompt is what the template writes behind a question when an answer is to come. Where it is
+    not what stands before an answer (some write a thought's beginning), the answer alone is learned.
+    """
+    numbers = [n for n, message in enumerate(messages, 1) if message["role"] == "assistant"]
+    if not numbers:
+        return []
+    last, closing = numbers[-1], _closing(tokenizer, source)
+    asked = _conversation_text(tokenizer, source, messages[: last - 1], reply=True)
+    prompt = asked[_places(asked)[last - 1][1] :]
+    places, found = _places(text), []
+    for n in numbers:
+        if n not in places:  # nothing but a thought, of which the template keeps none
+            continue
+        begin, end = places[n]
+        prompted = places[n - 1][1] + len(prompt)
+        if prompted <= begin and text.startswith(prompt, prompted - len(prompt)):
+            begin = prompted
+        if text.startswith(closing, end):
+            end += len(closing)
+        elif n == last:
+            notice("chat template", "it ends the last answer with no token, so none is learned")
+        found.append((begin, end))
+    return found
+
+
+def _closing(tokenizer: Tokenizer, source: str) -> Text:
+    """What the template writes behind an answer, up to and with the first special token."""
+    text = _probe(source, _values(tokenizer), 1)
+    end = _places(text).get(2, (0, 0))[1] if text is not None else 0
+    if text is None or not end:
+        return traced.traced("", TEMPLATE)
+    stops = [stop for start, stop, _ in _tokens(tokenizer, text) if start >= end]
+    return traced.cut(text, end, min([*stops, _places(text)[3][0]]))
+
+
+def _tokens(tokenizer: Tokenizer, text: Text) -> list[tuple[int, int, int]]:
+    """Start, stop and id of the special tokens that the template wrote."""
+    names = {name: i for name, i in tokenizer.special.items() if name in text}
+    for i in (tokenizer.bos, tokenizer.eos):
+        if i is not None and (name := _token(tokenizer, i)):
+            names[name] = i
+    finder, found, at = Finder(names), [], 0
+    for count, source in runs_of(text):
+        here = at
+        for k, part in enumerate(finder.cut(text[at : at + count]) if source == TEMPLATE else ()):
+            if k % 2:
+                found.append((here, here + len(part), names[part]))
+            here += len(part)
+        at += count
+    return found
+
+
+def _encode(tokenizer: Tokenizer, text: Text, learned: list[Span]) -> tuple[list[int], list[int]]:
+    """Special tokens as their ids, the text between them as the vocabulary has it, and the mask."""
+    tokens = {start: (stop, i) for start, stop, i in _tokens(tokenizer, text)}
+    borders = {0, len(text), *tokens, *(stop for stop, _ in tokens.values())}
+    borders |= {place for span in learned for place in span}
     ids: list[int] = []
     mask: list[int] = []
-    waiting = ""  # texts to be encoded together
-    for k, (part, special, bit, n) in enumerate(known):
-        if special is not None:
-            new = [special]
+    spans = iter([*learned, (len(text), len(text))])
+    begin, end = next(spans)
+    for start, stop in pairwise(sorted(borders)):
+        while start >= end and end < len(text):
+            begin, end = next(spans)
+        if start in tokens:
+            new = [tokens[start][1]]
         else:
-            waiting += part
-            following = known[k + 1] if k + 1 < len(known) else None
-            if following and following[1] is None and following[2] == bit:
-                continue
             try:
-                new = tokenizer.encode(waiting, after=ids[-1] if ids else None)
+                new = tokenizer.encode(text[start:stop], after=ids[-1] if ids else None)
             except EncodeError as error:
-                raise EncodeError(f'message {n}, field "content": {error}') from None
-            waiting = ""
+                raise _located(tokenizer, text, start, stop, error) from None
         ids += new
-        mask += [bit] * len(new)
+        mask += [int(begin <= start < end)] * len(new)
     return ids, mask
 
 
-def check(messages: Sequence[Mapping[str, str]], *, reply: bool = False) -> None:
+def _located(
+    tokenizer: Tokenizer, text: Text, start: int, stop: int, error: EncodeError
+) -> EncodeError:
+    """The error with the number of the message whose text cannot be encoded."""
+    for n, (begin, end) in _places(text).items():
+        begin, end = max(begin, start), min(end, stop)
+        try:
+            tokenizer.encode(text[begin : max(begin, end)])
+        except EncodeError:
+            return EncodeError(f'message {n}, field "content": {error}')
+    return EncodeError(f"chat template: {error}")
+
+
+def check(messages: Messages, *, reply: bool = False) -> None:
     """Raise ConfigError unless: system or none, then user and assistant in turn, all with text."""
 
     def refuse(n: int, name: str, found: object, allowed: str) -> None:

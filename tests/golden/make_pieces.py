@@ -29,7 +29,7 @@ from transformers import LlamaTokenizer, PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import SentencePieceExtractor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from minift.tokenizers.chat import TEMPLATES
+from minift.tokenizers.chat_templates import TEMPLATES
 
 SENTENCES = [
     "The keeper climbs the stairs each evening and lights the lamp.",

@@ -13,7 +13,8 @@ import pytest
 
 from minift.errors import ConfigError, EncodeError
 from minift.tokenizers.byte_bpe import ByteBPE
-from minift.tokenizers.chat import TEMPLATES, canonical, ends, find
+from minift.tokenizers import chat
+from minift.tokenizers.chat import TEMPLATES, ends, name_of
 from minift.tokenizers.sentencepiece import SentencePiece
 
 GOLDEN = json.loads(Path(__file__).parents[1].joinpath("golden/tokens.json").read_text())
@@ -51,7 +52,7 @@ def pieces(model: str = "plain", legacy: bool = True, **config: Any) -> Sentence
 def test_ids_are_those_of_the_jinja_template(name: str) -> None:
     golden = GOLDEN["chat"][name]
     recognised = tokenizer(golden["template"])
-    assert find(recognised) is TEMPLATES[name]
+    assert name_of(recognised) == name
     chosen = tokenizer()
     chosen.chat_template = name
     for row in golden["rows"]:
@@ -65,14 +66,14 @@ def test_ids_are_those_of_the_jinja_template(name: str) -> None:
 @pytest.mark.parametrize("name", sorted({row[3] for row in PIECES["chats"]}))
 def test_ids_over_pieces_are_those_of_the_jinja_template(name: str, kind: str) -> None:
     """With and without tokens for [INST] and the like, and with each rule for the first space."""
-    row = TEMPLATES[name.removesuffix("-1") if name.startswith("gemma") else name]
+    row = name.removesuffix("-1") if name.startswith("gemma") else name
     count = 0
     for model, legacy, written, template, number, reply, ids in PIECES["chats"]:
         if (written, template) != (kind, name):
             continue
         count += 1
         ours = pieces(model, legacy, chat_template=PIECES[kind][name])
-        assert find(ours) is row
+        assert name_of(ours) == row
         talk = PIECES["conversations"][number]
         if kind == "published" and name == "mistral-v3" and number == 4:
             talk = talk[1:]  # that text drops the system's; chat.py says why minift does not
@@ -167,23 +168,10 @@ def test_a_template_that_needs_bos_where_there_is_none() -> None:
         ours.chat(TALK)
 
 
-def test_one_spelling_for_marks() -> None:
-    assert canonical('{{ " [INST] "  + content.strip()+ "\n" }}') == (
-        "{{ ' [INST] '+content|trim+'\\n' }}"
-    )
-
-
-def test_a_template_of_blanks_takes_no_time() -> None:
-    begin = time.perf_counter()
-    canonical("{{ a " + " " * 1_000_000 + " b }}")
-    assert time.perf_counter() - begin < 1
-
-
-def test_changed_templates_of_known_kinds_are_not_known() -> None:
+def test_a_template_that_writes_something_else_has_another_name_or_none() -> None:
     for name, old, new in [
         ("llama2", "'<<SYS>>\\n'", "'<<SYS>>\\nYou are polite. '"),
         ("llama2", "' '  + content", "content"),
-        ("mistral-v0.2", "{% else %}", "{% elif message['role'] == 'system' %}{% else %}"),
         (
             "mistral-v0.2",
             "message['content'] + eos_token",
@@ -198,8 +186,8 @@ def test_changed_templates_of_known_kinds_are_not_known() -> None:
         text = PIECES["published"][name]
         assert old in text, name
         changed = text.replace(old, new)
-        with pytest.raises(ConfigError, match="is not known"):
-            find(tokenizer(changed))
+        ours = complete(chat_template=changed)
+        assert name_of(ours) != name
 
 
 def test_mask_covers_answers_and_their_end() -> None:
@@ -223,6 +211,7 @@ def test_mask_covers_answers_and_their_end() -> None:
     assert mask == [bit for part, bit in parts for _ in part]
 
 
+@pytest.mark.filterwarnings("ignore:chat template. it ends the last answer with no token")
 @pytest.mark.parametrize("name", sorted(TEMPLATES))
 @pytest.mark.parametrize("answer", ["Yes.", "\n Yes", "  ", "é"])
 def test_generation_continues_exactly_what_training_saw(name: str, answer: str) -> None:
@@ -270,12 +259,13 @@ def test_the_default_system_prompt_gives_way_to_a_given_one() -> None:
     assert "named SmolLM" not in ours.decode(ours.chat(given)[0])
 
 
-def test_templates_that_are_not_known() -> None:
+def test_templates_that_cannot_be_used() -> None:
     for template, text in [
         (None, "came without a chat template"),
-        ("{{ messages }}", "is not known"),
-        (GOLDEN["chat"]["chatml"]["template"] + "{{ tools }}", "is not known"),
-        (GOLDEN["chat"]["chatml"]["template"] + "You are a pirate", "is not known"),
+        ("{{ messages }}", "does not write this conversation: it writes a list"),
+        ("{% include 'x' %}", "does not write this conversation: the statement 'include'"),
+        ("{{ raise_exception('No\n chats') }}", r"does not write this conversation: No\\n chats"),
+        ("{{ messages[1].content }}", "leaves out message 1"),
     ]:
         ours = tokenizer(template)
         assert ours.encode("a")  # only a chat needs the template
@@ -297,13 +287,14 @@ def test_a_vocabulary_without_the_tokens_of_the_template() -> None:
         ours.chat(TALK)
 
 
+@pytest.mark.filterwarnings("ignore:chat template. it ends the last answer with no token")
 @pytest.mark.parametrize("name", sorted(TEMPLATES))
 def test_a_chosen_template_is_saved_and_recognised(name: str) -> None:
     ours = complete()
     ours.chat_template = name
     files = {file: json.loads(raw) for file, raw in ours.files().items()}
     again = ByteBPE.from_json(files["tokenizer.json"], files["tokenizer_config.json"], "t.json")
-    assert find(again) is TEMPLATES[name]
+    assert name_of(again) == name
     assert again.chat(TALK) == ours.chat(TALK)
 
 
@@ -349,5 +340,7 @@ def test_what_ends_an_answer() -> None:
     ours.chat_template = "gemma"
     assert ends(ours) == {ours.eos, ours.special["<end_of_turn>"]}
     ours.chat_template = "chatml"
-    assert ends(ours) == {ours.special["<|im_end|>"]}
+    assert ends(ours) == {ours.special["<|im_end|>"], ours.special["<|endoftext|>"]}
+    ours.chat_template = "llama3.1"
+    assert ends(ours) == {ours.eos, ours.special["<|eot_id|>"]}
     assert ends(tokenizer("{{ unknown }}")) == {tokenizer().eos}
