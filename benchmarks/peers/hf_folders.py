@@ -551,7 +551,8 @@ def template_folder(source, folder):
     special = [t for t in special if t not in ("<think>", "</think>", "<tools>", "</tools>")]
     (folder / "config.json").write_text(json.dumps(LLAMA))
     rows = added_rows({}, enumerate(special, 900 - len(special)))
-    data = byte_level(folder, 900, rows, "gpt2")
+    family = "llama3" if "<|start_header_id|>" in special else "gpt2"
+    data = byte_level(folder, 900, rows, family)
     data["post_processor"] = None
     (folder / "tokenizer.json").write_text(json.dumps(data, ensure_ascii=False))
     settings = {k: v for k, v in settings.items() if k != "added_tokens_decoder"}
@@ -691,7 +692,7 @@ def read(folder, given):
         facts = told(folder, model.eval(), "saved", given)
     except Exception as error:
         return {"error": f"{type(error).__name__}: {error}"[:300]}
-    facts["left"] = [str(report[key]) for key in ("missing_keys", "unexpected_keys") if report[key]]
+    facts["missing"] = sorted(report["missing_keys"])
     return facts
 
 
