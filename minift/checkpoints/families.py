@@ -6,7 +6,7 @@ config.json's `model_type` and GGUF's `general.architecture`, never by the name 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -575,7 +575,7 @@ BERT = Family(
     },
     bodies=(
         *("BertForTokenClassification", "BertForQuestionAnswering"),
-        *("BertForMultipleChoice", "BertForNextSentencePrediction"),
+        *("BertForMultipleChoice", "BertForNextSentencePrediction", "Contriever"),
     ),
     fixed=ENCODER,
     prefix="bert.",
@@ -752,7 +752,9 @@ def config_from_json(
     check_fixed(layout.must_be, data, path)
     values: Values = {"family": family.name, "head": "none", **family.fixed}
     values |= read_fields(layout.fields, data, path)
-    values["head"] = head_of(family, data, found, values["tied"], path)
+    head = head_of(family, data, found, values["tied"], path)
+    prefixed = bool(prefix_in(family, names))
+    values["head"] = head if prefixed else head_there(family, head, found, values["tied"], path)
     if values["head"] == "label" and data.get("id2label") is None:
         data = {"num_labels": counted_labels(family, names), **data}
     for part in layout.parts:
@@ -829,17 +831,12 @@ def check_quantised(data: Mapping[str, Any], path: str) -> None:
     )
 
 
-def head_of(
-    family: Family, data: Mapping[str, Any], found: Collection[str], tied: bool, path: str
-) -> str:
+def head_of(family: Family, data: Mapping[str, Any], found: set[str], tied: bool, path: str) -> str:
     """The kind of head that the configuration's class has; without a class, which one is there."""
     classes = data.get("architectures")
     if classes is None or classes == []:
         head = next(iter(family.heads.values()))
-        rows = (row for row in family.folder.weights if row.ours.startswith("head."))
-        wanted = [row for row in rows if f"head={head}" in row.when.split()]
-        wanted = [row for row in wanted if not (tied and "!tied" in row.when.split())]
-        there = not found or all(fill(row.theirs, "") in found for row in wanted)
+        there = not found or found.issuperset(head_names(family, head, tied))
         return head if there else "none"
     known = ", ".join((*family.heads, *family.bodies))
     if not isinstance(classes, list) or not isinstance(classes[0], str):
@@ -849,6 +846,26 @@ def head_of(
     if classes[0] not in family.heads:
         raise FormatError(path, "architectures", classes[0], known, "out-of-range")
     return family.heads[classes[0]]
+
+
+def head_names(family: Family, head: str, tied: bool) -> list[str]:
+    """The tensors of a head alone."""
+    rows = [row for row in family.folder.weights if row.ours.startswith("head.")]
+    left_out = {"!tied"} if tied else set()
+    return [
+        row.theirs
+        for row in rows
+        if f"head={head}" in row.when.split() and not left_out & set(row.when.split())
+    ]
+
+
+def head_there(family: Family, head: str, found: set[str], tied: bool, path: str) -> str:
+    """The head, or none in a body that kept the name of a class: no prefix, nothing of a head."""
+    own = head_names(family, head, tied)
+    if not found or not own or found.intersection(own):
+        return head
+    notice(path, "names a class with a head, and the weights have none: read without a head")
+    return "none"
 
 
 def counted_labels(family: Family, names: Mapping[str, object]) -> int:

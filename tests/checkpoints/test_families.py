@@ -327,7 +327,7 @@ LIES = {  # the golden folder, the fields that are changed, the code
     ],
     "families/bert_labels": [
         ({"id2label": {}}, "bad-type"), ({"id2label": ["a"]}, "bad-type"),
-        ({"id2label": {"0": "a", "2": "b"}}, "bad-type"), ({"id2label": {"0": 3}}, "bad-type"),
+        ({"id2label": {"0": "a", "2": "b"}}, "bad-type"), ({"id2label": {"0": [3]}}, "bad-type"),
         ({"id2label": {"00": "a"}}, "bad-type"),
         ({"id2label": None, "num_labels": 0}, "out-of-range"),
         ({"id2label": None, "num_labels": 10**9}, "out-of-range"),

@@ -316,6 +316,25 @@ def test_without_a_class_and_a_head_there_is_a_body(tmp_path):
     assert equal(model, golden("llama_gqa"))
 
 
+@pytest.mark.parametrize("name", ["roberta", "distilbert", "bert", "llama_gqa", "bert_labels"])
+def test_a_body_that_kept_the_name_of_a_class_is_read_as_a_body(name, tmp_path):
+    prefix = "model." if name == "llama_gqa" else f"{name.removesuffix('_labels')}."
+
+    def body(tensors):
+        return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+    with pytest.warns(Notice, match="names a class with a head, and the weights have none"):
+        model = load_model(folder(tmp_path / "a", name, body))
+    assert model.config.head == "none"
+    assert equal(model, golden(name))
+
+    def inside(tensors):
+        return {key: value for key, value in tensors.items() if key.startswith(prefix)}
+
+    with pytest.raises(FormatError, match="missing"):  # a class did write it, and lost its head
+        load_model(folder(tmp_path / "b", name, inside))
+
+
 TYPELESS = {
     "bert_body": ("bert", lambda t: t), "bert": ("bert", lambda t: t),
     "roberta": ("roberta", lambda t: t), "roberta_body": ("roberta", lambda t: t),
