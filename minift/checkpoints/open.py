@@ -246,7 +246,7 @@ class Survey:
 
     path: Path
     config: ModelConfig
-    kinds: list[str]  # the stored type of every tensor
+    kinds: list[str]  # the stored type of every tensor that the model takes
     parameters: int
     bytes: int
     files: list[Path]  # that hold weights
@@ -259,8 +259,8 @@ def survey(name: str | os.PathLike[str]) -> Survey:
     """Look at a model without loading a weight."""
     found = headers(name)
     place = str(found.weights.path)
-    check_tensors(found.config, found.weights, found.layout, found.prefix, place)
-    tensors = found.weights.tensors.values()
+    names = check_tensors(found.config, found.weights, found.layout, found.prefix, place)
+    tensors = [found.weights.tensors[name] for name in names]
     tokenizer = none_or(found.tokenizer)
     if not isinstance(tokenizer, str):
         check_fit(tokenizer, found)

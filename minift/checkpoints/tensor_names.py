@@ -137,11 +137,11 @@ def settled(
 
 def check_tensors(
     config: ModelConfig, file: TensorFile, layout: Layout, prefix: str, path: str
-) -> None:
-    """The file has what the configuration asks for, in its shapes, and nothing else.
+) -> list[str]:
+    """The tensors that the model takes: all that its configuration asks for, in its shapes.
 
-    What the family's files are known to hold besides is ignored: buffers, and trained tensors, of
-    which a notice says what they are.
+    Besides there may be what the family's files are known to hold, and nothing else: buffers, and
+    trained tensors, of which a notice says what they are.
     """
     check_layers(config, file)
     shapes = shapes_wanted(config, layout, prefix)
@@ -169,6 +169,7 @@ def check_tensors(
         shown = ", ".join(names if len(names) <= SHOWN else (*names[:2], "..."))
         number = "1 tensor" if len(names) == 1 else f"{len(names):,} tensors"
         notice(path, f"{number} of the {kind} ignored: {shown}")
+    return list(shapes)
 
 
 def check_layers(config: ModelConfig, file: TensorFile) -> None:
