@@ -13,12 +13,8 @@ import torch
 from torch import nn
 
 from minift.checkpoints import download, frozen_base, gguf, hub_cache, shards, strict_json
-from minift.checkpoints.families import (
-    FAMILIES,
-    config_from_gguf,
-    config_from_json,
-    prefix_in,
-)
+from minift.checkpoints.config_json import config_from_json, prefix_in
+from minift.checkpoints.families import FAMILIES, config_from_gguf
 from minift.checkpoints.mapping import HOW, Layout, pairs
 from minift.checkpoints.tensor_names import NamedFile, TensorFile, check_tensors, named, settled
 from minift.checkpoints.tokenizers import KINDS, template_name, tokenizer_in, tokenizer_of

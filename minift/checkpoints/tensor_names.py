@@ -78,7 +78,8 @@ def named(family: Family, config: ModelConfig, file: TensorFile, prefix: str) ->
     layout, path = family.folder, file.path
     check_layers(config, file)
     copies = {fill(one, prefix): fill(other, prefix) for one, other in layout.copies.items()}
-    wanted = {pair.theirs for pair in pairs(layout, config, prefix)} | copies.keys()
+    rows_have = {pair.theirs for pair in pairs(layout, config, prefix)}
+    wanted = rows_have | copies.keys()
     own: dict[str, str] = {}
     for name in file.tensors:
         ours = renamed(layout, name)
@@ -89,7 +90,8 @@ def named(family: Family, config: ModelConfig, file: TensorFile, prefix: str) ->
             raise FormatError(path, f'tensor "{one_line(ours)}"', found, "one of them", "dup-key")
         own[ours] = name
     for one, other in copies.items():
-        if config.tied and other not in own and one in own:
+        alone = one in own and other not in own and one not in rows_have
+        if alone and config.head in ("lm", "mlm"):
             own[other] = own.pop(one)
     return NamedFile(path, {ours: file.tensors[name] for ours, name in own.items()}, file, own)
 

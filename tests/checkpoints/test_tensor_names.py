@@ -279,6 +279,30 @@ def test_a_bias_of_the_decoder_is_the_one_that_it_adds(tmp_path):
     assert torch.equal(model.head.decoder.bias, own)
 
 
+def test_a_bias_is_written_twice_where_the_matrix_is_not_tied(tmp_path):
+    """Newer transformers take the decoder's then, older ones the other."""
+    own = torch.full((53, 24), 0.5)
+    place = folder(tmp_path, "bert", lambda t: t | {"cls.predictions.decoder.weight": own})
+    with pytest.warns(Notice, match="loaded untied"):
+        model = load_model(place)
+    (tmp_path / "again").mkdir()
+    for name, chunks in folder_files(model, {}).items():
+        raw = chunks if isinstance(chunks, bytes) else b"".join(map(bytes, chunks))
+        (tmp_path / "again" / name).write_bytes(raw)
+    file = safetensors.read(tmp_path / "again/model.safetensors")
+    both = [file.load(f"cls.predictions.{name}") for name in ("bias", "decoder.bias")]
+    assert torch.equal(*both)
+    assert equal(load_model(tmp_path / "again"), model)
+
+
+def test_the_bias_of_the_decoder_alone_is_enough(tmp_path):
+    def alone(tensors):
+        own = tensors.pop("cls.predictions.bias")
+        return tensors | {"cls.predictions.decoder.bias": own}
+
+    assert equal(load_model(folder(tmp_path, "bert", alone)), golden("bert"))
+
+
 def test_a_head_of_another_shape_than_what_it_is_tied_to_is_refused(tmp_path):
     place = folder(tmp_path, "qwen2", lambda t: t | {"lm_head.weight": torch.ones(54, 24)})
     with pytest.raises(
