@@ -21,7 +21,8 @@ from minift.errors import ConfigError, FormatError, one_line
 from minift.model.config import ModelConfig
 
 Values = dict[str, Any]
-REQUIRED, ABSENT = "(required)", "(absent)"
+REQUIRED: object = "(required)"
+ABSENT: object = "(absent)"  # compared by identity: no file can say it
 
 
 @dataclass(frozen=True)
@@ -70,9 +71,7 @@ class Layout:
 @dataclass(frozen=True)
 class Family:
     name: str  # config.json's model_type
-    heads: Mapping[
-        str, str
-    ]  # the class that other programs load -> our head; first: what is written
+    heads: Mapping[str, str]  # the class that other programs load -> our head; first: the usual one
     fixed: Mapping[str, object]  # fields of ModelConfig
     folder: Layout
     prefix: str = "model."
@@ -80,12 +79,10 @@ class Family:
     gguf: Layout | None = None
     gguf_fixed: Mapping[str, object] = field(default_factory=dict)
     bodies: tuple[str, ...] = ()  # classes of other tasks: loaded without their heads
-    marks: Mapping[str, object] = field(
-        default_factory=dict
-    )  # tell it from one with the same names
-    within: Mapping[str, str] = field(
-        default_factory=dict
-    )  # a larger model's type -> our part's key
+    # Values in config.json that tell it from a family whose tensors have the same names; and the
+    # model_type of a larger model that it is a part of, with the key of that part.
+    marks: Mapping[str, object] = field(default_factory=dict)
+    within: Mapping[str, str] = field(default_factory=dict)
 
 
 # ---- transforms ----------------------------------------------------------------------------------

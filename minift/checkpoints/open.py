@@ -13,12 +13,8 @@ import torch
 from torch import nn
 
 from minift.checkpoints import download, frozen_base, gguf, hub_cache, shards, strict_json
-from minift.checkpoints.families import (
-    FAMILIES,
-    config_from_gguf,
-    config_from_json,
-    prefix_in,
-)
+from minift.checkpoints.config_json import config_from_json, prefix_in
+from minift.checkpoints.families import FAMILIES, config_from_gguf
 from minift.checkpoints.mapping import HOW, Layout, pairs
 from minift.checkpoints.tensor_names import NamedFile, TensorFile, check_tensors, named, settled
 from minift.checkpoints.tokenizers import KINDS, template_name, tokenizer_in, tokenizer_of
@@ -246,7 +242,7 @@ class Survey:
 
     path: Path
     config: ModelConfig
-    kinds: list[str]  # the stored type of every tensor
+    kinds: list[str]  # the stored type of every tensor that the model takes
     parameters: int
     bytes: int
     files: list[Path]  # that hold weights
@@ -259,8 +255,8 @@ def survey(name: str | os.PathLike[str]) -> Survey:
     """Look at a model without loading a weight."""
     found = headers(name)
     place = str(found.weights.path)
-    check_tensors(found.config, found.weights, found.layout, found.prefix, place)
-    tensors = found.weights.tensors.values()
+    names = check_tensors(found.config, found.weights, found.layout, found.prefix, place)
+    tensors = [found.weights.tensors[name] for name in names]
     tokenizer = none_or(found.tokenizer)
     if not isinstance(tokenizer, str):
         check_fit(tokenizer, found)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from minift.checkpoints.mapping import Field, Part, Values, finite, read_fields
-from minift.errors import ConfigError, FormatError, one_line
+from minift.errors import ConfigError, FormatError, notice, one_line
 from minift.model.config import ModelConfig, RopeScaling
 
 LAYERS_LIMIT = 100_000
@@ -345,9 +345,12 @@ def _read_labels(data: Mapping[str, Any], values: Values, path: str) -> Values:
         return {"labels": tuple(f"LABEL_{i}" for i in range(count))}
     if not isinstance(named, dict) or not named or set(named) != set(map(str, range(len(named)))):
         raise FormatError(path, "id2label", one_line(named), "a name for 0, 1, ...", "bad-type")
-    if not all(isinstance(name, str) for name in named.values()):
+    if not all(type(name) in (str, int) for name in named.values()):  # 0 and 1 are published, too
         raise FormatError(path, "id2label", one_line(named), "texts", "bad-type")
-    return {"labels": tuple(named[str(i)] for i in range(len(named)))}
+    if type(count) is int and 1 <= count <= LABELS_LIMIT and count != len(named):
+        notice(path, f"num_labels is {count:,}, id2label has {len(named):,}: labels without names")
+        return {"labels": tuple(f"LABEL_{i}" for i in range(count))}
+    return {"labels": tuple(str(named[str(i)]) for i in range(len(named)))}
 
 
 def _write_labels(config: ModelConfig) -> Values:

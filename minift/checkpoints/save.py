@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from minift.checkpoints import gguf_model, safetensors
-from minift.checkpoints.families import FAMILIES, config_to_json
+from minift.checkpoints.config_json import config_to_json
+from minift.checkpoints.families import FAMILIES
 from minift.checkpoints.finite import check_finite
 from minift.checkpoints.mapping import HOW, fill, pairs
 from minift.errors import ConfigError

@@ -26,6 +26,7 @@ from minift.checkpoints.hub_cache import check_inside, link_root
 from minift.errors import FormatError, one_line
 
 SHOWN = 20  # problems in one message
+UNFINISHED = (".incomplete", ".part", ".crdownload", ".aria2", ".tmp")  # what downloads are called
 NAMES = (
     "model.safetensors",
     "model.safetensors" + weight_index.END,
@@ -82,7 +83,10 @@ def weights_of(folder: str | os.PathLike[str]) -> tuple[WeightFile, list[str]]:
     here = [name for name in NAMES if os.path.lexists(folder / name)]
     if not here:
         try:
-            held = ", ".join(sorted(os.listdir(folder))[:SHOWN]) or "an empty folder"
+            files = sorted(os.listdir(folder))
+            held = ", ".join(files[:SHOWN]) or "an empty folder"
+            if cut := next((name for name in files if name.endswith(UNFINISHED)), None):
+                held = f"{cut}, a download that was not finished"
         except OSError as error:
             held = os.strerror(error.errno or 0)
         raise FormatError(folder, "weights", held, " or ".join(NAMES), "missing-field")

@@ -78,7 +78,8 @@ def named(family: Family, config: ModelConfig, file: TensorFile, prefix: str) ->
     layout, path = family.folder, file.path
     check_layers(config, file)
     copies = {fill(one, prefix): fill(other, prefix) for one, other in layout.copies.items()}
-    wanted = {pair.theirs for pair in pairs(layout, config, prefix)} | copies.keys()
+    rows_have = {pair.theirs for pair in pairs(layout, config, prefix)}
+    wanted = rows_have | copies.keys()
     own: dict[str, str] = {}
     for name in file.tensors:
         ours = renamed(layout, name)
@@ -89,7 +90,8 @@ def named(family: Family, config: ModelConfig, file: TensorFile, prefix: str) ->
             raise FormatError(path, f'tensor "{one_line(ours)}"', found, "one of them", "dup-key")
         own[ours] = name
     for one, other in copies.items():
-        if config.tied and other not in own and one in own:
+        alone = one in own and other not in own and one not in rows_have
+        if alone and config.head in ("lm", "mlm"):
             own[other] = own.pop(one)
     return NamedFile(path, {ours: file.tensors[name] for ours, name in own.items()}, file, own)
 
@@ -137,11 +139,11 @@ def settled(
 
 def check_tensors(
     config: ModelConfig, file: TensorFile, layout: Layout, prefix: str, path: str
-) -> None:
-    """The file has what the configuration asks for, in its shapes, and nothing else.
+) -> list[str]:
+    """The tensors that the model takes: all that its configuration asks for, in its shapes.
 
-    What the family's files are known to hold besides is ignored: buffers, and trained tensors, of
-    which a notice says what they are.
+    Besides there may be what the family's files are known to hold, and nothing else: buffers, and
+    trained tensors, of which a notice says what they are.
     """
     check_layers(config, file)
     shapes = shapes_wanted(config, layout, prefix)
@@ -169,6 +171,7 @@ def check_tensors(
         shown = ", ".join(names if len(names) <= SHOWN else (*names[:2], "..."))
         number = "1 tensor" if len(names) == 1 else f"{len(names):,} tensors"
         notice(path, f"{number} of the {kind} ignored: {shown}")
+    return list(shapes)
 
 
 def check_layers(config: ModelConfig, file: TensorFile) -> None:

@@ -71,7 +71,9 @@ def described(found: Survey) -> str:
     parameters = f"{found.parameters:,} parameters in {len(found.kinds)} tensors ({kinds})"
     width = f"{config.layers} layers · width {config.dim} · feed-forward {config.ff}"
     heads = f"{config.heads} heads of {config.head_dim}, {config.kv_heads} kv heads"
-    places = f"RoPE base {config.rope_base:,.0f}"
+    scaling = config.rope_scaling
+    stretched = "" if scaling is None else f", {scaling.kind} scaling"
+    places = f"RoPE base {config.rope_base:,.0f}{stretched}"
     if config.positions == "learned":
         places = "learned positions"
     head = {"lm": "", "mlm": " · masked-word head", "none": " · no head"}.get(config.head)

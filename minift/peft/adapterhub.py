@@ -27,7 +27,8 @@ import torch
 from torch import Tensor
 
 from minift.checkpoints import safetensors, strict_json, torch_zip
-from minift.checkpoints.families import FAMILIES, prefix_in
+from minift.checkpoints.config_json import prefix_in
+from minift.checkpoints.families import FAMILIES
 from minift.checkpoints.mapping import fill, is_passed_over, pairs
 from minift.checkpoints.save import as_json
 from minift.errors import ConfigError, FormatError, one_line

@@ -20,7 +20,7 @@ from minift.checkpoints.parts import (
     upper_layers,
     windows,
 )
-from minift.errors import ConfigError, FormatError
+from minift.errors import ConfigError, FormatError, Notice
 from minift.model.config import ModelConfig, RopeScaling
 
 CONFIG = ModelConfig("llama", 50, 24, 6, 4, 4, 6, 20, 64)
@@ -160,9 +160,13 @@ def test_labels_are_named_or_counted():
     assert read({"num_labels": 1}, {"head": "label"}, "f")["labels"] == ("LABEL_0",)
     named = {"id2label": {"1": "b", "0": "a"}}
     assert read(named, {"head": "label"}, "f")["labels"] == ("a", "b")
-    for bad in ({"1": "b"}, {}, [], {"0": 3}, {"0": "a", "x": "b"}):
+    for bad in ({"1": "b"}, {}, [], {"0": True}, {"0": "a", "x": "b"}):
         with pytest.raises(FormatError):
             read({"id2label": bad}, {"head": "label"}, "f")
+    assert read({"id2label": {"0": 0, "1": 1}}, {"head": "label"}, "f")["labels"] == ("0", "1")
+    with pytest.warns(Notice, match="num_labels is 3, id2label has 2: labels without names"):
+        found = read(named | {"num_labels": 3}, {"head": "label"}, "f")
+    assert found["labels"] == ("LABEL_0", "LABEL_1", "LABEL_2")
     for count in (0, 10**9, "2", True):
         with pytest.raises(FormatError):
             read({"num_labels": count}, {"head": "label"}, "f")

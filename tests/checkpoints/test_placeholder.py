@@ -64,6 +64,13 @@ def test_a_download_cut_short_says_so(tmp_path):
         assert caught.value.code == "truncated"
 
 
+@pytest.mark.parametrize("end", [".incomplete", ".part", ".crdownload", ".aria2"])
+def test_a_download_that_was_not_finished_is_named(tmp_path, end):
+    place = folder_with(tmp_path, f"model.safetensors{end}", b"x")
+    with pytest.raises(FormatError, match=rf"found model\.safetensors\{end}, a download that was"):
+        load_model(place)
+
+
 def hostile():
     """For tests/hostile.py: every kind in place of every file."""
 

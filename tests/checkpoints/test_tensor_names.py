@@ -279,6 +279,30 @@ def test_a_bias_of_the_decoder_is_the_one_that_it_adds(tmp_path):
     assert torch.equal(model.head.decoder.bias, own)
 
 
+def test_a_bias_is_written_twice_where_the_matrix_is_not_tied(tmp_path):
+    """Newer transformers take the decoder's then, older ones the other."""
+    own = torch.full((53, 24), 0.5)
+    place = folder(tmp_path, "bert", lambda t: t | {"cls.predictions.decoder.weight": own})
+    with pytest.warns(Notice, match="loaded untied"):
+        model = load_model(place)
+    (tmp_path / "again").mkdir()
+    for name, chunks in folder_files(model, {}).items():
+        raw = chunks if isinstance(chunks, bytes) else b"".join(map(bytes, chunks))
+        (tmp_path / "again" / name).write_bytes(raw)
+    file = safetensors.read(tmp_path / "again/model.safetensors")
+    both = [file.load(f"cls.predictions.{name}") for name in ("bias", "decoder.bias")]
+    assert torch.equal(*both)
+    assert equal(load_model(tmp_path / "again"), model)
+
+
+def test_the_bias_of_the_decoder_alone_is_enough(tmp_path):
+    def alone(tensors):
+        own = tensors.pop("cls.predictions.bias")
+        return tensors | {"cls.predictions.decoder.bias": own}
+
+    assert equal(load_model(folder(tmp_path, "bert", alone)), golden("bert"))
+
+
 def test_a_head_of_another_shape_than_what_it_is_tied_to_is_refused(tmp_path):
     place = folder(tmp_path, "qwen2", lambda t: t | {"lm_head.weight": torch.ones(54, 24)})
     with pytest.raises(
@@ -314,6 +338,25 @@ def test_without_a_class_and_a_head_there_is_a_body(tmp_path):
     model = load_model(folder(tmp_path, "llama_gqa", body, dropping("architectures")))
     assert model.config.head == "none"
     assert equal(model, golden("llama_gqa"))
+
+
+@pytest.mark.parametrize("name", ["roberta", "distilbert", "bert", "llama_gqa", "bert_labels"])
+def test_a_body_that_kept_the_name_of_a_class_is_read_as_a_body(name, tmp_path):
+    prefix = "model." if name == "llama_gqa" else f"{name.removesuffix('_labels')}."
+
+    def body(tensors):
+        return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+    with pytest.warns(Notice, match="names a class with a head, and the weights have none"):
+        model = load_model(folder(tmp_path / "a", name, body))
+    assert model.config.head == "none"
+    assert equal(model, golden(name))
+
+    def inside(tensors):
+        return {key: value for key, value in tensors.items() if key.startswith(prefix)}
+
+    with pytest.raises(FormatError, match="missing"):  # a class did write it, and lost its head
+        load_model(folder(tmp_path / "b", name, inside))
 
 
 TYPELESS = {
