@@ -20,7 +20,7 @@ from typing import Any
 
 from minift.errors import FormatError, notice
 from minift.tokenizers import post_processor
-from minift.tokenizers.beside import ADDED, CONFIG, Beside
+from minift.tokenizers.beside import CONFIG, Beside
 from minift.tokenizers.tokenizer_json import added_tokens, byte_level_parts, shape
 from minift.tokenizers.vocabulary import FLAGS, MOST_TOKENS, Added, field_of
 from minift.tokenizers.wrapping import Part, Wrapping, around, twice_around
@@ -181,17 +181,16 @@ class _Tokens:
         keys = [(role, role + "_token") for role in ORDER]
         explicit = {settings[key] for _, key in keys if settings.get(key)}
         more = beside.more_special(settings)
-        clashes, new, none = list[str](), list[str](), list[str]()
+        rows, new, none = _rows_of(beside.model), list[str](), list[str]()
         for i, token in sorted(beside.listed(explicit | set(more)).items()):
             if token.text in explicit and not token.special:
                 token = Added(token.text, True, token.flags)
             if (own := self.ids.get(token.text)) is not None:
                 self.put(own, token)
-            elif i in self.taken:
-                clashes.append(f"{i} {token.text!r}")
+            elif i in self.taken or (rows is not None and i >= rows):
+                none.append(f"{token.text!r} as {i:,}")
             else:
                 self.put(i, token)
-        rows = _rows_of(beside.model)
         for role, key in keys:
             if row is not None and key not in settings and role in row.roles:
                 usual = row.roles[role]
@@ -206,12 +205,7 @@ class _Tokens:
             (none if there is None else new if there else []).append(repr(text))
         for found, what in (
             (new, "special tokens that are not in the vocabulary are added to it"),
-            (
-                none,
-                "special tokens are left out, which are not in the vocabulary, nor does the model "
-                "have rows for them",
-            ),
-            (clashes, f"tokens that {CONFIG} or {ADDED} gives the ids of others are left out"),
+            (none, "tokens that are not in the vocabulary, nor have a free id, are left out"),
         ):
             if found:
                 more_of_them = f" and {len(found) - 3:,} more" if len(found) > 3 else ""

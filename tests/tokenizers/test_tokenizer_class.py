@@ -125,13 +125,31 @@ def test_the_end_of_text_that_only_config_json_names(tmp_path: Path) -> None:
 def test_a_token_that_the_embedding_has_no_row_for_is_left_out(tmp_path: Path) -> None:
     model = {"model_type": "gpt2", "vocab_size": 700}
     files = BARE | {"config.json": model, "tokenizer_config.json": {"pad_token": "[P]"}}
-    tokenizer = read(write(tmp_path, files), "nor does the model have rows for them")
+    tokenizer = read(
+        write(tmp_path, files), r"nor have a free id, are left out: '\[P\]' \(pad_token\)"
+    )
     assert (tokenizer.vocab_size, tokenizer.pad) == (700, None)
 
 
 def test_a_token_with_the_id_of_another_is_left_out(tmp_path: Path) -> None:
     files = BARE | {"added_tokens.json": {"[P]": 5}, "config.json": {"model_type": "gpt2"}}
-    assert "[P]" not in read(write(tmp_path, files), "the ids of others").special
+    assert "[P]" not in read(write(tmp_path, files), "left out: .* as 5").special
+
+
+def test_listed_tokens_beyond_the_embedding_are_left_out(tmp_path: Path) -> None:
+    """A megabyte of them, and int(1e30) beside: both are refused by nobody else."""
+    row = {"content": "", "lstrip": False, "normalized": False, "special": False, "rstrip": False}
+    rows = {str(i): row | {"content": f"<unused{i}>", "single_word": False} for i in range(6415)}
+    config = {
+        "added_tokens_decoder": rows,
+        "model_max_length": int(1e30),
+        "eos_token": "<|im_end|>",
+    }
+    files = BARE | {"config.json": {"model_type": "gpt2", "vocab_size": 700}}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config, indent=2))
+    assert (tmp_path / "tokenizer_config.json").stat().st_size > 1 << 20
+    tokenizer = read(write(tmp_path, files), "left out: .* and 6,412 more")
+    assert (tokenizer.vocab_size, tokenizer.eos) == (700, 2)
 
 
 def test_a_role_that_text_can_make_stays_an_ordinary_token(tmp_path: Path) -> None:
@@ -249,7 +267,7 @@ def hostile() -> dict[str, tuple[Callable[[Path], object], str]]:
         "merges.txt: a megabyte of one": ({"merges.txt": "a" * 10**6}, "bad-type"),
         "merges.txt: a megabyte of lines": ({"merges.txt": "x y\n" * 250_000}, "out-of-range"),
         "vocab.json: a list": ({"vocab.json": ["a"]}, "bad-type"),
-        "vocab.json: nothing": ({"vocab.json": {}}, "out-of-range"),
+        "vocab.json: nothing": ({"vocab.json": {}}, "missing-field"),
         "vocab.json: a text": ({"vocab.json": {"a": "0"}}, "bad-type"),
         "vocab.json: true": ({"vocab.json": {"a": True}}, "bad-type"),
         "vocab.json: negative": ({"vocab.json": {"a": -1}}, "out-of-range"),
