@@ -47,8 +47,8 @@ FORMATS = {
         "checkpoints/test_stored_zip",
     ),
     "tokenizer": (
-        *("tokenizers/test_tokenizer_json", "tokenizers/test_wordpiece"),
-        "checkpoints/test_tokenizers",
+        *("tokenizers/test_tokenizer_json", "tokenizers/test_wordpiece_json"),
+        *("tokenizers/test_tokenizer_class", "checkpoints/test_tokenizers"),
     ),
     "sentencepiece": (
         *("tokenizers/test_piece_model", "tokenizers/test_piece_json"),

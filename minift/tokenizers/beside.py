@@ -101,10 +101,12 @@ class Beside:
 
 def named(value: object, path: str, key: str) -> str | None:
     """The text of a token, which is written as a text or as an object with a content."""
-    text = value.get("content") if isinstance(value, dict) else value
-    if text is not None and type(text) is not str:
-        raise FormatError(path, key, value, "a token's text, or null", "bad-type")
-    return text or None
+    text: object = value.get("content") if isinstance(value, dict) else value
+    if isinstance(text, str):
+        return text or None
+    if value is None:
+        return None
+    raise FormatError(path, key, value, "a token's text, or null", "bad-type")
 
 
 def _id(key: str, path: str, at: str) -> int:

@@ -135,7 +135,7 @@ def resolve(
     made["added_tokens"] = tokens.rows()
     if row is not None and whole and (keys := list(_differences(data, made, tokens.special, path))):
         what = ", ".join(keys[:6])
-        notice(path, f"{name} goes before it, as in transformers 5, and changes {what}")
+        notice(path, f"{name}, its class, sets {what} otherwise, as transformers 5 does")
     if kind == "BPE":
         settings.pop("add_bos_token", None)
         opens = _opens(made, tokens.special, path)
@@ -178,47 +178,51 @@ class _Tokens:
 
     def list_more(self, beside: Beside, settings: dict[str, Any], row: Class | None) -> None:
         """Add what the files beside list and name; a role that has no token is set to None."""
-        keys = {role: role + "_token" for role in ORDER}
-        explicit = {settings[key] for key in keys.values() if settings.get(key)}
+        keys = [(role, role + "_token") for role in ORDER]
+        explicit = {settings[key] for _, key in keys if settings.get(key)}
         more = beside.more_special(settings)
-        clashes = []
+        rows, new, none = _rows_of(beside.model), list[str](), list[str]()
         for i, token in sorted(beside.listed(explicit | set(more)).items()):
             if token.text in explicit and not token.special:
                 token = Added(token.text, True, token.flags)
             if (own := self.ids.get(token.text)) is not None:
                 self.put(own, token)
-            elif i in self.taken:
-                clashes.append(f"{i} {token.text!r}")
+            elif i in self.taken or (rows is not None and i >= rows):
+                none.append(f"{token.text!r} as {i:,}")
             else:
                 self.put(i, token)
-        if clashes:
-            found = f"{CONFIG} or added_tokens.json gives tokens ids that others have here"
-            notice(self.path, f"{found}, left out: {', '.join(clashes[:4])}")
-        for role, key in keys.items():
+        for role, key in keys:
             if row is not None and key not in settings and role in row.roles:
-                self._named(row.roles[role], role, beside, usual=True)
-                settings[key] = row.roles[role] if row.roles[role] in self.ids else None
-            elif settings.get(key) and not self._named(settings[key], role, beside):
-                settings[key] = None
+                usual = row.roles[role]
+                there = self.make_special(usual, rows or 0)
+                settings[key] = None if there is None else usual
+            elif text := settings.get(key):
+                if (there := self.make_special(text, rows)) is None:
+                    settings[key] = None
+                (none if there is None else new if there else []).append(f"{text!r} ({key})")
         for text in more:
-            self._named(text, "special", beside)
+            there = self.make_special(text, rows)
+            (none if there is None else new if there else []).append(repr(text))
+        for found, what in (
+            (new, "special tokens that are not in the vocabulary are added to it"),
+            (none, "tokens that are not in the vocabulary, nor have a free id, are left out"),
+        ):
+            if found:
+                more_of_them = f" and {len(found) - 3:,} more" if len(found) > 3 else ""
+                notice(self.path, f"{what}: {', '.join(found[:3])}{more_of_them}")
 
-    def _named(self, text: str, role: str, beside: Beside, usual: bool = False) -> bool:
-        """Make a token special, which may not be there; whether it then is."""
+    def make_special(self, text: str, rows: int | None) -> bool | None:
+        """Make a token special; True: it is new, None: it is not there, nor has the model a row."""
         own = self.ids.get(text)
         if own is not None:
             if own not in self.added and text not in self.merged:
                 self.put(own, Added(text))
-            return True
-        rows, i = _rows_of(beside.model), max(self.taken, default=-1) + 1
-        if i < rows if rows is not None else not usual:
-            self.put(i, Added(text))
-            if not usual:
-                notice(self.path, f"{text!r} ({role}) is not in the vocabulary: added as {i:,}")
-            return True
-        if not usual:
-            notice(self.path, f"{text!r} ({role}) is not in the vocabulary: left out")
-        return False
+            return False
+        i = max(self.taken, default=-1) + 1
+        if rows is not None and i >= rows:
+            return None
+        self.put(i, Added(text))
+        return True
 
     def fill_holes(self) -> dict[str, int]:
         """Tokens that no text has, for the ids that no token has."""
@@ -267,7 +271,7 @@ def _end_of_text(
     i = ids[0] if isinstance(ids, list) and ids else ids
     text = next((t for t, own in tokens.ids.items() if own == i), None) if type(i) is int else None
     if text is not None:
-        notice(tokens.path, f"no file names an eos_token: {text!r}, {i:,} as config.json says")
+        notice(tokens.path, f"no file names an eos_token: {text!r}, {i:,}, as config.json says")
     return text
 
 
@@ -280,7 +284,10 @@ def _as_it_is(data: dict[str, Any], kind: object) -> dict[str, Any]:
 def _as_bert(
     data: dict[str, Any], settings: dict[str, Any], beside: Beside, tokens: _Tokens
 ) -> dict[str, Any]:
-    path = beside.path(CONFIG)
+    path, unknown = beside.path(CONFIG), settings.get("unk_token") or "[UNK]"
+    if unknown not in data["model"]["vocab"]:
+        allowed = "a token of the vocabulary"
+        raise FormatError(path, "unk_token", unknown, allowed, "missing-field")
 
     def asked(key: str, usual: bool | None) -> bool | None:
         value = field_of(settings, key, bool, path, none=True)

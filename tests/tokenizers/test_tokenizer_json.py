@@ -192,7 +192,8 @@ JSON_LIES: list[tuple[str, Any, str, str]] = [
     ("added_tokens", [token(content="a")], "its id in model.vocab", "dup-key"),
     ("added_tokens", [token(id=True)], "allowed int", "bad-type"),
     ("added_tokens", [token(special=None)], "allowed bool", "bad-type"),
-    ("added_tokens", [token(special=False, lstrip=True)], "lstrip", "unknown-field"),
+    ("added_tokens", [token(special=False, lstrip=1)], "lstrip", "bad-type"),
+    ("version", "2.0", "version: found 2.0", "bad-version"),
     ("added_tokens", [token(surprise=1)], "an unknown field", "unknown-field"),
 ]
 
@@ -429,7 +430,9 @@ MORE_LIES: list[tuple[str, Any, str]] = [
     ("added_tokens", [token(), token(content="<y>")], "dup-key"),
     ("added_tokens", [token(id=702)], "out-of-range"),
     ("added_tokens", [token(content="x" * 65_537)], "limit"),
-    ("added_tokens", [token(special=False, single_word=True)], "unknown-field"),
+    ("added_tokens", [token(special=False, single_word="no")], "bad-type"),
+    ("version", 1.0, "bad-version"),
+    ("pre_tokenizer", EVIL | {"behavior": "Removed", "invert": True}, "unsafe"),
     ("added_tokens", [token(id=-i) for i in range(5_000)], "dup-key"),
 ]
 CONFIG_LIES: list[tuple[dict[str, Any], str]] = [

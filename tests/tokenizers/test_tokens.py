@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from minift.errors import EncodeError
-from minift.tokenizers.tokens import Finder, TokenBytes
+from minift.tokenizers.tokens import Finder, TokenBytes, finders, is_word
+from minift.tokenizers.vocabulary import Added
 
 
 def test_bytes_of_ids() -> None:
@@ -37,3 +38,32 @@ def test_the_leftmost_and_of_those_the_longest() -> None:
     ]
     assert Finder({}).cut("any") == ["any"]
     assert Finder({"(": 1}).cut("f(x)") == ["f", "(", "x)"]
+
+
+def test_flags_by_hand_as_the_library_has_them() -> None:
+    """Worked out with the tokenizers library, the last token of the last text twice-covered."""
+    flags = {"ab": ("single_word", "lstrip", "rstrip"), "  a": ()}
+    find = Finder({"ab": 1, "  a": 2}, flags).cut
+    assert find("cab abc") == ["cab abc"]
+    assert find("c ab   abc") == ["c", "ab", "", "  a", "bc"]
+    assert find("ab   a") == ["", "ab", "", "  a", ""]
+    assert find("ab\u0301 ab_ ab\u200d (ab)") == ["ab\u0301 ab_ ab\u200d (", "ab", ")"]
+    assert find("x \t\u3000ab\x85y") == ["x", "ab", "y"]
+    assert find("x\x1cab\x1cy") == ["x\x1c", "ab", "\x1cy"]  # white space to Python alone
+
+
+def test_a_long_run_of_spaces_is_walked_once() -> None:
+    text = " " * 200_000 + "x"
+    cut = Finder({" ": 1}, {" ": ("rstrip", "lstrip")}).cut(text)
+    assert (len(cut), cut[-1]) == (400_001, "x")
+
+
+def test_words_of_the_library() -> None:
+    assert all(map(is_word, "aZ_9\u0301\u0bbe\u203f\u24b6\u2160\u200d"))
+    assert not any(map(is_word, ["", " ", "-", "\u00b2", "\u20ac", "\U0001f600"]))
+
+
+def test_tokens_that_are_looked_for_before_and_after_the_text_is_normalized() -> None:
+    tokens = {1: Added("A", False), 2: Added("B", False, ("normalized",))}
+    raw, normalized = finders(tokens, str.lower)
+    assert (raw.ids, normalized.ids) == ({"A": 1}, {"b": 2})
