@@ -48,7 +48,7 @@ FORMATS = {
     ),
     "tokenizer": (
         *("tokenizers/test_tokenizer_json", "tokenizers/test_wordpiece"),
-        "checkpoints/test_tokenizers",
+        *("checkpoints/test_tokenizers", "tokenizers/test_jinja"),
     ),
     "sentencepiece": (
         *("tokenizers/test_piece_model", "tokenizers/test_piece_json"),

@@ -295,7 +295,8 @@ class _Reader:
         raise JinjaError(f"the statement {word!r} is not one of chat templates")
 
     def conditional(self) -> If:
-        branches, otherwise = [], ()
+        branches = []
+        otherwise: Body = ()
         while True:
             test = self.listing(choice=False)
             branches.append((test, self.block("elif", "else", "endif")))
@@ -314,7 +315,8 @@ class _Reader:
         over = self.listing(choice=False)
         condition = self.expression() if self.skip("if") else None
         self.loops += 1
-        body, otherwise = self.block("else", "endfor"), ()
+        body = self.block("else", "endfor")
+        otherwise: Body = ()
         self.loops -= 1
         if self.ends.pop() == "else":
             otherwise = self.block("endfor")
@@ -353,7 +355,8 @@ class _Reader:
         return tuple(found), unpacks
 
     def macro(self) -> Macro:
-        name, parameters = self.name(), []
+        name = self.name()
+        parameters: list[tuple[str, Expression | None]] = []
         self.expect("(")
         while not self.skip(")"):
             if parameters:
@@ -411,13 +414,14 @@ class _Reader:
         while self.skip("not"):
             signs += 1
         value = self.comparison()
-        # Twice not is a truth value, not what stood there.
-        for _ in range(signs if signs < 2 else 2 - signs % 2):
+        # `not not x` is a truth value, not x; more of them add nothing.
+        for _ in range(min(signs, 2 - signs % 2)):
             value = Sign("not", value)
         return value
 
     def comparison(self) -> Expression:
-        first, rest = self.chain(0), []
+        first = self.chain(0)
+        rest: list[tuple[str, Expression]] = []
         while True:
             if self.next.is_one_of(*_COMPARES, "in"):
                 sign = self.take().value
@@ -430,7 +434,8 @@ class _Reader:
     def chain(self, level: int) -> Expression:
         if level == len(_LEVELS):
             return self.signed()
-        first, rest = self.chain(level + 1), []
+        first = self.chain(level + 1)
+        rest: list[tuple[str, Expression]] = []
         while self.next.is_one_of(*_LEVELS[level]):
             rest.append((self.take().value, self.chain(level + 1)))
         return Chain(first, tuple(rest)) if rest else first

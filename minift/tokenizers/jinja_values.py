@@ -180,10 +180,10 @@ def operate(work: Work, sign: str, a: Any, b: Any) -> Any:
         return number(_ARITHMETIC[sign](a, b))
     if sign == "+" and isinstance(a, str) and isinstance(b, str):
         return work.join([a, b])
-    if sign == "+" and (
-        (isinstance(a, list) and isinstance(b, list))
-        or (isinstance(a, tuple) and isinstance(b, tuple))
-    ):
+    if sign == "+" and isinstance(a, list) and isinstance(b, list):
+        work.charge(a, b)
+        return a + b
+    if sign == "+" and isinstance(a, tuple) and isinstance(b, tuple):
         work.charge(a, b)
         return a + b
     if sign == "*" and isinstance(a, str | int) and isinstance(b, str | int):
@@ -226,7 +226,7 @@ def _cased(method: Callable[[str], str]) -> Callable[..., Any]:
     return lambda work, text: traced.like(method(text), text)
 
 
-def _asked(method: Callable[..., Any]) -> Callable[..., Any]:
+def _asked(method: Any) -> Callable[..., Any]:
     return lambda work, text, *given: method(text, *given)
 
 
@@ -330,8 +330,10 @@ def member(work: Work, value: Any, key: Any, *, dotted: bool) -> Any:
     work.charge(key)
     if isinstance(value, Namespace):
         return value.names.get(key, UNDEFINED) if isinstance(key, str) else UNDEFINED
-    method = UNDEFINED
-    kind = str if isinstance(value, str) else type(value)
+    if value is not None and not isinstance(value, str | int | float | list | tuple | dict):
+        raise JinjaError(f"{text_of(key)[:40]!r} of a function")
+    method: Any = UNDEFINED
+    kind: Any = str if isinstance(value, str) else type(value)
     if isinstance(key, str):
         if found := METHODS.get(kind, {}).get(key):
             method = Bound(found, value)
