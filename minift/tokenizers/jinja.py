@@ -19,6 +19,8 @@ from typing import Any, NoReturn
 
 from minift.tokenizers import jinja_tree as tree
 from minift.tokenizers import traced
+from minift.tokenizers.jinja_filters import filtered, tested
+from minift.tokenizers.jinja_parse import parse
 from minift.tokenizers.jinja_tokens import JinjaError
 from minift.tokenizers.jinja_values import (
     COMPARES,
@@ -26,18 +28,16 @@ from minift.tokenizers.jinja_values import (
     Bound,
     Namespace,
     Work,
-    filtered,
     iterate,
     member,
     number,
     operate,
     sliced,
-    tested,
     text_of,
 )
 from minift.tokenizers.traced import TEMPLATE, Text
 
-STEPS, STEPS_A_MESSAGE = 50_000, 2_000  # published templates take some 100 steps a message
+STEPS, STEPS_A_MESSAGE = 20_000, 2_000  # published templates take up to 300 a message
 LONGEST = 1 << 20  # characters of any text, beyond those of the messages
 CALLS = 16  # macros within each other
 
@@ -46,7 +46,7 @@ CALLS = 16  # macros within each other
 def parsed(source: str) -> tree.Body | JinjaError:
     """The tree of a template, or what is wrong with it."""
     try:
-        return tree.parse(source)
+        return parse(source)
     except JinjaError as error:
         return error
 

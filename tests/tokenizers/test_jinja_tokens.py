@@ -20,7 +20,7 @@ WRONG = {
     "{{ 'a\\UFFFFFFFF' }}": "the escape",
     "{{ 'a\\N{DIGIT ONE}' }}": "the escape",
     "x" * (LONGEST + 1): "allowed 262,144",
-    "{{ " + "a " * MOST_TOKENS + "}}": "over 30,000 words and signs",
+    "{{ " + "a " * MOST_TOKENS + "}}": "over 10,000 words and signs",
 }
 
 
