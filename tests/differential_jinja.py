@@ -3,8 +3,9 @@
     python tests/differential_jinja.py --count 20000 [--seed 1] [--folders DIR ...]
 
 Needs transformers and jinja2. Where both write a text, it must be the same one. What only jinja2
-writes must be of a reason that NOT_READ lists; what only minift writes is wrong. With --folders, the
-chat template of every folder below is rendered on all conversations of tokenizers/test_jinja.py.
+writes must be of a reason that NOT_READ lists; what only minift writes is wrong. With --folders,
+the
+chat template of every folder below is rendered on more conversations.
 """
 
 from __future__ import annotations
@@ -24,13 +25,11 @@ from typing import Any
 from transformers.utils.chat_template_utils import _compile_jinja_template
 
 HERE = Path(__file__).parent
-sys.path[:0] = [str(HERE.parent), str(HERE)]
-
-from hostile import tests_of  # noqa: E402
+sys.path.insert(0, str(HERE.parent))
 
 from minift.tokenizers import jinja  # noqa: E402
 
-cases = tests_of("tokenizers/test_jinja")
+GOLDEN = json.loads(HERE.joinpath("golden/jinja.json").read_text())
 NOT_READ = (
     "writes a list, a dict or a function",  # Python's repr
     "does too much",
@@ -42,6 +41,18 @@ NOT_READ = (
     "slice of",  # of a constant number, which Jinja computes while it reads the template
     "%",  # Python's format
 )
+
+MORE_TALKS = [
+    [{"role": role, "content": text} for role, text in zip(roles, texts, strict=False)]
+    for roles in (("user", "assistant") * 3, ("system", *("user", "assistant") * 3))
+    for texts in (
+        (" Hi \n",),
+        ("\nHi", "Yes. \n"),
+        ("Hi", " <think>\n\nHm.\n\n</think>\n\nYes.", "Why?", "<think>a</think>", "é灯 😀"),
+        ("<|im_end|>", "</think> a </think>\nb", "<tool_response>x</tool_response>", "No. "),
+        ("  ", "\n", "a\r\nb", "{{ c }}", "{% d %}", "<think>e"),
+    )
+]
 
 
 def theirs(source: str, messages: list[dict[str, str]], **values: Any) -> str | Exception:
@@ -83,7 +94,9 @@ class Author:
 
     def body(self, depth: int, loop: bool = False) -> str:
         count = self.draw.randrange(1, 4)
-        return "".join(self.text() + self.statement(depth, loop) for _ in range(count)) + self.text()
+        return (
+            "".join(self.text() + self.statement(depth, loop) for _ in range(count)) + self.text()
+        )
 
     def statement(self, depth: int, loop: bool) -> str:
         if depth <= 0 or self.draw.random() < 0.4:
@@ -101,14 +114,16 @@ class Author:
         if kind in (1, 2):
             over = self.one("message in messages", f"n in range({self.draw.randrange(4)})",
                             "message in messages[::-1]", f"b in {self.mixed(self.items, 1)}",
-                            "a, b in {'k': 1, 'l': 'v'}.items()", "b in messages if b.role != 'user'",
+                            "a, b in {'k': 1, 'l': 'v'}.items()",
+                            "b in messages if b.role != 'user'",
                             "m in messages | selectattr('role', 'equalto', 'user')")  # fmt: skip
             parts = [self.tag("for " + over), self.body(d, True)]
             if self.draw.random() < 0.3:
                 parts += [self.tag("else"), self.body(d, loop)]
             return "".join([*parts, self.tag("endfor")])
         if kind == 3:
-            return self.tag(f"set {self.one('a', 'b', 'n', 'ns.x', 'ns.y')} = {self.one(self.value, self.items)(2)}")
+            name = self.one("a", "b", "n", "ns.x", "ns.y")
+            return self.tag(f"set {name} = {self.one(self.value, self.items)(2)}")
         if kind == 4:
             name = self.one("a", "b", "b | trim", "ns.x")
             return self.tag("set " + name) + self.body(d) + self.tag("endset")
@@ -121,8 +136,10 @@ class Author:
             return self.tag("generation") + self.body(d) + self.tag("endgeneration")
         if kind == 7:
             return f"{{#{self.sign()} {{{{ a }}}} {self.one('', '-', '+')}#}}"
-        return self.tag("if " + self.truth(1)) + self.tag(self.one("break", "continue")) + self.tag(
-            "endif"
+        return (
+            self.tag("if " + self.truth(1))
+            + self.tag(self.one("break", "continue"))
+            + self.tag("endif")
         )
 
     def value(self, depth: int) -> str:
@@ -134,7 +151,8 @@ class Author:
 
     def string(self, depth: int) -> str:
         if depth <= 0:
-            return self.one(*self.TEXTS, *self.TEXTS, "a", "message.content", "message['role']", "b",
+            return self.one(*self.TEXTS, *self.TEXTS, "a", "message.content", "message['role']",
+                            "b",
                             "messages[0].content", "messages[-1]['role']", "ns.y", "bos_token",
                             "loop.previtem.role")  # fmt: skip
         s = self.mixed(self.string, depth - 1)
@@ -149,15 +167,19 @@ class Author:
             bounds = self.one("1:", ":-1", "::-1", "0", "-1", ":2", "1:3", "::2", "-3:", "5:1:-1")
             return f"({s})[{bounds}]"
         if kind == 4:
-            name = self.one("trim", "upper", "lower", "title", "capitalize", "first", "last", "string",
-                            "replace('e', 'EE')", "default('d')", "default('d', true)", "tojson", "d",
-                            "indent(2)", "indent(2, true)", "trim('x ')", "reverse", "replace('\\n', '|')",
+            name = self.one("trim", "upper", "lower", "title", "capitalize", "first", "last",
+                            "string",
+                            "replace('e', 'EE')", "default('d')", "default('d', true)", "tojson",
+                            "d",
+                            "indent(2)", "indent(2, true)", "trim('x ')", "reverse",
+                            "replace('\\n', '|')",
                             "indent(1, blank=true)", "list | join('.')")  # fmt: skip
             return f"({s}) | {name}"
         if kind == 5:
             name = self.one("strip()", "lstrip()", "rstrip('\\n')", "split('a', 1)[0]", "upper()",
                             "title()", "replace('i', '')", "rsplit(' ', 1)[-1]", "lstrip('\\n')",
-                            "split('</think>')[-1]", "split('</think>')[0].rstrip('\\n')", "lower()",
+                            "split('</think>')[-1]", "split('</think>')[0].rstrip('\\n')",
+                            "lower()",
                             "removeprefix('H')", "removesuffix('.')", "capitalize()", "strip('x.')",
                             "replace(' ', '', 1)", "split()[0]")  # fmt: skip
             return f"({s}).{name}"
@@ -171,7 +193,8 @@ class Author:
 
     def number(self, depth: int) -> str:
         if depth <= 0:
-            return self.one("0", "1", "2", "3", "17", "1.5", "n", "loop.index", "loop.revindex0", "n",
+            return self.one("0", "1", "2", "3", "17", "1.5", "n", "loop.index", "loop.revindex0",
+                            "n",
                             "loop.index0", "loop.length", "1_000")  # fmt: skip
         kind = self.draw.randrange(5)
         if kind == 0:
@@ -188,8 +211,10 @@ class Author:
 
     def truth(self, depth: int) -> str:
         if depth <= 0:
-            return self.one("true", "false", "loop.first", "loop.last", "add_generation_prompt", "tools",
-                            "a is defined", "messages[0].role == 'system'", "True", "none")  # fmt: skip
+            return self.one("true", "false", "loop.first", "loop.last", "add_generation_prompt",
+                            "tools",
+                            "a is defined", "messages[0].role == 'system'", "True",
+                            "none")  # fmt: skip
         kind = self.draw.randrange(6)
         left = self.value(depth - 1)
         if kind == 0:
@@ -208,7 +233,8 @@ class Author:
             return f"({self.string(depth - 1)}).{name}"
         name = self.one("defined", "undefined", "none", "string", "mapping", "iterable", "sequence",
                         "number", "integer", "float", "boolean", "true", "false", "eq 1", "lower",
-                        "equalto('x')", "in ['x', 1]", "not defined", "not string", "ne 'x'", "callable",
+                        "equalto('x')", "in ['x', 1]", "not defined", "not string", "ne 'x'",
+                        "callable",
                         "upper", "not none")  # fmt: skip
         return f"({left}) is {name}"
 
@@ -220,20 +246,25 @@ class Author:
         if kind == 0:
             return f"messages[{self.one('1:', ':-1', '::-1', '-1:', ':2')}]"
         if kind == 1:
-            name = self.one("map(attribute='content')", "selectattr('role', 'equalto', 'user')", "list",
+            name = self.one("map(attribute='content')", "selectattr('role', 'equalto', 'user')",
+                            "list",
                             "rejectattr('x', 'defined')", "selectattr('role', 'in', ['user'])",
-                            "map(attribute='role')", "reverse", "reject('none')", "select('mapping')")  # fmt: skip
+                            "map(attribute='role')", "reverse", "reject('none')",
+                            "select('mapping')")  # fmt: skip
             return f"(messages | {name}{self.one('', ' | list')})"
         if kind == 2:
-            name = self.one("split('e')", "split()", "splitlines()", "split(None, 1)", "rsplit('e', 1)",
+            name = self.one("split('e')", "split()", "splitlines()", "split(None, 1)",
+                            "rsplit('e', 1)",
                             "splitlines(true)", "split('\\n')")  # fmt: skip
             return f"({self.string(depth - 1)}).{name}"
         if kind == 3:
             return self.one("message.keys()|list", "message.values()|list", "message.items()|list",
-                            "message|items|list", "range(1, 6, 2)|list", "[message, 1]")  # fmt: skip
+                            "message|items|list", "range(1, 6, 2)|list",
+                            "[message, 1]")  # fmt: skip
         v = self.value
         return self.one(f"[{v(depth - 1)}, {v(depth - 1)}]", f"({v(depth - 1)}, {v(depth - 1)})",
-                        f"{{'a': {v(depth - 1)}, 'role': {v(depth - 1)}}}", "[1] + ['x']")  # fmt: skip
+                        f"{{'a': {v(depth - 1)}, 'role': {v(depth - 1)}}}",
+                        "[1] + ['x']")  # fmt: skip
 
     def template(self) -> str:
         head = self.one("{% set ns = namespace(x='1', y='') %}", "{%- set ns = namespace() -%}\n")
@@ -271,9 +302,9 @@ def main() -> int:
     options = parser.parse_args()
     author, found, wrong = Author(random.Random(options.seed)), Counter[str](), []
     work = [("", author.template(), {"bos_token": "<s>"}) for _ in range(options.count)]
-    work += [("", source, {"bos_token": "<s>"}) for source in cases.SOURCES]
+    work += [("", source, {"bos_token": "<s>"}) for source in GOLDEN["written"]]
     for name, source, values in [*work, *real(options.folders)]:
-        talks = cases.CONVERSATIONS if name else cases.CONVERSATIONS[:3]
+        talks = [*GOLDEN["conversations"], *MORE_TALKS] if name else GOLDEN["conversations"]
         for talk in talks:
             for reply in (False, True):
                 given = values | {"add_generation_prompt": reply}

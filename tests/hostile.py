@@ -49,6 +49,7 @@ FORMATS = {
     "tokenizer": (
         *("tokenizers/test_tokenizer_json", "tokenizers/test_wordpiece_json"),
         *("tokenizers/test_tokenizer_class", "checkpoints/test_tokenizers"),
+        "tokenizers/test_jinja",
     ),
     "sentencepiece": (
         *("tokenizers/test_piece_model", "tokenizers/test_piece_json"),

@@ -10,8 +10,7 @@ answer: from where the template's prompt for an answer ends, through the special
 
 Text between two special tokens is encoded in one go ("user⏎" and the message), as transformers does
 it. Before an answer there is always a border, since that is where generation begins; the ids differ
-from transformers' only if an answer starts with white space that the vocabulary would have joined
-to the prompt's.
+from transformers' only if white space meets there that the vocabulary would have joined.
 
 The model's own template is what is rendered. Gemma 1 and 2 and the first Mistrals refuse a system
 message, and Mistral's v3 drops it from a conversation that ends with an answer; for these the named
@@ -79,8 +78,8 @@ def source_of(tokenizer: Tokenizer) -> str:
         if choice not in TEMPLATES:
             raise ConfigError(f'--chat-template: found "{one_line(choice)}", allowed {names}')
         for token in TEMPLATES[choice].tokens:
-            missing = tokenizer.bos is None if token == "bos_token" else (
-                token not in tokenizer.special
+            missing = (
+                tokenizer.bos is None if token == "bos_token" else (token not in tokenizer.special)
             )
             if missing:
                 raise ConfigError(f"the chat template needs the special token {token}, not here")
@@ -235,7 +234,7 @@ def _answers(tokenizer: Tokenizer, source: str, messages: Messages, text: Text) 
     """The characters that are to be learned: each answer, from its prompt's end through its own.
 
     The prompt is what the template writes behind a question when an answer is to come. Where it is
-    not what stands before an answer (some write a thought's beginning), the answer alone is learned.
+    not what stands before an answer (some begin a thought in it), the answer alone is learned.
     """
     numbers = [n for n, message in enumerate(messages, 1) if message["role"] == "assistant"]
     if not numbers:
@@ -251,7 +250,7 @@ def _answers(tokenizer: Tokenizer, source: str, messages: Messages, text: Text) 
         prompted = places[n - 1][1] + len(prompt)
         if prompted <= begin and text.startswith(prompt, prompted - len(prompt)):
             begin = prompted
-        if text.startswith(closing, end):
+        if closing and text.startswith(closing, end):
             end += len(closing)
         elif n == last:
             notice("chat template", "it ends the last answer with no token, so none is learned")
@@ -260,13 +259,12 @@ def _answers(tokenizer: Tokenizer, source: str, messages: Messages, text: Text) 
 
 
 def _closing(tokenizer: Tokenizer, source: str) -> Text:
-    """What the template writes behind an answer, up to and with the first special token."""
-    text = _probe(source, _values(tokenizer), 1)
-    end = _places(text).get(2, (0, 0))[1] if text is not None else 0
-    if text is None or not end:
-        return traced.traced("", TEMPLATE)
-    stops = [stop for start, stop, _ in _tokens(tokenizer, text) if start >= end]
-    return traced.cut(text, end, min([*stops, _places(text)[3][0]]))
+    """What the template writes behind an answer, up to and with the first special token, if any."""
+    text = _probe(source, _values(tokenizer), 1) or traced.traced("", TEMPLATE)
+    places = _places(text)
+    end, following = places.get(2, (0, 0))[1], places.get(3, (0, 0))[0]
+    stops = [stop for start, stop, _ in _tokens(tokenizer, text) if end <= start < following]
+    return traced.cut(text, end, stops[0] if stops else end)
 
 
 def _tokens(tokenizer: Tokenizer, text: Text) -> list[tuple[int, int, int]]:

@@ -129,7 +129,8 @@ TEMPLATES = {
         "{% set content = '<<SYS>>\\n' + system_message + '\\n<</SYS>>\\n\\n'"
         " + message['content'] %}"
         "{% else %}{% set content = message['content'] %}{% endif %}"
-        "{% if message['role'] == 'user' %}{{ bos_token + '[INST] ' + content | trim + ' [/INST]' }}"
+        "{% if message['role'] == 'user' %}"
+        "{{ bos_token + '[INST] ' + content | trim + ' [/INST]' }}"
         "{% else %}{{ ' ' + content | trim + ' ' + eos_token }}{% endif %}{% endfor %}",
         ("bos_token",),
     ),

@@ -1,4 +1,4 @@
-"""The part of Jinja that published chat templates use, evaluated as data: nothing of it is executed.
+"""The part of Jinja that published chat templates use, evaluated as data: none of it is executed.
 
     render("{{ 'a' if x else 'b' }}{% for m in messages %}{{ m.content }}{% endfor %}", ...)
 
@@ -19,6 +19,8 @@ from typing import Any, NoReturn
 
 from minift.tokenizers import jinja_tree as tree
 from minift.tokenizers import traced
+from minift.tokenizers.jinja_filters import filtered, tested
+from minift.tokenizers.jinja_parse import parse
 from minift.tokenizers.jinja_tokens import JinjaError
 from minift.tokenizers.jinja_values import (
     COMPARES,
@@ -26,22 +28,27 @@ from minift.tokenizers.jinja_values import (
     Bound,
     Namespace,
     Work,
-    filtered,
     iterate,
     member,
     number,
     operate,
     sliced,
-    tested,
     text_of,
 )
 from minift.tokenizers.traced import TEMPLATE, Text
 
-parse = lru_cache(maxsize=64)(tree.parse)
-
-STEPS, STEPS_A_MESSAGE = 50_000, 2_000  # published templates take some 100 steps a message
+STEPS, STEPS_A_MESSAGE = 20_000, 2_000  # published templates take up to 300 a message
 LONGEST = 1 << 20  # characters of any text, beyond those of the messages
 CALLS = 16  # macros within each other
+
+
+@lru_cache(maxsize=64)
+def parsed(source: str) -> tree.Body | JinjaError:
+    """The tree of a template, or what is wrong with it."""
+    try:
+        return parse(source)
+    except JinjaError as error:
+        return error
 
 
 class Refused(JinjaError):
@@ -55,6 +62,9 @@ def render(
 
     `values` are the other variables: text of the template's own, truth values, None.
     """
+    body = parsed(source)
+    if isinstance(body, JinjaError):
+        raise JinjaError(str(body))
     size = sum(len(message["content"]) for message in messages)
     work = Work(STEPS + STEPS_A_MESSAGE * len(messages) + size, LONGEST + 4 * size)
     written = [
@@ -71,7 +81,7 @@ def render(
     run = _Run(work, now)
     out: list[str] = []
     try:
-        run.execute(parse(source), _Scope(_Scope(None, variables | {"messages": written})), out)
+        run.execute(body, _Scope(_Scope(None, variables | {"messages": written})), out)
         return work.join(out)
     except (TypeError, ValueError, ArithmeticError, LookupError) as error:
         raise JinjaError(f"it fails: {error}") from None
@@ -158,12 +168,12 @@ def _raise_exception(run: _Run, message: Any) -> NoReturn:
 
 
 def _strftime_now(run: _Run, form: str) -> Text:
-    """The time of the run in a form; each sign on its own, as some forms ask for a mile of blanks."""
+    """The time of the run in a form; each sign by itself, since "%999999999d" is one, too."""
     if len(form) > 100:
         raise JinjaError("a form of a date that is over 100 characters long")
 
     def written(match: re.Match[str]) -> str:
-        if match[1] not in "aAbBdfHIjmMpSuUwWyYzZ%":
+        if match[0] == "%" or match[1] not in "aAbBdfHIjmMpSuUwWyYzZ%":
             raise JinjaError(f"the form {match[0]!r} of a date")
         return run.now.strftime(match[0])
 
@@ -324,9 +334,7 @@ class _Run:
                 items = [self.value(item, scope) for item in node.items]
                 return tuple(items) if node.is_tuple else items
             case tree.Pairs():
-                return {
-                    self.key(key, scope): self.value(value, scope) for key, value in node.pairs
-                }
+                return {self.key(key, scope): self.value(value, scope) for key, value in node.pairs}
 
     def key(self, node: tree.Expression, scope: _Scope) -> Any:
         key = self.value(node, scope)

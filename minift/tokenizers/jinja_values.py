@@ -1,4 +1,4 @@
-"""What the values of a chat template can do: their operators, filters, tests and methods.
+"""The values of chat templates: what is written of them, their operators and methods.
 
 Values are text (traced.py), numbers, truth values, None, lists, tuples and dicts, and the few kinds
 below; no Python attribute of any of them is ever looked up. Each operation is charged to the
@@ -7,8 +7,6 @@ below; no Python attribute of any of them is ever looked up. Each operation is c
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -108,10 +106,10 @@ def iterate(work: Work, value: Any) -> list[Any]:
         return list(value)
     if value is UNDEFINED:
         return []
-    raise JinjaError(f"a loop over {_kind(value)}")
+    raise JinjaError(f"a loop over {kind_of(value)}")
 
 
-def _kind(value: Any) -> str:
+def kind_of(value: Any) -> str:
     return "a value that is not defined" if value is UNDEFINED else type(value).__name__
 
 
@@ -137,7 +135,7 @@ def contains(work: Work, item: Any, holder: Any) -> bool:
     work.charge(item, holder)
     if isinstance(holder, str):
         if not isinstance(item, str):
-            raise JinjaError(f"{_kind(item)} in a text")
+            raise JinjaError(f"{kind_of(item)} in a text")
         return str.__contains__(holder, item)
     if isinstance(holder, dict):
         return item is not UNDEFINED and _key(item) in holder
@@ -148,14 +146,14 @@ def _key(value: Any) -> Any:
     """A value that can be a dict's key."""
     if value is None or isinstance(value, str | int | float):
         return value
-    raise JinjaError(f"{_kind(value)} as a key")
+    raise JinjaError(f"{kind_of(value)} as a key")
 
 
 def _ordered(sign: str) -> Callable[[Work, Any, Any], bool]:
     def compare(work: Work, a: Any, b: Any) -> bool:
         texts = isinstance(a, str) and isinstance(b, str)
         if not texts and not (isinstance(a, int | float) and isinstance(b, int | float)):
-            raise JinjaError(f"{_kind(a)} {sign} {_kind(b)}")
+            raise JinjaError(f"{kind_of(a)} {sign} {kind_of(b)}")
         work.charge(a, b)
         less, same = a < b, a == b
         return {"<": less, "<=": less or same, ">": not less and not same, ">=": not less}[sign]
@@ -180,10 +178,10 @@ def operate(work: Work, sign: str, a: Any, b: Any) -> Any:
         return number(_ARITHMETIC[sign](a, b))
     if sign == "+" and isinstance(a, str) and isinstance(b, str):
         return work.join([a, b])
-    if sign == "+" and (
-        (isinstance(a, list) and isinstance(b, list))
-        or (isinstance(a, tuple) and isinstance(b, tuple))
-    ):
+    if sign == "+" and isinstance(a, list) and isinstance(b, list):
+        work.charge(a, b)
+        return a + b
+    if sign == "+" and isinstance(a, tuple) and isinstance(b, tuple):
         work.charge(a, b)
         return a + b
     if sign == "*" and isinstance(a, str | int) and isinstance(b, str | int):
@@ -193,7 +191,7 @@ def operate(work: Work, sign: str, a: Any, b: Any) -> Any:
                 raise JinjaError(f"it writes a text of over {work.longest:,} characters")
             work.spend(max(0, count))
             return work.join([text] * count)
-    raise JinjaError(f"{_kind(a)} {sign} {_kind(b)}")
+    raise JinjaError(f"{kind_of(a)} {sign} {kind_of(b)}")
 
 
 _ARITHMETIC: dict[str, Callable[[Any, Any], Any]] = {
@@ -216,7 +214,7 @@ def sliced(work: Work, value: Any, start: Any, stop: Any, step: Any) -> Any:
         return traced.pick(value, places)
     if isinstance(value, list | tuple):
         return value[places]
-    raise JinjaError(f"a slice of {_kind(value)}")
+    raise JinjaError(f"a slice of {kind_of(value)}")
 
 
 # ---- methods
@@ -226,7 +224,7 @@ def _cased(method: Callable[[str], str]) -> Callable[..., Any]:
     return lambda work, text: traced.like(method(text), text)
 
 
-def _asked(method: Callable[..., Any]) -> Callable[..., Any]:
+def _asked(method: Any) -> Callable[..., Any]:
     return lambda work, text, *given: method(text, *given)
 
 
@@ -250,7 +248,7 @@ def _join_all(work: Work, between: str, items: Any) -> Text:
     return work.join(parts, between)
 
 
-def _replace(work: Work, text: str, old: str, new: str, count: int = -1) -> Text:
+def replace(work: Work, text: str, old: str, new: str, count: int = -1) -> Text:
     parts = traced.split(text, old, count)
     work.spend(len(parts))
     return work.join(parts, new)
@@ -281,7 +279,7 @@ METHODS: dict[type, dict[str, Callable[..., Any]]] = {
         "rsplit": _split(right=True),
         "splitlines": lambda work, text, keepends=False: traced.lines(text, keepends),
         "join": _join_all,
-        "replace": _replace,
+        "replace": replace,
         "removeprefix": _without("start"),
         "removesuffix": _without("end"),
         **{
@@ -330,8 +328,10 @@ def member(work: Work, value: Any, key: Any, *, dotted: bool) -> Any:
     work.charge(key)
     if isinstance(value, Namespace):
         return value.names.get(key, UNDEFINED) if isinstance(key, str) else UNDEFINED
-    method = UNDEFINED
-    kind = str if isinstance(value, str) else type(value)
+    if value is not None and not isinstance(value, str | int | float | list | tuple | dict):
+        raise JinjaError(f"{text_of(key)[:40]!r} of a function")
+    method: Any = UNDEFINED
+    kind: Any = str if isinstance(value, str) else type(value)
     if isinstance(key, str):
         if found := METHODS.get(kind, {}).get(key):
             method = Bound(found, value)
@@ -359,282 +359,3 @@ class Bound:
     def __call__(self, work: Work, *given: Any, **named: Any) -> Any:
         work.charge(self.of, *given, *named.values())
         return self.method(work, self.of, *given, **named)
-
-
-# ---- filters
-
-
-def _default(work: Work, value: Any, default_value: Any = "", boolean: bool = False) -> Any:
-    return default_value if value is UNDEFINED or (boolean and not value) else value
-
-
-def _length(work: Work, value: Any) -> int:
-    if value is UNDEFINED:
-        return 0
-    if not isinstance(value, str | list | tuple | dict):
-        raise JinjaError(f"the length of {_kind(value)}")
-    return len(value)
-
-
-def _first(work: Work, value: Any) -> Any:
-    items = iterate(work, value)
-    return items[0] if items else UNDEFINED
-
-
-def _last(work: Work, value: Any) -> Any:
-    if isinstance(value, Lazy):
-        raise JinjaError("the last of what is no list")
-    items = iterate(work, value)
-    return items[-1] if items else UNDEFINED
-
-
-def _reverse(work: Work, value: Any) -> Any:
-    if isinstance(value, str):
-        return sliced(work, value, None, None, -1)
-    return Lazy(reversed(iterate(work, value)))
-
-
-def _join(work: Work, value: Any, d: Any = "", attribute: Any = None) -> Text:
-    items = iterate(work, value)
-    if attribute is not None:
-        items = [_attribute(work, item, attribute) for item in items]
-    return work.join([text_of(item) for item in items], text_of(d))
-
-
-def _attribute(work: Work, item: Any, path: Any) -> Any:
-    """The item of an item, and so on, that "a.b.0" names."""
-    for key in [path] if isinstance(path, int) else text_of(path).split("."):
-        whole = isinstance(key, str) and key.isdigit() and len(key) < 10
-        item = member(work, item, int(key) if whole else key, dotted=False)
-    return item
-
-
-def _map(work: Work, value: Any, *given: Any, **named: Any) -> Lazy:
-    items = iterate(work, value) if value else []
-    if given:
-        return Lazy(filtered(work, given[0], item, *given[1:], **named) for item in items)
-    attribute, default = named.pop("attribute"), named.pop("default", None)
-    if named:
-        raise JinjaError("a map with other arguments than attribute and default")
-    found = [_attribute(work, item, attribute) for item in items]
-    return Lazy(default if default is not None and one is UNDEFINED else one for one in found)
-
-
-def _select(keeps: bool, by_attribute: bool) -> Callable[..., Lazy]:
-    def select(work: Work, value: Any, *given: Any, **named: Any) -> Lazy:
-        def holds(item: Any) -> bool:
-            rest = given
-            if by_attribute:
-                item, rest = _attribute(work, item, given[0]), given[1:]
-            return tested(work, rest[0], item, *rest[1:], **named) if rest else bool(item)
-
-        items = iterate(work, value) if value else []
-        return Lazy(item for item in items if holds(item) is keeps)
-
-    return select
-
-
-def _items(work: Work, value: Any) -> Lazy:
-    if value is not UNDEFINED and not isinstance(value, dict):
-        raise JinjaError(f"the items of {_kind(value)}")
-    return Lazy(value.items() if isinstance(value, dict) else ())
-
-
-def _int(work: Work, value: Any, default: Any = 0, base: int = 10) -> Any:
-    if value is UNDEFINED:
-        raise JinjaError("the number of a value that is not defined")
-    try:
-        return number(int(value, base) if isinstance(value, str) else int(value))
-    except (TypeError, ValueError):
-        try:
-            return number(int(float(value)))
-        except (TypeError, ValueError, OverflowError):
-            return default
-
-
-def _float(work: Work, value: Any, default: Any = 0.0) -> Any:
-    if value is UNDEFINED:
-        raise JinjaError("the number of a value that is not defined")
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        return default
-
-
-def _round(work: Work, value: Any, precision: int = 0, method: str = "common") -> Any:
-    if not isinstance(precision, int) or abs(precision) > 20:
-        raise JinjaError("rounding to over 20 digits")
-    if method == "common":
-        return round(value, precision)
-    by = {"ceil": math.ceil, "floor": math.floor}[method]
-    return by(value * 10**precision) / 10**precision
-
-
-def _indent(work: Work, s: Any, width: Any = 4, first: bool = False, blank: bool = False) -> Text:
-    if not isinstance(s, str):
-        raise JinjaError(f"the indentation of {_kind(s)}")
-    margin = width if isinstance(width, str) else " " * max(0, min(width, work.longest))
-    if not isinstance(width, str):
-        margin = traced.traced(margin, TEMPLATE)
-    newline = traced.traced("\n", TEMPLATE)
-    rows = traced.lines(work.join([s, newline]))
-    work.spend(len(rows))
-    parts: list[str] = [margin] if first else []
-    for k, row in enumerate(rows):
-        parts += [newline] * (k > 0) + [margin] * (k > 0 and (blank or row != "")) + [row]
-    return work.join(parts)
-
-
-def _tojson(
-    work: Work,
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: Any = None,
-    separators: Any = None,
-    sort_keys: bool = False,
-) -> Text:
-    """JSON; its characters are not told apart, and a message's if any of them is."""
-    texts: list[str] = []
-    _collect(work, value, texts, 0)
-    if isinstance(indent, int | str) and (indent if isinstance(indent, int) else len(indent)) > 32:
-        raise JinjaError("JSON indented by over 32 characters")
-    made = json.dumps(
-        value,
-        ensure_ascii=bool(ensure_ascii),
-        indent=indent,
-        separators=separators,
-        sort_keys=bool(sort_keys),
-    )
-    return work.join([traced.derived(made, *texts)])
-
-
-def _collect(work: Work, value: Any, texts: list[str], depth: int) -> None:
-    """Charge for a value that is to be JSON, and list its texts."""
-    work.spend(1 + depth)
-    work.charge(value)
-    if isinstance(value, str):
-        texts.append(value)
-        work.spend(len(value) >> 3)
-    elif isinstance(value, list | tuple | dict):
-        if depth > 20:
-            raise JinjaError("JSON that is nested too deeply")
-        for item in value:
-            _collect(work, item, texts, depth + 1)
-            if isinstance(value, dict):
-                _collect(work, value[item], texts, depth + 1)
-    elif value is not None and not isinstance(value, bool | int | float):
-        raise JinjaError(f"JSON of {_kind(value)}")
-
-
-def _by_method(name: str) -> Callable[..., Any]:
-    method = METHODS[str][name]
-    return lambda work, value, *given: method(work, text_of(value), *given)
-
-
-def _replace_text(work: Work, s: Any, old: Any, new: Any, count: Any = None) -> Text:
-    most = -1 if count is None else count
-    return _replace(work, text_of(s), text_of(old), text_of(new), most)
-
-
-FILTERS: dict[str, Callable[..., Any]] = {
-    "abs": lambda work, value: number(abs(value)),
-    "capitalize": _by_method("capitalize"),
-    "count": _length,
-    "d": _default,
-    "default": _default,
-    "first": _first,
-    "float": _float,
-    "indent": _indent,
-    "int": _int,
-    "items": _items,
-    "join": _join,
-    "last": _last,
-    "length": _length,
-    "list": iterate,
-    "lower": _by_method("lower"),
-    "map": _map,
-    "reject": _select(keeps=False, by_attribute=False),
-    "rejectattr": _select(keeps=False, by_attribute=True),
-    "replace": _replace_text,
-    "reverse": _reverse,
-    "round": _round,
-    "select": _select(keeps=True, by_attribute=False),
-    "selectattr": _select(keeps=True, by_attribute=True),
-    "string": lambda work, value: text_of(value),
-    "title": lambda work, value: traced.title(text_of(value)),
-    "tojson": _tojson,
-    "trim": lambda work, value, chars=None: traced.strip(text_of(value), chars),
-    "upper": _by_method("upper"),
-}
-
-
-def filtered(work: Work, name: str, value: Any, *given: Any, **named: Any) -> Any:
-    """value | name(given, named)."""
-    if name not in FILTERS:
-        raise JinjaError(f"the filter {str(name)[:40]!r}")
-    work.spend(1)
-    work.charge(value, *given, *named.values())
-    return FILTERS[name](work, value, *given, **named)
-
-
-# ---- tests
-
-
-def _numeric(value: Any) -> Any:
-    if not isinstance(value, int | float):  # of a text, Python's % would be a format
-        raise JinjaError(f"whether {_kind(value)} is even")
-    return value
-
-
-def _is_cased(method: Callable[[str], bool]) -> Callable[..., bool]:
-    return lambda work, value: method(text_of(value))
-
-
-TESTS: dict[str, Callable[..., bool]] = {
-    "boolean": lambda work, value: isinstance(value, bool),
-    "callable": lambda work, value: value is UNDEFINED or callable(value),
-    "defined": lambda work, value: value is not UNDEFINED,
-    "divisibleby": lambda work, value, num: _numeric(value) % _numeric(num) == 0,
-    "even": lambda work, value: _numeric(value) % 2 == 0,
-    "false": lambda work, value: value is False,
-    "float": lambda work, value: isinstance(value, float),
-    "in": contains,
-    "integer": lambda work, value: isinstance(value, int) and not isinstance(value, bool),
-    "iterable": lambda work, value: (
-        value is UNDEFINED or isinstance(value, str | list | tuple | dict | Lazy)
-    ),
-    "lower": _is_cased(str.islower),
-    "mapping": lambda work, value: isinstance(value, dict),
-    "none": lambda work, value: value is None,
-    "number": lambda work, value: isinstance(value, int | float),
-    "odd": lambda work, value: _numeric(value) % 2 == 1,
-    "sequence": lambda work, value: (
-        value is UNDEFINED or isinstance(value, str | list | tuple | dict)
-    ),
-    "string": lambda work, value: isinstance(value, str),
-    "true": lambda work, value: value is True,
-    "undefined": lambda work, value: value is UNDEFINED,
-    "upper": _is_cased(str.isupper),
-    **COMPARES,
-    **{
-        name: COMPARES[sign]
-        for sign, names in {
-            "==": ("eq", "equalto"),
-            "!=": ("ne",),
-            "<": ("lt", "lessthan"),
-            "<=": ("le",),
-            ">": ("gt", "greaterthan"),
-            ">=": ("ge",),
-        }.items()
-        for name in names
-    },
-}
-
-
-def tested(work: Work, name: str, value: Any, *given: Any, **named: Any) -> bool:
-    """value is name(given, named)."""
-    if name not in TESTS or name == "not in":
-        raise JinjaError(f"the test {str(name)[:40]!r}")
-    work.spend(1)
-    work.charge(value, *given)
-    return bool(TESTS[name](work, value, *given, **named))

@@ -5,21 +5,22 @@ from __future__ import annotations
 import base64
 import copy
 import json
-import time
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from minift.errors import ConfigError, EncodeError
-from minift.tokenizers.byte_bpe import ByteBPE
 from minift.tokenizers import chat
+from minift.tokenizers.byte_bpe import ByteBPE
 from minift.tokenizers.chat import TEMPLATES, ends, name_of
 from minift.tokenizers.sentencepiece import SentencePiece
 
 GOLDEN = json.loads(Path(__file__).parents[1].joinpath("golden/tokens.json").read_text())
 PIECES = json.loads(Path(__file__).parents[1].joinpath("golden/pieces.json").read_text())
 MODELS = {name: base64.b64decode(raw) for name, raw in PIECES["models"].items()}
+CHATS = json.loads(Path(__file__).parents[1].joinpath("golden/chat.json").read_text())
 CONFIG = {"eos_token": "<|im_end|>", "bos_token": "<|begin_of_text|>"}
 TALK = [
     {"role": "user", "content": "Hi"},
@@ -60,6 +61,25 @@ def test_ids_are_those_of_the_jinja_template(name: str) -> None:
             ids, mask = ours.chat(row["messages"], row["reply"])
             assert ids == row["ids"]
             assert len(mask) == len(ids)
+
+
+@pytest.mark.filterwarnings("ignore:chat template. it ends the last answer with no token")
+@pytest.mark.parametrize("name", CHATS["templates"])
+def test_ids_and_mask_are_those_of_transformers(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the model's own text, which marks for transformers what is said, and by its name."""
+    monkeypatch.setattr(chat, "today", lambda: datetime.fromisoformat(CHATS["date"]))
+    recognised, chosen = tokenizer(CHATS["templates"][name]), tokenizer()
+    chosen.chat_template = name
+    assert name_of(recognised) == (name if name in TEMPLATES else None)
+    for number, reply, text, ids, mask in CHATS["rows"][name]:
+        talk = CHATS["conversations"][number]
+        for ours in (recognised, chosen) if name in TEMPLATES else (recognised,):
+            found = ours.chat(talk, reply)
+            assert ours.decode(found[0], skip_special=False) == text
+            if "<|im_end|>" in talk[0]["content"]:  # plain text here, a token there
+                assert found[0].count(ours.eos) == ids.count(ours.eos) - 1
+            else:
+                assert found == (ids, mask)
 
 
 @pytest.mark.parametrize("kind", ["published", "own"])
