@@ -35,7 +35,7 @@ def tokenizer_in(folder: Path) -> Tokenizer:
     path, pieces = folder / "tokenizer.json", folder / "tokenizer.model"
     config = config_in(folder)
     if not os.path.exists(path) and os.path.exists(pieces):
-        return sentencepiece_in(folder, config, None)
+        return sentencepiece_in(folder, config)
     if not os.path.exists(path) and os.path.exists(words := folder / "vocab.txt"):
         return WordPiece.from_vocab(text_in(words), config, str(words))
     data = strict_json.read(path, limit_bytes=LIMIT)
@@ -46,10 +46,12 @@ def tokenizer_in(folder: Path) -> Tokenizer:
     if os.path.exists(pieces):
         known["Unigram"] = SentencePiece
     kind = one_of(model.get("type", usual), known, str(path), "model.type")
-    if kind is SentencePiece or is_pieces(data):
-        if os.path.exists(pieces):
-            return sentencepiece_in(folder, config, data)
-        return SentencePiece.from_json(data, config, str(path))
+    if is_pieces(data):
+        return SentencePiece.from_json(
+            data, with_family(config, folder), str(path), added=added_in(folder)
+        )
+    if kind is SentencePiece:
+        return sentencepiece_in(folder, config)
     return kind.from_json(data, config, str(path))
 
 
@@ -62,14 +64,24 @@ def config_in(folder: Path) -> dict[str, Any] | None:
     return config | {"chat_template": text_in(template)} if os.path.exists(template) else config
 
 
-def sentencepiece_in(
-    folder: Path, config: Mapping[str, Any] | None, fast: Mapping[str, Any] | None
-) -> SentencePiece:
-    """The tokenizer of a tokenizer.model; `fast` is the tokenizer.json beside it."""
-    path, more = folder / "tokenizer.model", folder / "added_tokens.json"
-    added = strict_json.read(more) if os.path.exists(more) else None
+def sentencepiece_in(folder: Path, config: Mapping[str, Any] | None) -> SentencePiece:
+    """The tokenizer of a tokenizer.model."""
+    path = folder / "tokenizer.model"
     raw = read_file(path, limit_bytes=LIMIT)
-    return SentencePiece.from_model(raw, config, str(path), added=added, fast=fast)
+    config = with_family(config, folder)
+    return SentencePiece.from_model(raw, config, str(path), added=added_in(folder))
+
+
+def added_in(folder: Path) -> dict[str, Any] | None:
+    path = folder / "added_tokens.json"
+    return strict_json.read(path) if os.path.exists(path) else None
+
+
+def with_family(config: Mapping[str, Any] | None, folder: Path) -> dict[str, Any]:
+    """tokenizer_config.json, with the family of config.json: to some, classes mean nothing."""
+    path = folder / "config.json"
+    family = strict_json.read(path).get("model_type") if os.path.exists(path) else None
+    return dict(config or {}) | {"model_type": family}
 
 
 def tokenizer_of(metadata: Mapping[str, Any], path: str) -> Tokenizer:
