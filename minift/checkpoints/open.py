@@ -13,13 +13,15 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from minift.checkpoints import download, frozen_base, gguf, hub_cache, shards, strict_json
+from minift.checkpoints import download, frozen_base, gguf_split, hub_cache, shards, strict_json
 from minift.checkpoints.families import (
     FAMILIES,
     config_from_gguf,
     config_from_json,
     prefix_in,
 )
+from minift.checkpoints.gguf import GgufFile
+from minift.checkpoints.gguf_split import SplitFile
 from minift.checkpoints.mapping import HOW, Layout, fill, is_passed_over, pairs, rows
 from minift.checkpoints.tokenizers import KINDS, template_name, tokenizer_in, tokenizer_of
 from minift.errors import ConfigError, FormatError, one_line
@@ -141,7 +143,7 @@ def headers(name: str | os.PathLike[str]) -> Headers:
     """Find a checkpoint and read its headers and its configuration."""
     path = resolve(name)
     if path.is_dir():
-        ggufs = sorted(path.glob("*.gguf"))
+        ggufs = gguf_split.models_in(path)
         if (path / "config.json").exists() or not ggufs:
             weights, others = shards.weights_of(path)
             others += [file.name for file in ggufs]
@@ -152,13 +154,12 @@ def headers(name: str | os.PathLike[str]) -> Headers:
         path = ggufs[0]
     elif path.name.endswith(shards.ENDS):
         return in_folder(str(name), path.parent, shards.open_file(path), [])
-    file = gguf.read(path)
+    file = gguf_split.read(path)
     config = gguf_config(file)
     layout = FAMILIES[config.family].gguf
     assert layout is not None
-    return Headers(
-        str(name), path, config, file, layout, "", [path], metadata=file.metadata
-    )  # fmt: skip
+    files = file.files if isinstance(file, SplitFile) else [path]
+    return Headers(str(name), path, config, file, layout, "", files, metadata=file.metadata)
 
 
 def in_folder(
@@ -173,7 +174,7 @@ def in_folder(
     )  # fmt: skip
 
 
-def gguf_config(file: gguf.GgufFile) -> ModelConfig:
+def gguf_config(file: GgufFile | SplitFile) -> ModelConfig:
     shapes = {key: entry.shape for key, entry in file.tensors.items()}
     factors = None
     if ROPE_FACTORS in shapes:
@@ -241,7 +242,7 @@ def assemble(
     small = frozen_base.weights(model) if base is not None else set()
     for name, pair in wanted.items():
         kind = frozen_base.kind_of(base, pair, file.tensors[name].kind, small)
-        if isinstance(file, gguf.GgufFile) and kind in BLOCKS:
+        if isinstance(file, GgufFile | SplitFile) and kind in BLOCKS:
             values = HOW[pair.how][0](config, file.blocks(name))
         else:
             values = HOW[pair.how][0](config, file.load(name))
