@@ -396,8 +396,8 @@ def _read_gguf_rope(data: Mapping[str, Any], values: Values, path: str) -> Value
     more = finite(data.get("rope.scaling.attn_factor", 1.0), path, "rope.scaling.attn_factor")
     if kind == "yarn" and more != 1.0:  # a factor on what YaRN itself asks for
         words["attention_factor"] = more * (0.1 * math.log(max(linear, 1.0)) + 1.0)
-    found = {key: value for key, value in words.items() if value is not None}
-    return {"rope_scaling": scaling(found, values["context"], path)}
+    known = {key: value for key, value in words.items() if value is not None}
+    return {"rope_scaling": scaling(known, values["context"], path)}
 
 
 def _write_gguf_rope(config: ModelConfig) -> Values:

@@ -180,6 +180,26 @@ def test_gguf_yarn_has_a_factor_on_its_own_factor():
     assert (found.high, found.low) == (16.0, 1.0)
 
 
+BAD_GGUF_SCALINGS = [
+    ({"rope.scaling.factor": "4"}, "bad-type"),
+    ({"rope.scaling.factor": float("nan")}, "bad-type"),
+    ({"rope.scaling.factor": -4.0}, "out-of-range"),
+    ({"rope.scale_linear": [2.0]}, "bad-type"),
+    ({"rope.scaling.type": "longrope"}, "out-of-range"),
+    ({"rope.scaling.type": ["linear"]}, "out-of-range"),
+    ({"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0,
+      "rope.scaling.attn_factor": float("inf")}, "bad-type"),
+    ({"rope.scaling.factor": 4.0, "rope_freqs.weight": (1.0,)}, "out-of-range"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("data", "code"), BAD_GGUF_SCALINGS)
+def test_gguf_refuses_a_scaling_that_is_none(data, code):
+    with pytest.raises(FormatError) as caught:
+        GGUF_ROPE.read(data, {"context": 64}, "f")
+    assert caught.value.code == code
+
+
 GGUF_WINDOWS = [  # metadata; layers with a window, of 6
     ({}, "101010"),
     ({"attention.sliding_window": 8}, "101010"),
@@ -248,7 +268,13 @@ def test_limits_at_and_over(monkeypatch):
 
 def hostile():
     """For tests/hostile.py."""
-    return {
+    cases = {
         f"scaling {number}": (lambda folder, found=found: scaling(found, 64, "f"), code)
         for number, (found, code) in enumerate(BAD_SCALINGS)
     }
+    for number, (data, code) in enumerate(BAD_GGUF_SCALINGS):
+        cases[f"gguf scaling {number}"] = (
+            lambda folder, data=data: GGUF_ROPE.read(data, {"context": 64}, "f"),
+            code,
+        )
+    return cases
