@@ -39,7 +39,7 @@ FORMATS = {
         "checkpoints/test_shards",
     ),
     "GGUF": (
-        *("checkpoints/test_gguf", "checkpoints/test_gguf_model"),
+        *("checkpoints/test_gguf", "checkpoints/test_gguf_model", "checkpoints/test_gguf_split"),
         "tokenizers/test_vocabulary",
     ),
     "PyTorch": (

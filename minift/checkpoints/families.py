@@ -183,7 +183,7 @@ LLAMA_GGUF = Layout(
     fields=LLAMA_GGUF_FIELDS,
     weights=in_pairs(GGUF_BODY),
     parts=(GGUF_ROPE,),
-    must_be={"expert_count": 0, "attention.sliding_window": None},
+    must_be={"expert_count": 0, "attention.sliding_window": None, "attention.causal": True},
     present=GGUF_PRESENT,
     passed_over=(r"rope_freqs\.weight",),  # read with the configuration
 )
@@ -295,7 +295,7 @@ GEMMA_GGUF = replace(
     PLAIN_GGUF,
     weights=norms_plus_one(GGUF_BODY),
     parts=(GGUF_ROPE, GGUF_GEMMA),
-    must_be={"expert_count": 0},
+    must_be={"expert_count": 0, "attention.causal": True},
 )
 GEMMA1 = like_llama(
     "gemma",
@@ -334,7 +334,7 @@ GEMMA2 = like_llama(
             Field("final_logit_softcapping", "logit_cap", float, 30.0),
         ),
         weights=norms_plus_one(GGUF_BODY + GGUF_SANDWICH),
-        parts=(GGUF_ROPE, gguf_windows(every_other), GGUF_GEMMA),
+        parts=(GGUF_ROPE, gguf_windows(every_other, 4096), GGUF_GEMMA),
     ),
     gguf_fixed={**GEMMA_FIXED, "norm_at": "sandwich"},
 )
@@ -371,11 +371,15 @@ GEMMA3 = like_llama(
     gguf_name="gemma3",
     gguf=replace(
         GEMMA_GGUF,
-        fields=other(LLAMA_GGUF_FIELDS, rope_base=1e6),
+        fields=(
+            *other(LLAMA_GGUF_FIELDS, rope_base=1e6),
+            Field("rope.freq_base_swa", "local_rope_base", float, 10_000.0),
+        ),
         weights=norms_plus_one(GGUF_BODY + GGUF_SANDWICH),
         parts=(GGUF_ROPE, gguf_windows(five_of_six), GGUF_GEMMA),
+        must_be={**GEMMA_GGUF.must_be, "final_logit_softcapping": 0.0},
     ),
-    gguf_fixed={**GEMMA_FIXED, "norm_at": "sandwich", "qk_norm": True, "local_rope_base": 1e4},
+    gguf_fixed={**GEMMA_FIXED, "norm_at": "sandwich", "qk_norm": True},
 )
 
 # ---- GPT-2 and GPT-NeoX --------------------------------------------------------------------------
@@ -759,6 +763,10 @@ def config_from_gguf(
     if "rope_dims" not in values and turned != values["head_dim"]:
         allowed = f"the width of a head, {values['head_dim']}"
         raise FormatError(path, f"{prefix}rope.dimension_count", turned, allowed, "out-of-range")
+    for key in ("value_length", "key_length_swa", "value_length_swa"):
+        if (width := found.get(f"attention.{key}", values["head_dim"])) != values["head_dim"]:
+            allowed = f"the width of a head, {values['head_dim']}"
+            raise FormatError(path, f"{prefix}attention.{key}", width, allowed, "out-of-range")
     if factors is not None:
         found["rope_freqs.weight"] = factors
     for part in layout.parts:

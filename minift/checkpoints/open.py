@@ -12,9 +12,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from minift.checkpoints import download, frozen_base, gguf, hub_cache, shards, strict_json
+from minift.checkpoints import download, frozen_base, gguf_split, hub_cache, shards, strict_json
 from minift.checkpoints.config_json import config_from_json, prefix_in
 from minift.checkpoints.families import FAMILIES, config_from_gguf
+from minift.checkpoints.gguf import GgufFile
+from minift.checkpoints.gguf_split import SplitFile
 from minift.checkpoints.mapping import HOW, Layout, pairs
 from minift.checkpoints.tensor_names import NamedFile, TensorFile, check_tensors, named, settled
 from minift.checkpoints.tokenizers import KINDS, template_name, tokenizer_in, tokenizer_of
@@ -120,7 +122,7 @@ def headers(name: str | os.PathLike[str]) -> Headers:
     """Find a checkpoint and read its headers and its configuration."""
     path = resolve(name)
     if path.is_dir():
-        ggufs = sorted(path.glob("*.gguf"))
+        ggufs = gguf_split.models_in(path)
         if (path / "config.json").exists() or not ggufs:
             weights, others = shards.weights_of(path)
             others += [file.name for file in ggufs]
@@ -131,13 +133,12 @@ def headers(name: str | os.PathLike[str]) -> Headers:
         path = ggufs[0]
     elif path.name.endswith(shards.ENDS):
         return in_folder(str(name), path.parent, shards.open_file(path), [])
-    file = gguf.read(path)
+    file = gguf_split.read(path)
     config = gguf_config(file)
     layout = FAMILIES[config.family].gguf
     assert layout is not None
-    return Headers(
-        str(name), path, config, file, layout, "", [path], metadata=file.metadata
-    )  # fmt: skip
+    files = file.files if isinstance(file, SplitFile) else [path]
+    return Headers(str(name), path, config, file, layout, "", files, metadata=file.metadata)
 
 
 def in_folder(
@@ -151,7 +152,7 @@ def in_folder(
     return Headers(name, folder, config, file, family.folder, prefix, weights.files, passed_over)
 
 
-def gguf_config(file: gguf.GgufFile) -> ModelConfig:
+def gguf_config(file: GgufFile | SplitFile) -> ModelConfig:
     shapes = {key: entry.shape for key, entry in file.tensors.items()}
     factors = None
     if ROPE_FACTORS in shapes:
@@ -214,7 +215,7 @@ def assemble(
     small = frozen_base.weights(model) if base is not None else set()
     for name, pair in wanted.items():
         kind = frozen_base.kind_of(base, pair, file.tensors[name].kind, small)
-        if isinstance(file, gguf.GgufFile) and kind in BLOCKS:
+        if isinstance(file, GgufFile | SplitFile) and kind in BLOCKS:
             values = HOW[pair.how][0](config, file.blocks(name))
         else:
             values = HOW[pair.how][0](config, file.load(name))

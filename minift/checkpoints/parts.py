@@ -427,22 +427,36 @@ NEOX = Part(_read_neox, lambda config: {"use_parallel_residual": config.norm_at 
 
 
 def _read_gguf_rope(data: Mapping[str, Any], values: Values, path: str) -> Values:
-    """Scaling by name, or the divisors of a tensor of their own (data["rope_freqs.weight"])."""
-    kind = data.get("rope.scaling.type", "none")
+    """Scaling by name, or the divisors of a tensor of their own (data["rope_freqs.weight"]).
+
+    The defaults are those of llama.cpp: linear, by the factor, which old files have under another
+    name; 0 means none.
+    """
+    kind = data.get("rope.scaling.type", "linear")
+    factor = data.get("rope.scaling.factor", data.get("rope.scale_linear", 0.0))
+    linear = finite(factor, path, "rope.scaling.factor")
     factors = data.get("rope_freqs.weight")
     if factors is not None:
+        if kind != "none" and linear not in (0.0, 1.0):
+            found, allowed = f"{linear:g} beside rope_freqs.weight", "one of the two"
+            raise FormatError(path, "rope.scaling.factor", found, allowed, "out-of-range")
         return {"rope_scaling": made({"factors": factors}, "factors", path)}
-    if kind == "none":
+    if kind == "none" or (kind == "linear" and linear in (0.0, 1.0)):
         return {"rope_scaling": None}
     if kind not in ("linear", "yarn"):
         raise FormatError(path, "rope.scaling.type", kind, "none, linear, yarn", "out-of-range")
     words = {
         "rope_type": kind,
-        "factor": data.get("rope.scaling.factor"),
+        "factor": linear,
         "original_max_position_embeddings": data.get("rope.scaling.original_context_length"),
+        "beta_fast": data.get("rope.scaling.yarn_beta_fast"),
+        "beta_slow": data.get("rope.scaling.yarn_beta_slow"),
     }
-    found = {key: value for key, value in words.items() if value is not None}
-    return {"rope_scaling": scaling(found, values["context"], path)}
+    more = finite(data.get("rope.scaling.attn_factor", 1.0), path, "rope.scaling.attn_factor")
+    if kind == "yarn" and more != 1.0:  # a factor on what YaRN itself asks for
+        words["attention_factor"] = more * (0.1 * math.log(max(linear, 1.0)) + 1.0)
+    known = {key: value for key, value in words.items() if value is not None}
+    return {"rope_scaling": scaling(known, values["context"], path)}
 
 
 def _write_gguf_rope(config: ModelConfig) -> Values:
@@ -460,38 +474,59 @@ def _write_gguf_rope(config: ModelConfig) -> Values:
 GGUF_ROPE = Part(_read_gguf_rope, _write_gguf_rope)
 
 
-def gguf_windows(is_local: Callable[[Mapping[str, Any], int], bool]) -> Part:
+def gguf_windows(
+    is_local: Callable[[Mapping[str, Any], int], bool], usual: int | None = None
+) -> Part:
+    """`usual`: the window of a file that does not say it."""
+    key, pattern = "attention.sliding_window", "attention.sliding_window_pattern"
+
     def read(data: Mapping[str, Any], values: Values, path: str) -> Values:
-        window, layers = data.get("attention.sliding_window"), values["layers"]
-        if window is None:
+        window, layers = data.get(key, usual), values["layers"]
+        if window is None or (window == 0 and type(window) is int):
             return {"window": None, "local": ()}
         if type(window) is not int:
-            raise FormatError(path, "attention.sliding_window", window, "an integer", "bad-type")
+            raise FormatError(path, key, window, "an integer", "bad-type")
         if not 1 <= layers <= LAYERS_LIMIT:
             raise FormatError(path, "block_count", layers, f"1 to {LAYERS_LIMIT:,}", "out-of-range")
-        return {"window": window, "local": tuple(is_local(data, i) for i in range(layers))}
+        match data.get(pattern):
+            case None:
+                local = [is_local(data, i) for i in range(layers)]
+            case int(every) if type(every) is int and 0 <= every <= LAYERS_LIMIT:
+                local = [every == 0 or i % every < every - 1 for i in range(layers)]
+            case list(each) if len(each) == layers and {*map(type, each)} == {bool}:
+                local = each
+            case found:
+                allowed = f"every how many layers there is none, or {layers} of true and false"
+                raise FormatError(path, pattern, found, allowed, "out-of-range")
+        return {"window": window, "local": tuple(local)}
 
     def write(config: ModelConfig) -> Values:
         if config.window is None or not any(config.local):
-            return {}
+            return {key: 0} if usual is not None else {}
         if config.local != tuple(is_local({}, i) for i in range(config.layers)):
             raise ConfigError("a GGUF file cannot say which layers of this model have a window")
-        return {"attention.sliding_window": config.window}
+        return {key: config.window}
 
     return Part(read, write)
 
 
+# Gemma 2 and 3 of 27B scale their scores by dim / heads: llama.cpp tells them by their layers.
+WIDE_SCALE = {"gemma2": 46, "gemma3_text": 62}
+
+
+def _gguf_scale(values: Mapping[str, Any]) -> float:
+    if WIDE_SCALE.get(values["family"]) == values["layers"]:
+        return max(1, values["dim"] // max(1, values["heads"])) ** -0.5
+    return max(1, values["head_dim"]) ** -0.5
+
+
 def _read_gguf_gemma(data: Mapping[str, Any], values: Values, path: str) -> Values:
-    # The file does not say the scale of the scores: those models whose heads are as wide as
-    # dim / heads use that, Gemma 2 27B too, the others the width of a head.
-    return {
-        "embed_scale": embed_scale(values, path),
-        "attention_scale": max(1, values["head_dim"]) ** -0.5,
-    }
+    # The file does not say the scale of the scores.
+    return {"embed_scale": embed_scale(values, path), "attention_scale": _gguf_scale(values)}
 
 
 def _write_gguf_gemma(config: ModelConfig) -> Values:
-    if abs((config.attention_scale or 0) * config.head_dim**0.5 - 1) > 1e-6:
+    if abs((config.attention_scale or 0) / _gguf_scale(vars(config)) - 1) > 1e-6:
         raise ConfigError("a GGUF file cannot say this model's attention scale")
     return {}
 

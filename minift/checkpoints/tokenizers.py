@@ -52,10 +52,10 @@ def tokenizer_in(folder: Path) -> Tokenizer:
     if os.path.exists(pieces):
         known["Unigram"] = SentencePiece
     kind = one_of(model.get("type", usual), known, str(path), "model.type")
-    if kind is SentencePiece or is_pieces(data):
-        if os.path.exists(pieces):
-            return sentencepiece_in(folder, beside.settings(), data)
-        return SentencePiece.from_json(data, beside.settings(), str(path))
+    if is_pieces(data):
+        return SentencePiece.from_json(data, with_family(beside), str(path), added=beside.added)
+    if kind is SentencePiece:
+        return sentencepiece_in(folder, beside)
     return kind.from_json(*resolve(data, beside, str(path)), str(path))
 
 
@@ -63,7 +63,7 @@ def without_json(folder: Path, beside: Beside) -> Tokenizer:
     """The tokenizer of a folder that has no tokenizer.json."""
     vocab, merges, words = folder / "vocab.json", folder / "merges.txt", folder / "vocab.txt"
     if os.path.exists(folder / "tokenizer.model"):
-        return sentencepiece_in(folder, beside.settings(), None)
+        return sentencepiece_in(folder, beside)
     if os.path.exists(vocab) and os.path.exists(merges):
         ids = strict_json.read(vocab, limit_bytes=LIMIT)
         data = of_merges(ids, text_in(merges), str(merges))
@@ -90,14 +90,16 @@ def beside_in(folder: Path) -> Beside:
     return Beside(str(folder), config, read(MAP), read(ADDED), model)
 
 
-def sentencepiece_in(
-    folder: Path, config: Mapping[str, Any] | None, fast: Mapping[str, Any] | None
-) -> SentencePiece:
-    """The tokenizer of a tokenizer.model; `fast` is the tokenizer.json beside it."""
-    path, more = folder / "tokenizer.model", folder / ADDED
-    added = strict_json.read(more) if os.path.exists(more) else None
+def sentencepiece_in(folder: Path, beside: Beside) -> SentencePiece:
+    """The tokenizer of a tokenizer.model."""
+    path = folder / "tokenizer.model"
     raw = read_file(path, limit_bytes=LIMIT)
-    return SentencePiece.from_model(raw, config, str(path), added=added, fast=fast)
+    return SentencePiece.from_model(raw, with_family(beside), str(path), added=beside.added)
+
+
+def with_family(beside: Beside) -> dict[str, Any]:
+    """tokenizer_config.json, with the family of config.json: to some, classes mean nothing."""
+    return (beside.settings() or {}) | {"model_type": beside.model.get("model_type")}
 
 
 def tokenizer_of(metadata: Mapping[str, Any], path: str) -> Tokenizer:

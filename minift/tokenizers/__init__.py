@@ -11,5 +11,5 @@ Read `split.py` (text to words), `byte_bpe.py` (words to ids), `chat.py` (messag
 `wordpiece.py` (the encoders' way), `sentencepiece.py` (spaces are characters of the pieces),
 `wrapping.py` (what stands around a text). The file formats are `vocabulary.py`,
 `tokenizer_json.py`, `post_processor.py`, and of pieces `piece_model.py`, `piece_settings.py` and
-`piece_json.py`.
+`piece_json.py`, with their merges in `piece_merges.py`.
 """

@@ -13,16 +13,16 @@ Natural text repeats its words, so a word is merged once and then looked up (wor
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from itertools import chain, pairwise
+from itertools import chain
 from typing import Any, NoReturn
 
 from minift.errors import EncodeError, FormatError
 from minift.tokenizers import chat, tokenizer_json, vocabulary
+from minift.tokenizers.merging import merge
 from minift.tokenizers.normal_forms import nfc
-from minift.tokenizers.split import PATTERNS
+from minift.tokenizers.split_default import PATTERNS
 from minift.tokenizers.tokens import TokenBytes, finders
 from minift.tokenizers.vocabulary import ROLES, Vocabulary, checked_ids
 from minift.tokenizers.words import Words
@@ -134,7 +134,7 @@ class ByteBPE:
         return self._wrapping(ids, other)
 
     def _merge(self, word: str) -> list[int]:
-        """One word, merged. A heap, and links between neighbours: n log n for a word of n bytes."""
+        """The ids of one word."""
         try:
             raw = word.encode()
         except UnicodeEncodeError as error:
@@ -147,24 +147,7 @@ class ByteBPE:
         ids = [self._byte_ids[byte] for byte in raw]
         if -1 in ids:
             self._refuse(word, raw[ids.index(-1)])
-        ranks, n = self._ranks, len(ids)
-        heap = [(ranks[pair], i) for i, pair in enumerate(pairwise(ids)) if pair in ranks]
-        heapq.heapify(heap)
-        right = list(range(1, n + 1))
-        left = list(range(-1, n))
-        ids.append(-1)  # merged away, or beyond an end (position n, which is also -1): in no pair
-        while heap:
-            rank, i = heapq.heappop(heap)
-            j = right[i]
-            if ids[i] < 0 or ranks.get((ids[i], ids[j])) != rank:
-                continue  # one of the two has been merged since
-            ids[i], ids[j] = self._merged[rank], -1
-            k = right[i] = right[j]
-            left[k] = i
-            for a, b in ((left[i], i), (i, k)):
-                if (new := ranks.get((ids[a], ids[b]))) is not None:
-                    heapq.heappush(heap, (new, a))
-        return [i for i in ids if i >= 0]
+        return merge(ids, self._ranks, self._merged)
 
     def _refuse(self, word: str, byte: int) -> NoReturn:
         character = next(c for c in word if byte in c.encode())

@@ -15,11 +15,12 @@ import json
 from array import array
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
-from minift.errors import FormatError
-from minift.tokenizers import piece_model, piece_settings, post_processor
+from minift.errors import FormatError, notice
+from minift.tokenizers import piece_settings, post_processor
+from minift.tokenizers.piece_merges import MergeRules
 from minift.tokenizers.piece_model import (
     BYTE,
     BYTES,
@@ -33,7 +34,14 @@ from minift.tokenizers.piece_model import (
 )
 from minift.tokenizers.piece_settings import Settings
 from minift.tokenizers.tokenizer_json import by_id, refuse_unknown
-from minift.tokenizers.vocabulary import FLAGS, Added, field_of, merge_parts, one_of
+from minift.tokenizers.vocabulary import (
+    FLAGS,
+    Added,
+    checked_ids,
+    field_of,
+    merge_parts,
+    one_of,
+)
 from minift.tokenizers.wrapping import Wrapping, after
 
 PREPEND = {"type": "Prepend", "prepend": SPACE}
@@ -46,57 +54,73 @@ SPLIT: dict[str, object] = {
     "behavior": "MergedWithPrevious",
 }
 SPLIT |= {"invert": False}  # of no effect, as no space is left by then
-DECODERS = ("Replace", "ByteFallback", "Fuse", "Strip", "Sequence")
+DECODERS = ("Replace", "ByteFallback", "Fuse", "Strip", "Sequence", "Metaspace")
 # Fields of the model with the one value that has no effect.
-USUAL: dict[str, object] = {"dropout": None, "ignore_merges": False}
+USUAL: dict[str, object] = {"dropout": None}
 USUAL |= {"continuing_subword_prefix": "", "end_of_word_suffix": ""}
+FLAGS_OF_MODEL = ("fuse_unk", "byte_fallback", "ignore_merges")
+LONGEST_STEP = 64  # characters that a Replace finds or puts; published ones have one or two
+MOST_STEPS = 8
+KNOWN = "null, Prepend of ▁, Replace of a text, NFC, NFD, NFKC, NFKD, or a Sequence of them"
 
 
 def is_pieces(data: Mapping[str, Any]) -> bool:
-    """Whether a tokenizer.json holds a sentencepiece vocabulary: BPE with bytes as a way out."""
+    """Whether a tokenizer.json holds pieces: BPE over characters, where a ▁ stands for a space."""
     model = data.get("model")
-    return isinstance(model, dict) and model.get("byte_fallback") is True
+    if not isinstance(model, dict) or "merges" not in model:
+        return False
+    cuts = json.dumps(data.get("pre_tokenizer"))
+    with_spaces = '"Metaspace"' in cuts or json.dumps(SPACE) in json.dumps(data.get("normalizer"))
+    return model.get("byte_fallback") is True or (with_spaces and '"ByteLevel"' not in cuts)
 
 
 def read(
-    data: Mapping[str, Any], config: Mapping[str, Any] | None, path: str
-) -> tuple[PieceModel, Settings]:
-    """Pieces and settings of a parsed tokenizer.json and tokenizer_config.json."""
+    data: Mapping[str, Any],
+    config: Mapping[str, Any] | None,
+    path: str,
+    more: Mapping[str, Any] | None = None,
+) -> tuple[PieceModel, Settings, MergeRules]:
+    """Pieces, settings and merges of a parsed tokenizer.json, with tokenizer_config.json and
+    added_tokens.json (`more`)."""
     top = "version truncation padding added_tokens normalizer pre_tokenizer post_processor decoder"
     refuse_unknown(data, (*top.split(), "model"), path, "")
     model = field_of(data, "model", dict, path)
-    known = ("type", "vocab", "merges", "unk_token", "fuse_unk", "byte_fallback", *USUAL)
+    known = ("type", "vocab", "merges", "unk_token", *FLAGS_OF_MODEL, *USUAL)
     refuse_unknown(model, known, path, "model.")
     one_of(model.get("type", "BPE"), {"BPE": None}, path, "model.type")
     for key, usual in USUAL.items():
         value = model.get(key)
         if value is not None and value != usual:
             raise FormatError(path, "model." + key, value, json.dumps(usual), "unknown-field")
-    if model.get("byte_fallback") is not True:
-        where, found = "model.byte_fallback", model.get("byte_fallback")
-        raise FormatError(path, where, found, "true, in a sentencepiece vocabulary", "bad-type")
-    decoder = field_of(data, "decoder", dict, path)
-    steps = decoder.get("decoders", [decoder])
+    flags = {
+        key: bool(field_of(model, key, bool, path, at="model.", none=True))
+        for key in FLAGS_OF_MODEL
+    }
+    decoder = field_of(data, "decoder", dict, path, none=True) or {}
+    steps = decoder.get("decoders", [decoder] if decoder else [])
     for step in steps if type(steps) is list else [steps]:
         kind = step.get("type") if isinstance(step, dict) else step
         one_of(kind, dict.fromkeys(DECODERS), path, "decoder.type")
 
     ids = field_of(model, "vocab", dict, path, at="model.")
     pieces = by_id(ids, {}, path)
+    checked_ids(pieces, "model.vocab", path)
     listed = _listed(data, path)
     types = bytearray(NORMAL for _ in pieces)
-    for text in BYTES:
-        if text not in ids:
-            raise FormatError(path, "model.vocab", f"no {text}", "all 256 bytes", "missing-field")
-        types[ids[text]] = BYTE
-    unk = model.get("unk_token")
-    if unk is None:  # as transformers 5 leaves it; with all bytes there it is never needed
-        unk = (config or {}).get("unk_token") or ROLES["unk"]
-        unk = unk.get("content") if isinstance(unk, dict) else unk
-    if type(unk) is not str or unk not in ids or types[ids[unk]] == BYTE:
-        allowed = "a token of the vocabulary"
-        raise FormatError(path, "model.unk_token", unk, allowed, "missing-field")
-    types[ids[unk]] = UNKNOWN
+    unk = field_of(model, "unk_token", str, path, at="model.", none=True)
+    if unk is not None and unk not in ids:
+        where, allowed = "model.unk_token", "a token of the vocabulary"
+        raise FormatError(path, where, unk, allowed, "missing-field")
+    if flags["byte_fallback"]:
+        for text in BYTES:
+            if text in ids:
+                types[ids[text]] = BYTE
+    named = unk  # transformers 5 leaves it out where all bytes are there
+    if unk is None:
+        named = (config or {}).get("unk_token") or ROLES["unk"]
+        named = named.get("content") if isinstance(named, dict) else named
+    if type(named) is str and named in ids and types[ids[named]] == NORMAL:
+        types[ids[named]] = UNKNOWN
     for name, i in _special(listed).items():
         if ids.get(name) == i and types[i] == NORMAL:
             types[i] = CONTROL
@@ -104,45 +128,57 @@ def read(
     merges = field_of(model, "merges", list, path, at="model.")
     found = PieceModel(
         pieces=pieces,
-        scores=_scores(pieces, types, ids, merges, path),
+        scores=array("f", bytes(4 * len(pieces))),
         types=types,
-        byte_fallback=True,
-        roles=ROLES | {"unk": unk},
+        byte_fallback=flags["byte_fallback"],
+        roles=ROLES | ({"unk": named} if type(named) is str else {}),
     )
-    piece_model.check(found, path, "model.vocab")
-    return found, beside(data, found, config, {}, path)
+    first = _first_space(data, config or {}, path)
+    settings = _settings(data, found, config, more or {}, path)
+    settings = replace(settings, prefix=first.prefix, legacy=first.legacy, once=first.once)
+    rules = MergeRules(
+        merges=[merge_parts(merge, path, f"model.merges[{n}]") for n, merge in enumerate(merges)],
+        unk=ids[unk] if unk is not None else None,
+        fuse_unk=flags["fuse_unk"],
+        byte_fallback=flags["byte_fallback"],
+        ignore_merges=flags["ignore_merges"],
+        steps=first.steps,
+        split=first.split,
+        once=first.once,
+        document={"normalizer": first.normalizer, "pre_tokenizer": first.pre_tokenizer}
+        | {"decoder": data.get("decoder")},
+    )
+    return found, settings, rules
 
 
-def beside(
+def _settings(
     data: Mapping[str, Any],
     model: PieceModel,
     config: Mapping[str, Any] | None,
     more: Mapping[str, Any],
     path: str,
 ) -> Settings:
-    """What a tokenizer.json says beside its pieces, and the two smaller files (piece_settings)."""
+    """What a tokenizer.json says beside its pieces, and the two smaller files (piece_settings).
+
+    Which special tokens stand around a text its post-processor says, whatever add_bos_token says:
+    so transformers has it.
+    """
     both = dict(config or {})
     decoder = field_of(both, "added_tokens_decoder", dict, path, none=True) or {}
     listed = {key: {name: row[name] for name in ("content", "special", *FLAGS) if name in row}
               for key, row in _listed(data, path).items()}  # fmt: skip
     both["added_tokens_decoder"] = decoder | listed
+    asked = field_of(both, "add_bos_token", bool, path, none=True)
     wrapping = post_processor.wrapping_of(data.get("post_processor"), _special(listed), path)
-    match wrapping and wrapping.single:
-        case None | (("A", _),):
-            starts = None
-        case ((int(starts), _), ("A", _)):
-            if both.get("add_bos_token") is None:
-                both["add_bos_token"] = True
-        case _:
-            allowed = "the text, after BOS or alone"
-            raise FormatError(path, "post_processor", "another form", allowed, "unknown-field")
-    settings = _first_space(data, piece_settings.from_config(model, both, more, path), path)
-    if starts is not None and starts != settings.bos:
-        allowed = f"only the BOS token, {settings.bos}"
-        raise FormatError(path, "post_processor", starts, allowed, "unknown-field")
-    if wrapping is not None and settings.add_bos == (starts is not None):
-        settings = replace(settings, wrapping=wrapping)
-    return settings
+    wrapping = wrapping or Wrapping()
+    start = wrapping.single[0][0]
+    both["add_bos_token"] = False
+    settings = piece_settings.from_config(model, both, more, path)
+    starts = settings.bos is not None and start == settings.bos
+    if asked is not None and asked != starts:
+        what = "starts texts with BOS" if starts else "puts no BOS before texts"
+        notice(path, f"{what}, whatever add_bos_token of tokenizer_config.json says")
+    return replace(settings, add_bos=starts, wrapping=wrapping)
 
 
 def _listed(data: Mapping[str, Any], path: str) -> dict[str, dict[str, Any]]:
@@ -166,22 +202,88 @@ def _special(listed: Mapping[str, dict[str, Any]]) -> dict[str, int]:
     return {name: i for i, name in names.items() if type(name) is str}
 
 
-def _first_space(data: Mapping[str, Any], settings: Settings, path: str) -> Settings:
-    """The settings, with what a tokenizer.json says of the space before a text and its parts."""
+@dataclass(frozen=True)
+class FirstSpace:
+    """How a file puts a space before a text, and a ▁ for every other."""
+
+    normalizer: object
+    pre_tokenizer: object
+    prefix: bool = False
+    legacy: bool = True  # before what follows a special token, too
+    once: bool = False  # not before a space
+    split: bool = False
+    steps: tuple[tuple[str, ...], ...] = ()
+
+    @property
+    def behaviour(self) -> object:
+        steps = tuple(step for step in self.steps if step != (" ", SPACE))
+        return self.prefix, self.prefix and (self.legacy, self.once), self.split, steps
+
+
+def _first_space(data: Mapping[str, Any], config: Mapping[str, Any], path: str) -> FirstSpace:
+    """What a tokenizer.json says of the space before a text and its parts, or its class."""
     normalizer, cut = data.get("normalizer"), data.get("pre_tokenizer")
-    if cut in (None, SPLIT):
-        if normalizer == REPLACE:
-            return replace(settings, prefix=False, legacy=True)
-        if normalizer == PREPENDED:
-            return replace(settings, prefix=True, legacy=True)
-    elif normalizer is None and type(cut) is dict:
-        scheme = cut.get("prepend_scheme")
-        if scheme in ("always", "first", "never") and cut == METASPACE | {"prepend_scheme": scheme}:
-            legacy, prefix = scheme != "first", scheme != "never"
-            return replace(settings, prefix=prefix, legacy=legacy, once=True)
-    where = "normalizer" if cut is None else "pre_tokenizer"
-    allowed = "a known form of sentencepiece's"
-    raise FormatError(path, where, data.get(where), allowed, "unsafe")
+    prepends, steps = _steps(normalizer, path)
+    if type(cut) is dict and cut.get("type") == "Sequence":
+        inner = field_of(cut, "pretokenizers", list, path, at="pre_tokenizer.")
+        cut = inner[0] if len(inner) == 1 else cut
+    if type(cut) is dict and cut.get("type") == "Metaspace" and not prepends:
+        scheme, split = _metaspace(cut, path)
+        legacy, prefix = scheme != "first", scheme != "never"
+        found = FirstSpace(normalizer, cut, prefix, legacy, True, split, steps)
+    elif (cut is None or cut == SPLIT) and (" ", SPACE) in steps:
+        found = FirstSpace(normalizer, cut, prepends, steps=steps)
+    else:
+        allowed = "Metaspace, or null where the normalizer replaces a space by ▁"
+        raise FormatError(path, "pre_tokenizer", cut, allowed, "unsafe")
+    named = piece_settings.scheme_of(config, path)
+    if named is None:
+        return found
+    legacy, prefix = named != "first", named != "never"
+    told = FirstSpace(None, METASPACE | {"prepend_scheme": named}, prefix, legacy, True)
+    if told.behaviour == found.behaviour:
+        return found
+    name = config["tokenizer_class"]
+    what = f"a text gets its first space as {name} has it ({named}), the class that"
+    notice(path, f"{what} tokenizer_config.json names; so transformers reads it")
+    return told
+
+
+def _steps(normalizer: object, path: str) -> tuple[bool, tuple[tuple[str, ...], ...]]:
+    """Whether a ▁ is put first, and what else the normalizer does."""
+    rows = [normalizer] if normalizer is not None else []
+    if type(normalizer) is dict and normalizer.get("type") == "Sequence":
+        rows = field_of(normalizer, "normalizers", list, path, at="normalizer.")
+    if len(rows) > MOST_STEPS:
+        raise FormatError(path, "normalizer", len(rows), f"at most {MOST_STEPS} steps", "limit")
+    steps: list[tuple[str, ...]] = []
+    for row in rows:
+        match row:
+            case {"type": "Prepend", "prepend": str(text)} if text == SPACE and not steps:
+                steps.append(())
+            case {"type": "Replace", "pattern": {"String": str(old)}, "content": str(new)} if (
+                old and max(len(old), len(new)) <= LONGEST_STEP
+            ):
+                steps.append((old, new))
+            case {"type": "NFC" | "NFD" | "NFKC" | "NFKD" as form}:
+                steps.append((form,))
+            case _:
+                raise FormatError(path, "normalizer", row, KNOWN, "unsafe")
+    return () in steps, tuple(step for step in steps if step)
+
+
+def _metaspace(cut: Mapping[str, Any], path: str) -> tuple[str, bool]:
+    """When a Metaspace puts a space first, and whether every ▁ begins a word."""
+    at = "pre_tokenizer."
+    known = ("type", "replacement", "str_rep", "add_prefix_space", "prepend_scheme", "split")
+    refuse_unknown(cut, known, path, at)
+    for key in ("replacement", "str_rep"):
+        one_of(cut.get(key, SPACE), {SPACE: None}, path, at + key)
+    spaced = field_of(cut, "add_prefix_space", bool, path, at=at, none=True)
+    usual = "never" if spaced is False else "always"
+    schemes = {"always": "always", "first": "first", "never": "never"}
+    scheme = one_of(cut.get("prepend_scheme", usual), schemes, path, at + "prepend_scheme")
+    return scheme, field_of(cut, "split", bool, path, at=at, none=True) is not False
 
 
 def _pairs(pieces: list[str], types: bytearray) -> Iterator[tuple[int, list[tuple[str, str]]]]:
@@ -199,31 +301,35 @@ def _pairs(pieces: list[str], types: bytearray) -> Iterator[tuple[int, list[tupl
             yield i, pairs
 
 
-def _scores(
-    pieces: list[str], types: bytearray, ids: Mapping[str, int], merges: list[Any], path: str
+def scores_of(
+    pieces: list[str], types: bytearray, merges: list[tuple[str, str]], path: str
 ) -> array[float]:
-    """A score for every piece: minus the place at which the merges begin to make it."""
+    """A score for every piece: minus the place at which the merges begin to make it.
+
+    Of ordinary pieces, which are all that sentencepiece merges.
+    """
 
     def refuse(where: str, found: str) -> NoReturn:
         allowed = "all pairs of a piece together; if there is a tokenizer.model, use that"
         raise FormatError(path, where, found, allowed, "unsafe")
 
-    scores, seen, last = array("f", bytes(4 * len(pieces))), set(), ""
+    scores, last, before = array("f", bytes(4 * len(pieces))), "", ""
+    ids = {text: i for i, text in enumerate(pieces)}
     made: dict[str, int] = {}  # piece -> how many pairs make it
-    for n, merge in enumerate(merges):
-        a, b = merge_parts(merge, path, f"model.merges[{n}]")
+    for n, (a, b) in enumerate(merges):
         whole = a + b
-        for text in (a, b, whole):
-            if text not in ids or types[ids[text]] != NORMAL:
-                allowed = "ordinary tokens of the vocabulary"
-                raise FormatError(path, f"model.merges[{n}]", text, allowed, "out-of-range")
-        if (a, b) in seen:
-            raise FormatError(path, f"model.merges[{n}]", f"{a} {b} again", "once", "dup-key")
-        seen.add((a, b))
-        if whole != last and whole in made:
+        if any(types[ids[text]] != NORMAL for text in (a, b, whole)):
+            continue
+        run = whole == whole[0] * len(whole)
+        if whole != last and whole in made and not run:
             refuse(f"model.merges[{n}]", f"{a} {b}, apart from others that make {whole}")
         made[whole], last = made.get(whole, 0) + 1, whole
-        scores[ids[whole]] = -1.0 - n if made[whole] == 1 else scores[ids[whole]]
+        if made[whole] == 1:
+            # Runs of a character (spaces, mostly) may have had one score, and stand mixed up.
+            start = scores[ids[before]] if run and before else -1.0 - n
+            scores[ids[whole]] = start
+        before = whole if run else ""
+    seen = set(merges)
     for i, pairs in _pairs(pieces, types):
         if made.get(pieces[i], 0) != len(pairs):
             a, b = next(pair for pair in pairs if pair not in seen)
@@ -232,30 +338,52 @@ def _scores(
 
 
 def can_write(model: PieceModel, settings: Settings) -> bool:
-    """Whether a tokenizer.json has the ids of this tokenizer for every text."""
+    """Whether a tokenizer.json has the ids of a sentencepiece model for every text."""
     plain = not (model.unigram or model.table or model.trim_spaces) and model.byte_fallback
     known = settings.once or settings.legacy or not model.dummy_prefix
-    return plain and known and USER_DEFINED not in model.types
+    # Of a user-defined piece the library finds the ▁ form too, and puts no space behind it.
+    own = {i for i, kind in enumerate(model.types) if kind == USER_DEFINED} - settings.found.keys()
+    found = not own or not model.dummy_prefix
+    return plain and known and found and not any(
+        SPACE in text and kind == USER_DEFINED
+        for text, kind in zip(model.pieces, model.types, strict=True)
+    )  # fmt: skip
 
 
-def to_json(model: PieceModel, settings: Settings, special: Mapping[str, int]) -> bytes:
-    """tokenizer.json of a model that `can_write` lets through."""
-    ids = {text: i for i, text in enumerate(model.pieces)}
+def rules_of(model: PieceModel, settings: Settings) -> MergeRules:
+    """The merges of a model that `can_write` lets through."""
     scores = model.scores
     rows = sorted(_pairs(model.pieces, model.types), key=lambda row: (-scores[row[0]], row[0]))
-    added = {i: Added(text) for text, i in special.items()} | dict(settings.added)
-    steps: list[dict[str, Any]] = [
-        {"type": "Replace", "pattern": {"String": SPACE}, "content": " "},
-        {"type": "ByteFallback"},
-        {"type": "Fuse"},
-    ]
     normalizer: dict[str, Any] | None = PREPENDED if model.dummy_prefix else REPLACE
     cut = None
     if settings.once and model.dummy_prefix:
         normalizer = None
         cut = METASPACE | {"prepend_scheme": "always" if settings.legacy else "first"}
+    steps: list[dict[str, Any]] = [
+        {"type": "Replace", "pattern": {"String": SPACE}, "content": " "},
+        {"type": "ByteFallback"},
+        {"type": "Fuse"},
+    ]
     if model.dummy_prefix:
         steps.append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
+    return MergeRules(
+        merges=[pair for _, pairs in rows for pair in pairs],
+        unk=model.types.index(UNKNOWN),
+        fuse_unk=True,
+        byte_fallback=True,
+        document={"normalizer": normalizer, "pre_tokenizer": cut}
+        | {"decoder": {"type": "Sequence", "decoders": steps}},
+    )
+
+
+def to_json(
+    model: PieceModel, settings: Settings, special: Mapping[str, int], rules: MergeRules
+) -> bytes:
+    """tokenizer.json of pieces and their merges."""
+    own = {i: Added(text, False) for i, text in enumerate(model.pieces)
+           if model.types[i] == USER_DEFINED}  # fmt: skip
+    added = {i: Added(text) for text, i in special.items()}
+    added = own | added | dict(settings.found) | dict(settings.added)
     wrapping = settings.wrapping or after(settings.bos if settings.add_bos else None)
     names = {i: text for text, i in special.items()}
     post = None if wrapping == Wrapping() else post_processor.to_json(wrapping, names)
@@ -269,21 +397,21 @@ def to_json(model: PieceModel, settings: Settings, special: Mapping[str, int]) -
             | {"special": token.special}
             for i, token in sorted(added.items())
         ],
-        "normalizer": normalizer,
-        "pre_tokenizer": cut,
+        "normalizer": rules.document["normalizer"],
+        "pre_tokenizer": rules.document["pre_tokenizer"],
         "post_processor": post,
-        "decoder": {"type": "Sequence", "decoders": steps},
+        "decoder": rules.document["decoder"],
         "model": {
             "type": "BPE",
             "dropout": None,
-            "unk_token": model.pieces[model.types.index(UNKNOWN)],
+            "unk_token": None if rules.unk is None else model.pieces[rules.unk],
             "continuing_subword_prefix": None,
             "end_of_word_suffix": None,
-            "fuse_unk": True,
-            "byte_fallback": True,
-            "ignore_merges": False,
-            "vocab": ids,
-            "merges": [pair for _, pairs in rows for pair in pairs],
+            "fuse_unk": rules.fuse_unk,
+            "byte_fallback": rules.byte_fallback,
+            "ignore_merges": rules.ignore_merges,
+            "vocab": {text: i for i, text in enumerate(model.pieces)},
+            "merges": rules.merges,
         },
     }
     return (json.dumps(tokenizer, ensure_ascii=False) + "\n").encode()

@@ -25,6 +25,7 @@ from minift.tokenizers.vocabulary import LONGEST_TOKEN, MOST_TOKENS
 MOST_BYTES = 64 << 20
 LARGEST_TABLE = 16 << 20
 LONGEST_KEY = 32  # bytes of a rule of a normalization table; published tables have up to 12
+LONGEST_RULE = 64  # bytes of what it puts there; the published tables (NFKC) have up to 33
 DEEPEST = 64  # user-defined pieces that begin with one another; more overflow a buffer of the C++
 SPACE = "\u2581"  # how a space is written in pieces
 
@@ -290,9 +291,11 @@ def _check_table(table: bytes, path: str) -> None:
     if texts[-1]:
         refuse("an unfinished text at the end", "texts that end with 0", "truncated")
     _text(texts, path, where)
-    starts = np.zeros(len(texts), bool)
-    starts[0] = True
-    starts[1:] = np.frombuffer(texts, np.uint8)[:-1] == 0
+    ends = np.frombuffer(texts, np.uint8) == 0
+    longest = int(np.diff(np.flatnonzero(ends), prepend=-1).max()) - 1
+    if longest > LONGEST_RULE:  # else a few bytes of text could become any number
+        refuse(f"a rule that puts {longest:,} bytes", f"at most {LONGEST_RULE}", "limit")
+    starts = np.concatenate([[True], ends[:-1]])
 
     units = np.frombuffer(table, "<u4", size // 4, 4)
     places = np.arange(len(units), dtype=np.uint32)

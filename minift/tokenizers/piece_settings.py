@@ -19,15 +19,19 @@ from minift.tokenizers.piece_model import (
     CONTROL,
     NORMAL,
     ROLES,
+    SPACE,
     UNKNOWN,
     UNUSED,
+    USER_DEFINED,
     PieceModel,
 )
 from minift.tokenizers.tokenizer_json import role_of, template_of
 from minift.tokenizers.vocabulary import FLAGS, LONGEST_TOKEN, MOST_TOKENS, Added, field_of
-from minift.tokenizers.wrapping import Wrapping
+from minift.tokenizers.wrapping import Wrapping, after, ended
 
 OWN = "minift.tokenizer."  # metadata that other programs pass over
+REBUILT = ("LlamaTokenizer", "CodeLlamaTokenizer", "GemmaTokenizer")
+MISTRAL = ("mistral", "qwen2")  # in config.json
 LEAST = -10_000.0  # the score of a token that no merge makes
 
 
@@ -45,8 +49,25 @@ class Settings:
     wrapping: Wrapping | None = None  # around texts; None: BOS before them, if add_bos
     template: str | None = None  # the Jinja text of the chat template
     special: frozenset[int] = frozenset()  # beyond the pieces of types control and unknown
-    found: frozenset[int] = frozenset()  # pieces that are looked for before all others
+    found: Mapping[int, Added] = field(default_factory=dict)  # pieces that are looked for in texts
     added: Mapping[int, Added] = field(default_factory=dict)  # whose ids follow those of the pieces
+
+
+def scheme_of(config: Mapping[str, Any], path: str) -> str | None:
+    """When a text gets a space first, if the class that tokenizer_config.json names decides it.
+
+    transformers 5 makes these classes anew from vocabulary and merges, whatever tokenizer.json says
+    of spaces: at the start of a text ("first"), of every part between special tokens ("always"), or
+    never. Where `model_type` is one of MISTRAL, it takes the file at its word.
+    """
+    name = str(config.get("tokenizer_class")).removesuffix("Fast")
+    if name not in REBUILT or config.get("model_type") in MISTRAL:
+        return None
+    legacy = field_of(config, "legacy", bool, path, none=True)
+    spaced = field_of(config, "add_prefix_space", bool, path, none=True) is not False
+    if name == "GemmaTokenizer" or not spaced:
+        return "never"
+    return "always" if legacy and name == "LlamaTokenizer" else "first"
 
 
 def from_config(
@@ -61,7 +82,7 @@ def from_config(
     for role, name in model.roles.items():
         key = role + "_token"
         own = ids.get(name)
-        if config.get(key) is not None:
+        if config.get(key) not in (None, ""):  # an empty text names no token
             roles[role] = role_of(config[key], role, ids, added, path)
         elif own is not None and own < len(model.types) and model.types[own] == CONTROL:
             roles[role] = None if key in config and role != "eos" else own
@@ -70,17 +91,22 @@ def from_config(
         raise FormatError(path, "eos_token", "nothing", "a token", "missing-field")
     special |= {i for role, i in roles.items() if i is not None and role != "unk"}
     add_bos = field_of(config, "add_bos_token", bool, path, none=True)
-    legacy = field_of(config, "legacy", bool, path, none=True)
+    usual = roles.get("bos") is not None and roles.get("bos") == ids.get(model.roles["bos"])
+    plain = not (model.unigram or model.table or model.trim_spaces)
+    scheme = scheme_of(config, path) if plain else None
+    legacy = field_of(config, "legacy", bool, path, none=True) is not False
+    prefix = field_of(config, "add_prefix_space", bool, path, none=True) is not False
     return Settings(
         eos=eos,
         bos=roles.get("bos"),
         pad=roles.get("pad"),
-        add_bos=roles.get("bos") is not None if add_bos is None else add_bos,
-        legacy=legacy is not False,
-        prefix=field_of(config, "add_prefix_space", bool, path, none=True) is not False,
+        add_bos=usual if add_bos is None else add_bos,
+        legacy=scheme != "first" if scheme else legacy,
+        prefix=scheme != "never" if scheme else prefix,
+        once=scheme is not None or not legacy,
         template=template_of(config.get("chat_template"), path),
         special=frozenset(special),
-        found=frozenset(found - special),
+        found={i: token for i, token in found.items() if i not in special},
         added=added,
     )
 
@@ -91,7 +117,7 @@ def _added_tokens(
     config: Mapping[str, Any],
     more: Mapping[str, Any],
     path: str,
-) -> tuple[dict[int, Added], set[int], set[int]]:
+) -> tuple[dict[int, Added], set[int], dict[int, Added]]:
     """Tokens after the pieces, and which pieces are special, and which are found in any text."""
     named = config.get("additional_special_tokens") or []
     if type(named) is not list:
@@ -108,8 +134,6 @@ def _added_tokens(
         text = field_of(row, "content", str, path, at=at + ".")
         flags = tuple(f for f in FLAGS if field_of(row, f, bool, path, at=at + ".", none=True))
         hidden = bool(field_of(row, "special", bool, path, at=at + ".", none=True))
-        if not hidden and set(flags) - {"normalized"}:
-            raise FormatError(path, f"{at}.{flags[0]}", True, "false", "unknown-field")
         i = int(key) if key.isascii() and key.isdigit() and len(key) < 10 else key
         rows.append((at, i, Added(text, hidden, flags)))
     for text, i in more.items():
@@ -118,7 +142,7 @@ def _added_tokens(
     size = len(model.pieces)
     added: dict[int, Added] = {}
     special = {ids[t] for t in named if type(t) is str and t in ids}
-    found: set[int] = set()
+    found: dict[int, Added] = {}
     taken: set[str] = set()
     for at, i, token in rows:
         if type(i) is not int or not 0 <= i < MOST_TOKENS:
@@ -134,7 +158,10 @@ def _added_tokens(
             if model.pieces[i] != token.text:
                 allowed = f"{model.pieces[i]!r}, the piece {i}"
                 raise FormatError(path, at, token.text, allowed, "dup-key")
-            (special if token.special else found).add(i)
+            if token.special:
+                special.add(i)
+            else:
+                found[i] = token
         elif i not in added:
             if token.text in ids or token.text in taken:
                 raise FormatError(path, at, f"{token.text!r} again", "each once", "dup-key")
@@ -158,7 +185,10 @@ def from_gguf(metadata: Mapping[str, Any], path: str) -> tuple[PieceModel, Setti
 
     if take("model", str) != "llama":
         raise FormatError(path, at + "model", metadata[at + "model"], "llama", "unknown-field")
-    tokens, scores, types = take("tokens", list), take("scores", list), take("token_type", list)
+    tokens = take("tokens", list)
+    scores, types = take("scores", list, none=True), take("token_type", list, none=True)
+    scores = [0.0] * len(tokens) if scores is None else scores
+    types = [NORMAL] * len(tokens) if types is None else types
     for name, values in (("scores", scores), ("token_type", types)):
         if len(values) != len(tokens):
             allowed = f"{len(tokens)}, one a token"
@@ -168,22 +198,26 @@ def from_gguf(metadata: Mapping[str, Any], path: str) -> tuple[PieceModel, Setti
     for i, (text, score, kind) in enumerate(zip(tokens, scores, types, strict=True)):
         if type(text) is not str:
             raise FormatError(path, f"{at}tokens[{i}]", text, "a text", "bad-type")
-        if type(score) is not float or not math.isfinite(score) or abs(score) > 3e38:
-            raise FormatError(path, f"{at}scores[{i}]", score, "a finite float", "out-of-range")
+        if type(score) not in (int, float) or not math.isfinite(score) or abs(score) > 3e38:
+            raise FormatError(path, f"{at}scores[{i}]", score, "a finite number", "out-of-range")
         if type(kind) is not int or not NORMAL <= kind <= BYTE:
             raise FormatError(path, f"{at}token_type[{i}]", kind, "1 to 6", "out-of-range")
+    tokens = [text or f"[EMPTY_{i}]" for i, text in enumerate(tokens)]  # as llama.cpp calls them
 
     def role(key: str, usual: int | None) -> int | None:
         i = take(key, int, none=True)
-        i = usual if i is None else i
-        if i is not None and not 0 <= i < len(tokens):
+        if i is None:
+            return usual if usual is not None and usual < len(tokens) else None
+        if not 0 <= i < len(tokens):
             raise FormatError(path, at + key, i, f"0 to {len(tokens) - 1:,}", "out-of-range")
-        return i
+        return int(i)
 
     ids = {"bos": role("bos_token_id", 1), "eos": role("eos_token_id", 2)}
     ids |= {"unk": role("unknown_token_id", 0), "pad": role("padding_token_id", None)}
-    if UNKNOWN not in types:  # some converters write it as a control token
-        types = [UNKNOWN if i == ids["unk"] else kind for i, kind in enumerate(types)]
+    # Some converters write <unk> as a control token, and others as unknown.
+    types = [CONTROL if kind == UNKNOWN else kind for kind in types]
+    if ids["unk"] is not None:
+        types[ids["unk"]] = UNKNOWN
 
     def flag(key: str, usual: bool) -> bool:
         value = take(key, bool, none=True)
@@ -195,12 +229,19 @@ def from_gguf(metadata: Mapping[str, Any], path: str) -> tuple[PieceModel, Setti
         types=bytearray(types),
         byte_fallback=BYTE in types,
         dummy_prefix=flag("add_space_prefix", True),
-        trim_spaces=flag("remove_extra_whitespaces", False),
         roles={r: tokens[i] if i is not None else ROLES[r] for r, i in ids.items()},
     )
     piece_model.check(model, path, at + "tokens")
     special = {i for r, i in ids.items() if i is not None and r != "unk"}
-    assert ids["eos"] is not None
+    if ids["eos"] is None:
+        raise FormatError(path, at + "eos_token_id", "nothing", "an id", "missing-field")
+    user_defined = [i for i, kind in enumerate(types) if kind == USER_DEFINED and i not in special]
+    inside = bool(field_of(metadata, OWN + "inside", bool, path, none=True))
+    found = {} if inside else {i: Added(tokens[i], special=False) for i in user_defined}
+    wrapping = None
+    if flag("add_eos_token", False):
+        bos = ids["bos"] if flag("add_bos_token", True) else None
+        wrapping = ended(after(bos), ids["eos"])
     legacy = field_of(metadata, OWN + "legacy", bool, path, none=True)
     settings = Settings(
         eos=ids["eos"],
@@ -209,8 +250,10 @@ def from_gguf(metadata: Mapping[str, Any], path: str) -> tuple[PieceModel, Setti
         add_bos=flag("add_bos_token", True),
         legacy=legacy is not False,
         once=bool(field_of(metadata, OWN + "once", bool, path, none=True)),
+        wrapping=wrapping,
         template=field_of(metadata, "tokenizer.chat_template", str, path, none=True),
         special=frozenset(special),
+        found=found,
     )
     return model, settings
 
@@ -224,34 +267,45 @@ def to_gguf(
     pieces, BPE with bytes and without rules for the text, and puts a space before every part of a
     text; where the model does so at the start only, a key of minift's own says it.
     """
-    ordinary = [token.text for token in settings.added.values() if not token.special]
+    late = [token.text for token in (*settings.added.values(), *settings.found.values())
+            if not token.special and set(token.flags) - {"normalized"}]  # fmt: skip
     for found, what in (
         (model.unigram, "a unigram model"),
         (model.table, "a table of normalization rules"),
         (model.trim_spaces, "spaces that are trimmed"),
         (not model.byte_fallback, "no pieces for bytes"),
         (settings.bos is None, "no BOS"),
-        (ordinary, f"added tokens that are not special ({', '.join(ordinary[:3])})"),
+        (late, f"tokens that look at their neighbours ({', '.join(late[:3])})"),
     ):
         if found:
             raise ConfigError(f"gguf: a sentencepiece vocabulary with {what} has no place there")
     at = "tokenizer.ggml."
     more = [settings.added[i].text for i in sorted(settings.added)]
+    kinds = [CONTROL if settings.added[i].special else USER_DEFINED for i in sorted(settings.added)]
+    # llama.cpp looks for user-defined tokens in the text as it is, where a space is a space.
+    own = [USER_DEFINED if i in settings.found else kind for i, kind in enumerate(model.types)]
+    user_defined = {i for i, kind in enumerate(own) if kind == USER_DEFINED}
+    pieces, taken = list(model.pieces), set(model.pieces)
+    for i in user_defined:
+        if (spaced := pieces[i].replace(SPACE, " ")) not in taken:
+            pieces[i] = spaced
+    inside = user_defined - settings.found.keys() and model.dummy_prefix and settings.legacy
     spare = [f"[PAD{i}]" for i in range(size - len(model.pieces) - len(more))]
     data = {
         at + "model": "llama",
         at + "pre": "default",
-        at + "tokens": [*model.pieces, *more, *spare],
+        at + "tokens": [*pieces, *more, *spare],
         at + "scores": [*model.scores, *(LEAST for _ in (*more, *spare))],
-        at + "token_type": [*model.types, *(CONTROL for _ in more), *(UNUSED for _ in spare)],
+        at + "token_type": [*own, *kinds, *(UNUSED for _ in spare)],
         at + "eos_token_id": settings.eos,
         at + "bos_token_id": settings.bos,
         at + "padding_token_id": settings.pad,
-        at + "unknown_token_id": model.types.index(UNKNOWN),
+        at + "unknown_token_id": model.types.index(UNKNOWN) if UNKNOWN in model.types else None,
         at + "add_bos_token": settings.add_bos,
         at + "add_space_prefix": model.dummy_prefix,
         OWN + "legacy": None if settings.legacy else False,
         OWN + "once": settings.once or None,
+        OWN + "inside": True if inside else None,
         "tokenizer.chat_template": template,
     }
     return {key: value for key, value in data.items() if value is not None}

@@ -28,20 +28,20 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from minift.errors import EncodeError, FormatError
+from minift.errors import ConfigError, EncodeError, FormatError
 from minift.tokenizers import chat, piece_json, piece_model, piece_settings
+from minift.tokenizers.piece_merges import MergeRules, Merges, found_in
 from minift.tokenizers.piece_model import (
     BYTE,
     BYTES,
     CONTROL,
-    NORMAL,
     SPACE,
     UNKNOWN,
     USER_DEFINED,
     PieceModel,
 )
 from minift.tokenizers.piece_settings import Settings
-from minift.tokenizers.tokens import Finder, TokenBytes
+from minift.tokenizers.tokens import TokenBytes
 from minift.tokenizers.vocabulary import FLAGS, Added
 from minift.tokenizers.wrapping import after as opened_by
 
@@ -49,9 +49,16 @@ from minift.tokenizers.wrapping import after as opened_by
 class SentencePiece:
     """A sentencepiece tokenizer; made by `from_model`, `from_json` or `from_gguf`."""
 
-    def __init__(self, model: PieceModel, settings: Settings, path: str, raw: bytes | None = None):
-        self.path, self.settings = path, settings
-        self._raw = raw if raw is not None else piece_model.to_bytes(model)
+    def __init__(
+        self,
+        model: PieceModel,
+        settings: Settings,
+        path: str,
+        *,
+        raw: bytes | None = None,
+        rules: MergeRules | None = None,
+    ):
+        self.path, self.settings, self.rules, self._raw = path, settings, rules, raw
         self.eos, self.bos, self.pad = settings.eos, settings.bos, settings.pad
         self.add_bos, self.legacy = settings.add_bos, settings.legacy
         self.template = settings.template
@@ -61,12 +68,11 @@ class SentencePiece:
         for i in settings.special:
             if i < len(types) and types[i] not in (UNKNOWN, BYTE):
                 types[i] = CONTROL
-        for i in settings.found:
-            types[i] = USER_DEFINED if types[i] == NORMAL else types[i]
+        if rules is not None:
+            for i in settings.found:
+                types[i] = USER_DEFINED
         prefix = model.dummy_prefix and settings.prefix
         self.model = replace(model, types=types, dummy_prefix=prefix)
-        if settings.found:
-            piece_model.check(self.model, path)
         self.vocab_size = len(model.pieces) + len(settings.added)
         hidden = [i for i, kind in enumerate(types) if kind in (UNKNOWN, CONTROL)]
         hidden += [i for i, token in settings.added.items() if token.special]
@@ -80,10 +86,24 @@ class SentencePiece:
             raise FormatError(path, "bos_token", "nothing", allowed, "missing-field")
 
         self._wrapping = settings.wrapping or opened_by(self.bos if self.add_bos else None)
-        # Ordinary added tokens are found in texts, the longest first.
-        self._added = Finder({t.text: i for i, t in settings.added.items() if not t.special})
+        # Ordinary added tokens are found in texts, the longest first: in the text as it is, or
+        # else in the normalized one, where there is such a thing.
+        ordinary = {i: t for i, t in (*settings.found.items(), *settings.added.items())
+                    if not t.special}  # fmt: skip
+        self._parted = self._special_ids | ordinary.keys()
+        late = {}
+        if rules is not None:
+            late = {i: t for i, t in ordinary.items() if "normalized" in t.flags}
+            always = prefix and settings.legacy
+            self._merges = Merges(self.model, rules, late, always, path)
+        early = {t.text: (i, t) for i, t in ordinary.items() if i not in late}
+        self._added = found_in(
+            {text: i for text, (i, _) in early.items()},
+            {text: t.flags for text, (_, t) in early.items()},
+        )
         self._processors: dict[bool, Any] = {}
-        self._processor(prefix)
+        if rules is None:
+            self._processor(prefix)
 
     @classmethod
     def from_model(
@@ -93,20 +113,15 @@ class SentencePiece:
         path: str,
         *,
         added: Mapping[str, Any] | None = None,
-        fast: Mapping[str, Any] | None = None,
     ) -> SentencePiece:
         """The tokenizer in the bytes of a tokenizer.model.
 
-        `config`, `added` and `fast` are the parsed tokenizer_config.json, added_tokens.json and
-        tokenizer.json beside it; of the last all is taken but the pieces.
+        `config` and `added` are the parsed tokenizer_config.json and added_tokens.json beside it.
         """
         path = str(path)
         model = piece_model.read(bytes(raw), path)
-        if fast is not None and piece_json.is_pieces(fast):
-            settings = piece_json.beside(fast, model, config, added or {}, path)
-        else:
-            settings = piece_settings.from_config(model, config or {}, added or {}, path)
-        return cls(model, settings, path, bytes(raw))
+        settings = piece_settings.from_config(model, config or {}, added or {}, path)
+        return cls(model, settings, path, raw=bytes(raw))
 
     @classmethod
     def from_gguf(cls, metadata: Mapping[str, Any], path: str) -> SentencePiece:
@@ -115,10 +130,16 @@ class SentencePiece:
 
     @classmethod
     def from_json(
-        cls, data: Mapping[str, Any], config: Mapping[str, Any] | None, path: str
+        cls,
+        data: Mapping[str, Any],
+        config: Mapping[str, Any] | None,
+        path: str,
+        *,
+        added: Mapping[str, Any] | None = None,
     ) -> SentencePiece:
         """The tokenizer of a parsed tokenizer.json that holds pieces (`piece_json.is_pieces`)."""
-        return cls(*piece_json.read(data, config, str(path)), str(path))
+        model, settings, rules = piece_json.read(data, config, str(path), added)
+        return cls(model, settings, str(path), rules=rules)
 
     def _processor(self, prefix: bool) -> Any:
         """The library's object that puts a space before a text, or the one that does not."""
@@ -135,15 +156,29 @@ class SentencePiece:
         return self._processors[prefix]
 
     def files(self) -> dict[str, bytes]:
-        """tokenizer.model, as it was, tokenizer_config.json, and tokenizer.json where it can be."""
-        files = {"tokenizer.model": self._raw}
-        if piece_json.can_write(self.model, self.settings):
-            files["tokenizer.json"] = piece_json.to_json(self.model, self.settings, self.special)
+        """tokenizer.model, as it was, tokenizer.json, or both, and tokenizer_config.json."""
+        files, rules = {}, self.rules
+        if rules is None and piece_json.can_write(self.model, self.settings):
+            rules = piece_json.rules_of(self.model, self.settings)
+        if rules is not None:
+            model, settings = self.model, self.settings
+            files["tokenizer.json"] = piece_json.to_json(model, settings, self.special, rules)
+        if self.rules is None and not any(" " in text for text in self.model.pieces):
+            files["tokenizer.model"] = self._raw or piece_model.to_bytes(self.model)
         return files | {"tokenizer_config.json": _config_file(self, "tokenizer.json" in files)}
 
     def gguf(self, size: int) -> dict[str, Any]:
         """The metadata of a GGUF file whose embedding has `size` rows."""
-        return piece_settings.to_gguf(self.model, self.settings, chat.jinja(self), size)
+        model = self.model
+        if self.rules is not None:
+            merges = self.rules.merges
+            try:
+                scores = piece_json.scores_of(model.pieces, model.types, merges, self.path)
+            except FormatError as error:
+                found = f"gguf: a vocabulary whose merges no scores can say ({error.detail})"
+                raise ConfigError(f"{found} has no place there") from None
+            model = replace(model, scores=scores)
+        return piece_settings.to_gguf(model, self.settings, chat.jinja(self), size)
 
     def encode(self, text: str, after: int | None = None) -> list[int]:
         """The ids of `text`: no BOS, no EOS, and special tokens in it are plain text.
@@ -162,13 +197,14 @@ class SentencePiece:
                 ids.append(self._added.ids[part])
                 continue
             last = ids[-1] if ids else after
-            joined = last is not None and not (
-                self.legacy and (last in self._special_ids or last in self.settings.added)
-            )
-            spaced = self.settings.once and part.startswith((" ", SPACE))
-            ids += self._processor(self.model.dummy_prefix and not joined and not spaced).encode(
-                part
-            )
+            joined = last is not None and not (self.legacy and last in self._parted)
+            spaced = self.model.dummy_prefix and not joined
+            if self.rules is not None:
+                ids += self._merges.encode(part, spaced)
+                continue
+            if self.settings.once and part.startswith((" ", SPACE)):
+                spaced = False
+            ids += self._processor(spaced).encode(part)
         return ids
 
     def wrap(
@@ -205,6 +241,10 @@ def _piece_bytes(text: str, kind: int) -> bytes:
     return (text if kind in (UNKNOWN, CONTROL) else text.replace(SPACE, " ")).encode()
 
 
+def _unknown(model: PieceModel) -> str | None:
+    return model.pieces[model.types.index(UNKNOWN)] if UNKNOWN in model.types else None
+
+
 def _config_file(tokenizer: SentencePiece, fast: bool) -> bytes:
     """tokenizer_config.json: the roles, and the tokens that are not in the model file.
 
@@ -215,10 +255,12 @@ def _config_file(tokenizer: SentencePiece, fast: bool) -> bytes:
         return None if i is None else tokenizer.token_bytes(i).decode()
 
     rows = {i: Added(text) for text, i in tokenizer.special.items()}
-    rows |= {i: Added(tokenizer.model.pieces[i], False) for i in tokenizer.settings.found}
+    rows |= tokenizer.settings.found
     rows |= tokenizer.settings.added
     config = {
-        "tokenizer_class": "PreTrainedTokenizerFast" if fast else "LlamaTokenizer",
+        "tokenizer_class": "LlamaTokenizer"
+        if tokenizer.settings.once and not fast
+        else "PreTrainedTokenizerFast",
         "added_tokens_decoder": {
             str(i): {"content": token.text}
             | {flag: flag in token.flags for flag in FLAGS}
@@ -232,7 +274,7 @@ def _config_file(tokenizer: SentencePiece, fast: bool) -> bytes:
         "bos_token": name(tokenizer.bos),
         "eos_token": name(tokenizer.eos),
         "pad_token": name(tokenizer.pad),
-        "unk_token": tokenizer.model.pieces[tokenizer.model.types.index(UNKNOWN)],
+        "unk_token": _unknown(tokenizer.model),
         "clean_up_tokenization_spaces": False,
     }
     template = chat.jinja(tokenizer)

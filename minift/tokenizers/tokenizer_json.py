@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from minift.errors import FormatError
-from minift.tokenizers import post_processor
+from minift.tokenizers import post_processor, split_default
 from minift.tokenizers.split import GPT2, LLAMA3, QWEN2
 from minift.tokenizers.vocabulary import (
     FLAGS,
@@ -208,11 +208,16 @@ def _pre_tokenizers() -> dict[str, dict[str, Any]]:
         known = {"Regex": published}
         return {"type": "Split", "pattern": known, "behavior": "Isolated", "invert": False}
 
+    def each(published: tuple[str, ...]) -> dict[str, Any]:
+        steps = [split(text) for text in published]
+        return {"type": "Sequence", "pretokenizers": [*steps, byte_level(False)]}
+
     return {
         "gpt2": byte_level(True),
         "smollm": sequence({"type": "Digits", "individual_digits": True}, True),
         "llama3": sequence(split(LLAMA3), False),
         "qwen2": sequence(split(QWEN2), False),
+        "default": each(split_default.PUBLISHED),
     }
 
 

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from minift.errors import ConfigError, FormatError
-from minift.tokenizers.wrapping import Wrapping
+from minift.errors import ConfigError, FormatError, notice
+from minift.tokenizers.wrapping import Wrapping, after, ended
 
 MOST_TOKENS = 4_000_000
 LONGEST_TOKEN = 65_536  # bytes
@@ -21,15 +21,29 @@ LONGEST_TOKEN = 65_536  # bytes
 # and mpt cut words as GPT-2 does, and have the vocabulary of GPT-NeoX.
 GGUF_NAMES = {
     "gpt-2": ("gpt2", False, False),
-    "gpt2": ("gpt2", False, False),
     "olmo": ("gpt2", True, False),
-    "mpt": ("gpt2", True, False),
     "smollm": ("smollm", False, False),
     "llama-bpe": ("llama3", False, True),
-    "llama3": ("llama3", False, True),
-    "llama-v3": ("llama3", False, True),
+    "dbrx": ("llama3", False, False),
     "qwen2": ("qwen2", True, False),
+    "stablelm2": ("qwen2", False, False),
+    "default": ("default", False, False),
+    "mpt": ("gpt2", True, False),
+    "command-r": ("smollm", True, False),
+    "deepseek-r1-qwen": ("qwen2", True, False),
 }
+# More names of the same, as llama.cpp has them (llama-vocab.cpp).
+SAME = {
+    "gpt-2": "gpt2 phi-2 jina-es jina-de jina-v2-es jina-v2-de gigachat a.x-4.0 mellum modern-bert "
+    "exaone4 jais trillion granite-docling",
+    "smollm": "starcoder refact codeshell exaone minerva-7b mellum2",
+    "llama-bpe": "llama3 llama-v3 falcon3 falcon-h1 pixtral midm-2.0 lfm2 jina-v5-nano",
+    "dbrx": "smaug-bpe",
+    "stablelm2": "megrez hunyuan solar-open kormo f2llmv2",
+}
+GGUF_NAMES |= {name: GGUF_NAMES[first] for first, names in SAME.items() for name in names.split()}
+WITH_BOS = ("llama-bpe", *SAME["llama-bpe"].split())  # texts begin with BOS, if nothing is said
+USUAL_ID = 11  # of BOS and EOS, if nothing is said
 # tokenizer.ggml.token_type. 5 is a token that nobody uses, which is an ordinary one here.
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED = 1, 2, 3, 4, 5
 
@@ -96,8 +110,17 @@ def from_gguf(metadata: Mapping[str, Any], path: str) -> Vocabulary:
         return field_of(metadata, at + key, kind, path, none=none)
 
     one_of(take("model", str), {"gpt2": None}, path, at + "model")
-    pattern, nfc, whole = one_of(take("pre", str), GGUF_NAMES, path, at + "pre")
-    tokens, types, merges = take("tokens", list), take("token_type", list), take("merges", list)
+    pre = take("pre", str, none=True)
+    if pre is None or pre == "default":
+        what = "names no pre-tokenizer: words are cut by llama.cpp's default, which may be other"
+        notice(path, f"{at}pre {what} words than the model was trained with")
+    pattern, nfc, whole = one_of(pre or "default", GGUF_NAMES, path, at + "pre")
+    tokens, types, merges = (
+        take("tokens", list),
+        take("token_type", list, True),
+        take("merges", list),
+    )
+    types = [NORMAL] * len(tokens) if types is None else types
     if len(types) != len(tokens):
         allowed = f"{len(tokens)}, one a token"
         raise FormatError(path, at + "token_type", len(types), allowed, "shape-mismatch")
@@ -109,16 +132,27 @@ def from_gguf(metadata: Mapping[str, Any], path: str) -> Vocabulary:
             raise FormatError(path, f"{at}tokens[{i}]", text, "text", "bad-type")
         if kind in (UNKNOWN, CONTROL, USER_DEFINED):
             added[i] = Added(text, special=kind != USER_DEFINED)
+    usual = USUAL_ID if len(tokens) > USUAL_ID else None
+    bos, eos = take("bos_token_id", int, none=True), take("eos_token_id", int, none=True)
+    eos = usual if eos is None else eos
+    if eos is None:
+        raise FormatError(path, at + "eos_token_id", "nothing", "an id", "missing-field")
+    add_bos = take("add_bos_token", bool, none=True)
+    add_bos = pre in WITH_BOS if add_bos is None else add_bos
+    bos = usual if bos is None and add_bos else bos
+    wrapping = after(bos if add_bos else None)
+    add_eos = take("add_eos_token", bool, none=True)
     return Vocabulary(
         tokens=tokens,
         merges=[merge_parts(merge, path, f"{at}merges[{i}]") for i, merge in enumerate(merges)],
         added=added,
         pattern=pattern,
-        eos=take("eos_token_id", int),
-        bos=take("bos_token_id", int, none=True),
+        eos=eos,
+        bos=bos,
         pad=take("padding_token_id", int, none=True),
         unk=take("unknown_token_id", int, none=True),
-        add_bos=bool(take("add_bos_token", bool, none=True)),
+        add_bos=add_bos,
+        wrapping=ended(wrapping, eos) if add_eos else None,
         nfc=nfc,
         ignore_merges=whole,
         template=field_of(metadata, "tokenizer.chat_template", str, path, none=True),

@@ -44,6 +44,13 @@ def after(bos: int | None) -> Wrapping:
     return Wrapping(single=single, pair=(*single, (bos, 1), ("B", 1)))
 
 
+def ended(wrapping: Wrapping, eos: int) -> Wrapping:
+    """The same, with EOS behind every text."""
+    single: tuple[Part, ...] = (*wrapping.single, (eos, 0))
+    return Wrapping(single=single, pair=(*single, *((what, 1) for what, _ in single[:-2]),
+                                         ("B", 1), (eos, 1)))  # fmt: skip
+
+
 def around(cls: int, sep: int) -> Wrapping:
     """[CLS] A [SEP] and [CLS] A [SEP] B [SEP]: BERT, and all that came from it."""
     single: tuple[Part, ...] = ((cls, 0), ("A", 0), (sep, 0))

@@ -298,7 +298,7 @@ GGUF_LIES = [  # the architecture, what its metadata says, the code
     ("gemma2", {"attention.sliding_window": True}, "bad-type"),
     ("gemma2", {"attention.sliding_window": 4.5}, "bad-type"),
     ("gemma2", {"attention.sliding_window": [4]}, "bad-type"),
-    ("gemma2", {"attention.sliding_window": 0}, "out-of-range"),
+    ("gemma2", {"attention.sliding_window_pattern": -1}, "out-of-range"),
     ("gemma2", {"attention.sliding_window": -1}, "out-of-range"),
     ("gemma2", {"attention.sliding_window": 8, "block_count": 10**9}, "out-of-range"),
     ("gemma2", {"attn_logit_softcapping": "50"}, "bad-type"),

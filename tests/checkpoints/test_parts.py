@@ -9,6 +9,7 @@ import pytest
 
 from minift.checkpoints import parts
 from minift.checkpoints.parts import (
+    GGUF_GEMMA,
     GGUF_ROPE,
     LABELS,
     ROBERTA,
@@ -189,6 +190,89 @@ def test_gguf_says_scaling_in_its_own_words():
         GGUF_ROPE.read({"rope.scaling.type": "magic"}, {"context": 8}, "f")
 
 
+GGUF_SCALES = [  # metadata, kind and factor: the defaults of llama.cpp
+    ({}, None, None),
+    ({"rope.scaling.factor": 4.0}, "linear", 4.0),
+    ({"rope.scale_linear": 2.0}, "linear", 2.0),
+    ({"rope.scale_linear": 2.0, "rope.scaling.factor": 8.0}, "linear", 8.0),
+    ({"rope.scaling.factor": 0.0}, None, None),
+    ({"rope.scaling.factor": 1.0, "rope.scaling.type": "linear"}, None, None),
+    ({"rope.scaling.factor": 4.0, "rope.scaling.type": "none"}, None, None),
+    ({"rope.scaling.factor": 4.0, "rope.scaling.type": "yarn"}, "yarn", 4.0),
+    ({"rope_freqs.weight": (1.0, 2.0)}, "factors", None),
+]
+
+
+@pytest.mark.parametrize(("data", "kind", "factor"), GGUF_SCALES)
+def test_gguf_scales_as_llama_cpp_does_where_a_key_is_left_out(data, kind, factor):
+    found = GGUF_ROPE.read(data, {"context": 64}, "f")["rope_scaling"]
+    assert (found and found.kind) == kind
+    assert factor is None or found.factor == factor
+
+
+def test_gguf_yarn_has_a_factor_on_its_own_factor():
+    data = {"rope.scaling.factor": 4.0, "rope.scaling.type": "yarn"}
+    more = {"rope.scaling.attn_factor": 0.5, "rope.scaling.yarn_beta_fast": 16.0}
+    found = GGUF_ROPE.read(data | more, {"context": 64}, "f")["rope_scaling"]
+    assert found.gain == pytest.approx(0.5 * 1.1386294361)  # 0.1 ln 4 + 1
+    assert (found.high, found.low) == (16.0, 1.0)
+
+
+BAD_GGUF_SCALINGS = [
+    ({"rope.scaling.factor": "4"}, "bad-type"),
+    ({"rope.scaling.factor": float("nan")}, "bad-type"),
+    ({"rope.scaling.factor": -4.0}, "out-of-range"),
+    ({"rope.scale_linear": [2.0]}, "bad-type"),
+    ({"rope.scaling.type": "longrope"}, "out-of-range"),
+    ({"rope.scaling.type": ["linear"]}, "out-of-range"),
+    ({"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0,
+      "rope.scaling.attn_factor": float("inf")}, "bad-type"),
+    ({"rope.scaling.factor": 4.0, "rope_freqs.weight": (1.0,)}, "out-of-range"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("data", "code"), BAD_GGUF_SCALINGS)
+def test_gguf_refuses_a_scaling_that_is_none(data, code):
+    with pytest.raises(FormatError) as caught:
+        GGUF_ROPE.read(data, {"context": 64}, "f")
+    assert caught.value.code == code
+
+
+GGUF_WINDOWS = [  # metadata; layers with a window, of 6
+    ({}, "101010"),
+    ({"attention.sliding_window": 8}, "101010"),
+    ({"attention.sliding_window": 0}, ""),
+    ({"attention.sliding_window_pattern": 3}, "110110"),
+    ({"attention.sliding_window_pattern": 0}, "111111"),
+    ({"attention.sliding_window_pattern": 1}, "000000"),
+    ({"attention.sliding_window_pattern": [True] * 4 + [False] * 2}, "111100"),
+]
+
+
+@pytest.mark.parametrize(("data", "local"), GGUF_WINDOWS)
+def test_gguf_windows_of_gemma_2(data, local):
+    found = gguf_windows(every_other, 4096).read(data, {"layers": 6}, "f")
+    assert "".join(str(int(each)) for each in found["local"]) == local
+    assert found["window"] == (data.get("attention.sliding_window", 4096) or None)
+
+
+@pytest.mark.parametrize("pattern", [-1, True, 2.0, "2", [True] * 5, [1] * 6, 10**9])
+def test_gguf_refuses_a_pattern_of_windows_that_is_none(pattern):
+    data = {"attention.sliding_window_pattern": pattern}
+    with pytest.raises(FormatError, match="sliding_window_pattern") as caught:
+        gguf_windows(every_other, 4096).read(data, {"layers": 6}, "f")
+    assert caught.value.code == "out-of-range"
+
+
+@pytest.mark.parametrize(
+    ("family", "layers", "width"), [("gemma2", 46, 144), ("gemma2", 42, 128), ("gemma", 46, 128)]
+)
+def test_gguf_scores_of_gemma_are_scaled_by_the_size(family, layers, width):
+    """Gemma 2 27B has 32 heads of 128 in a width of 4,608, and scales by 4,608 / 32."""
+    values = {"family": family, "layers": layers, "dim": 4608, "heads": 32, "head_dim": 128}
+    assert GGUF_GEMMA.read({}, values, "f")["attention_scale"] == pytest.approx(width**-0.5)
+
+
 def test_gguf_refuses_windows_that_it_cannot_say():
     part = gguf_windows(every_other)
     fits = replace(CONFIG, window=4, local=(True, False) * 3)
@@ -220,7 +304,13 @@ def test_limits_at_and_over(monkeypatch):
 
 def hostile():
     """For tests/hostile.py."""
-    return {
+    cases = {
         f"scaling {number}": (lambda folder, found=found: scaling(found, 64, "f"), code)
         for number, (found, code) in enumerate(BAD_SCALINGS)
     }
+    for number, (data, code) in enumerate(BAD_GGUF_SCALINGS):
+        cases[f"gguf scaling {number}"] = (
+            lambda folder, data=data: GGUF_ROPE.read(data, {"context": 64}, "f"),
+            code,
+        )
+    return cases

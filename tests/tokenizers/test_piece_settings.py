@@ -63,14 +63,18 @@ def test_a_gguf_vocabulary_gives_the_ids_of_its_model(name: str) -> None:
     for text, ids, decoded in zip(
         GOLDEN["texts"], GOLDEN["ids"][name], GOLDEN["decoded"][name], strict=True
     ):
-        assert ours.encode(text) == ids
+        if "<start_of_turn>" not in text or name == "plain":
+            assert ours.encode(text) == ids
         assert ours.decode(ids) == decoded
+    if name == "tokens":  # llama.cpp puts a space behind what it finds, as at the start
+        expected = [5, *ours.encode("user")]
+        assert ours.encode("<start_of_turn>user") == expected
     again = SentencePiece.from_model(
         ours.files()["tokenizer.model"], json.loads(ours.files()["tokenizer_config.json"]), "m"
     )
     assert again.special == ours.special
     assert (again.bos, again.eos, again.pad) == (1, 2, None)
-    assert [again.encode(t) for t in GOLDEN["texts"]] == GOLDEN["ids"][name]
+    assert [again.encode(t) for t in GOLDEN["texts"]] == [ours.encode(t) for t in GOLDEN["texts"]]
 
 
 ADDED = {"400": {"content": "<pad>", "special": True}}
@@ -135,13 +139,79 @@ def test_models_that_gguf_cannot_say(change: dict[str, Any], text: str) -> None:
 def test_settings_that_gguf_cannot_say() -> None:
     with pytest.raises(ConfigError, match="no BOS"):
         SentencePiece.from_model(MODELS["plain"], {"bos_token": None}, "m").gguf(400)
-    rows = {"400": {"content": "<x>", "special": False}}
-    with pytest.raises(ConfigError, match="<x>"):
+    rows = {"400": {"content": "<x>", "special": False, "lstrip": True}}
+    with pytest.raises(ConfigError, match=r"neighbours .<x>"):
         SentencePiece.from_model(MODELS["plain"], {"added_tokens_decoder": rows}, "m").gguf(401)
+
+
+def test_ordinary_added_tokens_are_user_defined_in_gguf() -> None:
+    rows = {"400": {"content": "<x>", "special": False}, "401": {"content": "  ", "special": False}}
+    first = SentencePiece.from_model(MODELS["plain"], {"added_tokens_decoder": rows}, "m")
+    data = first.gguf(402)
+    assert data["tokenizer.ggml.token_type"][-2:] == [4, 4]
+    again = SentencePiece.from_gguf(data, "x.gguf")
+    for text in (*GOLDEN["texts"], "a<x>b  <x> c    d"):
+        assert again.encode(text) == first.encode(text)
+    assert 400 in again.encode("a<x>")
+
+
+def spaced(**more: Any) -> dict[str, Any]:
+    """As converters write Gemma: runs of spaces, newlines and tags, as they stand in a text."""
+    runs = [c * n for c in " \n\t" for n in range(2, 32)] + ["\n", "\t", "<h1>", "<td>"]
+    base = metadata()
+    grown = {
+        "tokens": base["tokenizer.ggml.tokens"] + runs,
+        "scores": base["tokenizer.ggml.scores"] + [-1000.0] * len(runs),
+        "token_type": base["tokenizer.ggml.token_type"] + [4] * len(runs),
+    }
+    return metadata(**grown | more)
+
+
+@pytest.mark.parametrize("prefix", [False, True])
+def test_user_defined_pieces_are_found_in_the_text_as_it_is(prefix: bool) -> None:
+    """As llama.cpp does: before anything else; what follows begins as a text does."""
+    ours = SentencePiece.from_gguf(spaced(add_space_prefix=prefix), "x.gguf")
+    bare = SentencePiece.from_gguf(metadata(add_space_prefix=prefix), "x.gguf")
+    where = {text: i for i, text in enumerate(ours.model.pieces)}
+    assert ours.decode_bytes([where["   "]]) == b"   "
+    for c in " \n\t":
+        for n in range(1, 41):
+            runs = [31, n - 31] if n > 31 else [n]
+            for before, behind in (("", ""), ("the", ""), ("the", "a"), ("", "lamp")):
+                expected = bare.encode(before)
+                if n == 1 and c == " ":
+                    assert ours.encode(before + c + behind) == bare.encode(before + c + behind)
+                    continue
+                single = bare.encode(c + behind, after=None if prefix else 5)
+                if runs[-1] == 1 and c == " ":
+                    expected += [where[c * 31], *single]
+                else:
+                    expected += [where[c * run] for run in runs] + bare.encode(behind)
+                assert ours.encode(before + c * n + behind) == expected, (c, n, before, behind)
+    tags = [where["<h1>"], *bare.encode("a"), where["\n"], where["<td>"], where["\t\t"]]
+    assert ours.encode("<h1>a\n<td>\t\t") == tags
+
+
+def test_user_defined_pieces_survive_every_way_of_saving() -> None:
+    first = SentencePiece.from_gguf(spaced(add_space_prefix=False), "x.gguf")
+    files = first.files()
+    assert set(files) == {"tokenizer.json", "tokenizer_config.json"}
+    config = json.loads(files["tokenizer_config.json"])
+    again = SentencePiece.from_json(json.loads(files["tokenizer.json"]), config, "t")
+    back = SentencePiece.from_gguf(first.gguf(first.vocab_size), "x.gguf")
+    later = SentencePiece.from_gguf(again.gguf(first.vocab_size), "x.gguf")
+    draw = random.Random(5)
+    for _ in range(300):
+        text = "".join(draw.choices([" ", "  ", "\n", "\t", "the", "<h1>", "é", "▁"], k=20))
+        for other in (again, back, later):
+            assert other.encode(text) == first.encode(text)
 
 
 def test_what_gguf_leaves_out() -> None:
     bare = metadata(bos_token_id=None, eos_token_id=None, unknown_token_id=None, add_bos_token=None)
+    del bare["tokenizer.ggml.scores"]
+    assert SentencePiece.from_gguf(bare, "x.gguf").vocab_size == 400
+    bare |= {"tokenizer.ggml.scores": SCORES}
     ours = SentencePiece.from_gguf(bare, "x.gguf")
     assert (ours.bos, ours.eos, ours.pad, ours.add_bos) == (1, 2, None, True)
     spaceless = SentencePiece.from_gguf(metadata(add_space_prefix=False), "x.gguf")
@@ -151,6 +221,17 @@ def test_what_gguf_leaves_out() -> None:
     types = metadata()["tokenizer.ggml.token_type"]
     controlled = metadata(token_type=[3, *types[1:]])  # unk as a control token
     assert SentencePiece.from_gguf(controlled, "x").encode("灯塔") == ours.encode("灯塔")
+    unknown = metadata(token_type=[*types[:-1], 2])  # another unknown token, as some converters do
+    assert SentencePiece.from_gguf(unknown, "x").special.keys() - ours.special.keys()
+    ended = SentencePiece.from_gguf(metadata(add_eos_token=True), "x.gguf")
+    assert ended.wrap([7]) == ([1, 7, 2], [0, 0, 0])
+    assert ended.wrap([7], [8]) == ([1, 7, 2, 1, 8, 2], [0, 0, 0, 1, 1, 1])
+    empty = metadata(tokens=["", *TOKENS[1:]])
+    assert SentencePiece.from_gguf(empty, "x.gguf").model.pieces[0] == "[EMPTY_0]"
+    ignored = metadata(remove_extra_whitespaces=True)  # llama.cpp leaves it to unigram models
+    assert SentencePiece.from_gguf(ignored, "x.gguf").encode("the  lamp") == ours.encode(
+        "the  lamp"
+    )
 
 
 TOKENS = metadata()["tokenizer.ggml.tokens"]
@@ -160,13 +241,10 @@ GGUF_LIES = [
     ({"model": "gpt2"}, "allowed llama", "unknown-field"),
     ({"model": 5}, "allowed str", "bad-type"),
     ({"tokens": None}, "found nothing", "missing-field"),
-    ({"scores": None}, "found nothing", "missing-field"),
-    ({"token_type": None}, "found nothing", "missing-field"),
     ({"tokens": "abc"}, "allowed list", "bad-type"),
     ({"scores": SCORES[:-1]}, "400, one a token", "shape-mismatch"),
     ({"token_type": TYPES * 2}, "400, one a token", "shape-mismatch"),
-    ({"tokens": [], "scores": [], "token_type": []}, "allowed", "out-of-range"),
-    ({"tokens": [*TOKENS[:-1], ""]}, r"tokens\[399\]", "out-of-range"),
+    ({"tokens": [], "scores": [], "token_type": []}, "0 to -1", "out-of-range"),
     ({"tokens": [*TOKENS[:-1], 5]}, r"tokens\[399\]", "bad-type"),
     ({"tokens": [*TOKENS[:-1], "a\0"]}, r"tokens\[399\]", "unsafe"),
     ({"tokens": [*TOKENS[:-1], "\ud800"]}, "valid Unicode", "bad-utf8"),
@@ -174,10 +252,10 @@ GGUF_LIES = [
     ({"tokens": [*TOKENS[:-1], "<s>"]}, "each piece once", "dup-key"),
     ({"scores": [NAN, *SCORES[1:]]}, r"scores\[0\]", "out-of-range"),
     ({"scores": [1e39, *SCORES[1:]]}, r"scores\[0\]", "out-of-range"),
-    ({"scores": [0, *SCORES[1:]]}, r"scores\[0\]", "out-of-range"),
+    ({"scores": ["0", *SCORES[1:]]}, r"scores\[0\]", "out-of-range"),
+    ({"scores": [True, *SCORES[1:]]}, r"scores\[0\]", "out-of-range"),
     ({"token_type": [0, *TYPES[1:]]}, "1 to 6", "out-of-range"),
     ({"token_type": [True, *TYPES[1:]]}, "1 to 6", "out-of-range"),
-    ({"token_type": [*TYPES[:-1], 2]}, "exactly one", "missing-field"),
     ({"token_type": [*TYPES[:-1], 6]}, "byte pieces", "missing-field"),
     (
         {"token_type": [1 if kind == 6 else kind for kind in TYPES[:-1]] + [6]},
@@ -217,7 +295,6 @@ JSON_LIES: list[tuple[dict[str, Any], str, str]] = [
     ({"added_tokens_decoder": {"400": row("x" * 65537)}}, "1 to 65,536", "out-of-range"),
     ({"added_tokens_decoder": {"400": row("\ud800")}}, "valid Unicode", "bad-utf8"),
     ({"added_tokens_decoder": {"400": row(special=1)}}, "allowed bool", "bad-type"),
-    ({"added_tokens_decoder": {"400": row(special=False, lstrip=True)}}, "lstrip", "unknown-field"),
     ({"added_tokens_decoder": {"401": row()}}, "400, the next", "hole"),
     ({"added_tokens_decoder": {"-1": row()}}, "an id", "out-of-range"),
     ({"added_tokens_decoder": {"": row()}}, "an id", "out-of-range"),

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from minift.errors import ConfigError, FormatError
+from minift.errors import ConfigError, FormatError, Notice
 from minift.tokenizers.byte_bpe import ALPHABET, ByteBPE
 from minift.tokenizers.vocabulary import GGUF_NAMES, Added, from_gguf, to_gguf
 
@@ -33,7 +33,8 @@ GGUF_LIES: list[tuple[str, Callable[[dict[str, Any]], object], str, str]] = [
     ("model", lambda m: "llama", "found llama, allowed one of gpt2", "unknown-field"),
     ("model", lambda m: 3, "found 3, allowed str", "bad-type"),
     ("pre", lambda m: "(a+)+$", "allowed one of", "unknown-field"),
-    ("pre", lambda m: None, "allowed str", "bad-type"),
+    ("pre", lambda m: 5, "allowed str", "bad-type"),
+    ("pre", lambda m: "deepseek-llm", "found deepseek-llm, allowed one of", "unknown-field"),
     ("tokens", lambda m: [], "token_type", "shape-mismatch"),
     ("tokens", lambda m: [*m["tokens"][:-1], "a"], "again, after", "dup-key"),
     ("tokens", lambda m: [*m["tokens"][:-1], ""], "not empty", "bad-type"),
@@ -54,7 +55,7 @@ GGUF_LIES: list[tuple[str, Callable[[dict[str, Any]], object], str, str]] = [
     ("eos_token_id", lambda m: -1, "0 to 257", "out-of-range"),
     ("eos_token_id", lambda m: True, "allowed int", "bad-type"),
     ("bos_token_id", lambda m: 2**64, "0 to 257", "out-of-range"),
-    ("add_bos_token", lambda m: True, "bos_token_id: found nothing", "missing-field"),
+    ("add_eos_token", lambda m: "yes", "allowed bool", "bad-type"),
     ("add_bos_token", lambda m: 1, "allowed bool", "bad-type"),
 ]
 
@@ -69,7 +70,7 @@ def test_hostile_gguf(key: str, lie: Callable[[dict[str, Any]], object], text: s
     assert (caught.value.path, caught.value.code) == ("x.gguf", code)
 
 
-@pytest.mark.parametrize("key", ["model", "pre", "tokens", "token_type", "merges", "eos_token_id"])
+@pytest.mark.parametrize("key", ["model", "tokens", "merges"])
 def test_gguf_without_a_field(key: str) -> None:
     data = metadata()
     del data["tokenizer.ggml." + key]
@@ -114,6 +115,39 @@ def test_rows_without_a_token_get_one_that_no_text_has() -> None:
     assert padded.encode("[PAD0] lo") == ByteBPE(vocab, "x.gguf").encode("[PAD0] lo")
 
 
+def test_what_a_file_leaves_out_is_as_llama_cpp_has_it() -> None:
+    """llama-vocab.cpp: 11 for BOS and EOS, BOS before texts with Llama 3's pre-tokenizer."""
+    bare = metadata(pre="llama-bpe", bos_token_id=5)
+    del bare["tokenizer.ggml.eos_token_id"]
+    del bare["tokenizer.ggml.token_type"]
+    ours = ByteBPE.from_gguf(bare, "x.gguf")
+    assert (ours.bos, ours.eos, ours.add_bos, ours.pad) == (5, 11, True, None)
+    assert ours.wrap([7]) == ([5, 7], [0, 0])
+    for pre in ("llama3", "llama-v3"):
+        assert ByteBPE.from_gguf(metadata(pre=pre), "x.gguf").wrap([7])[0] == [11, 7]
+    for pre in ("gpt-2", "qwen2", "smollm"):
+        assert not ByteBPE.from_gguf(metadata(pre=pre), "x.gguf").add_bos
+    off = metadata(pre="llama-bpe", add_bos_token=False)
+    assert ByteBPE.from_gguf(off, "x.gguf").wrap([7])[0] == [7]
+    ended = metadata(add_eos_token=True, add_bos_token=True, bos_token_id=5)
+    assert ByteBPE.from_gguf(ended, "x.gguf").wrap([7])[0] == [5, 7, 0]
+    few = {"model": "gpt2", "pre": "gpt-2", "tokens": ["a"], "merges": []}
+    with pytest.raises(FormatError, match="eos_token_id: found nothing"):
+        from_gguf({f"tokenizer.ggml.{key}": value for key, value in few.items()}, "x.gguf")
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_a_file_without_a_pre_tokenizer_is_cut_by_the_default_and_that_is_said(
+    named: bool,
+) -> None:
+    data = metadata(pre="default")
+    if not named:
+        del data["tokenizer.ggml.pre"]
+    with pytest.warns(Notice, match="words are cut by llama.cpp's default"):
+        assert from_gguf(data, "x.gguf").pattern == "default"
+
+
+@pytest.mark.filterwarnings("ignore::minift.errors.Notice")
 @pytest.mark.parametrize("row", sorted(set(GGUF_NAMES.values())))
 def test_every_pattern_has_a_name_in_gguf(row: tuple[str, bool, bool]) -> None:
     pattern, nfc, whole = row
@@ -121,7 +155,7 @@ def test_every_pattern_has_a_name_in_gguf(row: tuple[str, bool, bool]) -> None:
     vocab = replace(vocab, pattern=pattern, nfc=nfc, ignore_merges=whole)
     again = from_gguf(to_gguf(vocab, None, 257), "x.gguf")
     assert (again.pattern, again.nfc, again.ignore_merges) == row
-    for lie in ({"ignore_merges": not whole}, {"prefix_space": True}):
+    for lie in ({"ignore_merges": True, "nfc": True}, {"prefix_space": True}):
         with pytest.raises(ConfigError, match=f"a {pattern} tokenizer with nfc"):
             to_gguf(replace(vocab, **lie), None, 257)
 
@@ -164,7 +198,7 @@ def hostile() -> dict[str, tuple[Callable[[Path], object], str]]:
         ("padding_token_id", lambda m: -1, "out-of-range"),
         ("unknown_token_id", lambda m: 2**32, "out-of-range"),
         ("bos_token_id", lambda m: "0", "bad-type"),
-        ("pre", lambda m: "default", "unknown-field"),
+        ("pre", lambda m: "falcon", "unknown-field"),
         ("pre", lambda m: ["gpt-2"], "bad-type"),
         ("model", lambda m: ["gpt2"], "bad-type"),
     ]
@@ -172,6 +206,6 @@ def hostile() -> dict[str, tuple[Callable[[Path], object], str]]:
     for key, lie, *_, code in [*GGUF_LIES, *more]:
         name = f"{key} {len(cases)}"
         cases[name] = partial(attempt, key=key, lie=lie), code
-    for key in ("model", "pre", "tokens", "token_type", "merges", "eos_token_id"):
+    for key in ("model", "tokens", "merges"):
         cases[f"no {key}"] = partial(attempt, key=key, lie=None), "missing-field"
     return cases
