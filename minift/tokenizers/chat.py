@@ -148,7 +148,7 @@ def _token(tokenizer: Tokenizer, i: int) -> str:
 
 def _values(tokenizer: Tokenizer) -> Values:
     """The special tokens by the names that templates have for them."""
-    roles = {"bos_token": tokenizer.bos, "eos_token": tokenizer.eos, "pad_token": tokenizer.pad}
+    roles = {"bos_token": tokenizer.bos, "eos_token": tokenizer.eos}
     found = {name: _token(tokenizer, i) for name, i in roles.items() if i is not None}
     # In a template without a vocabulary of its own: BOS, if the vocabulary's texts begin with it.
     found["opening"] = found.get("bos_token", "") if tokenizer.add_bos else ""
@@ -192,31 +192,37 @@ def render(
 
 def _conversation_text(tokenizer: Tokenizer, source: str, messages: Messages, reply: bool) -> Text:
     """What the template writes, or the named one for a system message that it leaves out."""
-    values, given = _values(tokenizer), messages[0]["role"] == "system" and messages[0]["content"]
-    text, places, reason = None, {}, ""
-    try:
-        text = _write(source, values, messages, reply, today())
-        places = _places(text)
-    except JinjaError as error:
-        reason = str(error)
+    given = messages[0]["role"] == "system" and messages[0]["content"] != ""
+    sources, text, reason = [source], None, ""
+    if given and tokenizer.chat_template is None and (name := name_of(tokenizer)) is not None:
+        sources.append(TEMPLATES[name].jinja)
+    for candidate in sources:
+        try:
+            text = _write(candidate, _values(tokenizer), messages, reply, today())
+        except JinjaError as error:
+            reason = reason or str(error)
+            continue
+        if not given or 1 in _places(text):
+            break
+    places = {} if text is None else _places(text)
     if given and 1 not in places:
         if len(messages) == 1:
             raise ConfigError("messages: found system alone, allowed a user's message after it")
-        named = None if tokenizer.chat_template is not None else name_of(tokenizer)
-        if named is not None:
-            text = _write(TEMPLATES[named].jinja, values, messages, reply, today())
-            places = _places(text)
-        elif text is not None:
+        if text is not None:
             notice("chat template", "it leaves out the system message of a conversation")
     for n, message in enumerate(messages, 1):
         if text is not None and message["role"] == "user" and n not in places:
             text, reason = None, f"it leaves out message {n}"
     if text is None:
-        raise ConfigError(
-            f'the chat template, "{one_line(source, 60)}", does not write this conversation: '
-            f"{one_line(reason, 160)}; choose one with --chat-template ({', '.join(TEMPLATES)})"
-        )
+        raise _unwritten(source, reason)
     return text
+
+
+def _unwritten(source: str, reason: str) -> ConfigError:
+    return ConfigError(
+        f'the chat template, "{one_line(source, 60)}", does not write this conversation: '
+        f"{one_line(reason, 160)}; choose one with --chat-template ({', '.join(TEMPLATES)})"
+    )
 
 
 def _places(text: Text) -> dict[int, Span]:
@@ -247,6 +253,8 @@ def _answers(tokenizer: Tokenizer, source: str, messages: Messages, text: Text) 
         if n not in places:  # nothing but a thought, of which the template keeps none
             continue
         begin, end = places[n]
+        if any(begin < there[1] and there[0] < end for k, there in places.items() if k != n):
+            raise _unwritten(source, f"it writes message {n} in parts, with others between them")
         prompted = places[n - 1][1] + len(prompt)
         if prompted <= begin and text.startswith(prompt, prompted - len(prompt)):
             begin = prompted
@@ -255,7 +263,7 @@ def _answers(tokenizer: Tokenizer, source: str, messages: Messages, text: Text) 
         elif n == last:
             notice("chat template", "it ends the last answer with no token, so none is learned")
         found.append((begin, end))
-    return found
+    return sorted(found)
 
 
 def _closing(tokenizer: Tokenizer, source: str) -> Text:
@@ -269,18 +277,22 @@ def _closing(tokenizer: Tokenizer, source: str) -> Text:
 
 def _tokens(tokenizer: Tokenizer, text: Text) -> list[tuple[int, int, int]]:
     """Start, stop and id of the special tokens that the template wrote."""
-    names = {name: i for name, i in tokenizer.special.items() if name in text}
+    written, at = [], 0  # (start, text) of what the template wrote
+    for count, source in runs_of(text):
+        if source == TEMPLATE:
+            written.append((at, str(text)[at : at + count]))
+        at += count
+    whole = "\0".join(part for _, part in written)
+    names = {name: i for name, i in tokenizer.special.items() if name in whole}
     for i in (tokenizer.bos, tokenizer.eos):
         if i is not None and (name := _token(tokenizer, i)):
             names[name] = i
-    finder, found, at = Finder(names), [], 0
-    for count, source in runs_of(text):
-        here = at
-        for k, part in enumerate(finder.cut(text[at : at + count]) if source == TEMPLATE else ()):
+    finder, found = Finder(names), []
+    for at, part in written:
+        for k, piece in enumerate(finder.cut(part)):
             if k % 2:
-                found.append((here, here + len(part), names[part]))
-            here += len(part)
-        at += count
+                found.append((at, at + len(piece), names[piece]))
+            at += len(piece)
     return found
 
 

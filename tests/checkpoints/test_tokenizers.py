@@ -131,6 +131,15 @@ def test_a_chat_template_in_a_file_of_its_own(tmp_path, tiny_tokenizer):
     pieces_in(tmp_path, tiny_tokenizer.files())
     (tmp_path / "chat_template.jinja").write_text(TEMPLATES["zephyr"].jinja)
     assert template_name(tokenizer_in(tmp_path)) == "zephyr"
+    for text, name in [
+        ("{% for m in messages %}<{{ m.content }}>{% endfor %}", "the model's own template"),
+        ("{{ raise_exception('a\\x1b[2J') }}", "a template that minift does not read (a\\x1b[2J): "
+         "needs --chat-template"),
+        ("Hi", "a template that minift does not read (it leaves out a user's message): "
+         "needs --chat-template"),
+    ]:  # fmt: skip
+        (tmp_path / "chat_template.jinja").write_text(text)
+        assert template_name(tokenizer_in(tmp_path)) == name
 
 
 def test_metadata_says_which(tiny_tokenizer):

@@ -47,18 +47,24 @@ def chatml(system):
 """.replace("SYSTEM", system) + CHATML_TURNS  # fmt: skip
 
 
-QWEN15 = (
-    "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
-    "{{ '<|im_start|>system\nYou are a helpful assistant<|im_end|>\n' }}{% endif %}"
-    "{{'<|im_start|>' + message['role'] + '\n'}}"
-    "{% if message['role'] == 'assistant' %}{% generation %}{{ message['content'] }}"
-    "{% if not loop.last %}{{ '<|im_end|>' }}{% endif %}{% endgeneration %}"
-    "{% if not loop.last %}{{ '\n' }}{% endif %}{% else %}{{ message['content'] }}"
-    "{% if (loop.last and add_generation_prompt) or not loop.last %}{{ '<|im_end|>' + '\n' }}"
-    "{% endif %}{% endif %}{% endfor %}"
-    "{% if add_generation_prompt and messages[-1]['role'] != 'assistant' %}"
-    "{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
+QWEN15 = """\
+{%- if messages[0].role != 'system' %}
+    {{- '<|im_start|>system\\nYou are a helpful assistant<|im_end|>\\n' }}
+{%- endif %}
+{%- for turn in messages %}
+    {%- set closes = add_generation_prompt or not loop.last %}
+    {{- '<|im_start|>' ~ turn.role ~ '\\n' }}
+    {%- if turn.role == 'assistant' %}
+        {%- generation %}{{- turn.content ~ ('<|im_end|>' if closes else '') }}{%- endgeneration %}
+    {%- else %}
+        {{- turn.content ~ ('<|im_end|>' if closes else '') }}
+    {%- endif %}
+    {{- '\\n' if closes else '' }}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|im_start|>assistant\\n' }}
+{%- endif %}
+"""
 
 QWEN3 = """\
 {%- if messages[0].role == 'system' %}
@@ -107,32 +113,17 @@ QWEN3 = """\
 
 LLAMA31 = """\
 {{- bos_token }}
-{%- if not date_string is defined %}
-    DATE
-{%- endif %}
-{%- if not tools is defined %}
-    {%- set tools = none %}
-{%- endif %}
+DATE
 {#- The system's message goes first, whether there is one or not; {{ nothing }} is done here. #}
-{%- if messages[0]['role'] == 'system' %}
-    {%- set system_message = messages[0]['content']|trim %}
-    {%- set messages = messages[1:] %}
-{%- else %}
-    {%- set system_message = "" %}
-{%- endif %}
-{{- "<|start_header_id|>system<|end_header_id|>\\n\\n" }}
-{{- "Cutting Knowledge Date: December 2023\\n" }}
-{{- "Today Date: " + date_string + "\\n\\n" }}
-{{- system_message }}
-{{- "<|eot_id|>" }}
-{%- for message in messages %}
-    {%- if not (message.role == 'ipython' or message.role == 'tool' or 'tool_calls' in message) %}
-        {{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n' }}
-        {%- if message.role == 'assistant' %}
-            {%- generation %}{{- message['content'] | trim + '<|eot_id|>' }}{%- endgeneration %}
-        {%- else %}
-            {{- message['content'] | trim + '<|eot_id|>' }}
-        {%- endif %}
+{%- set given = messages[0].role == 'system' %}
+{{- '<|start_header_id|>system<|end_header_id|>\\n\\nCutting Knowledge Date: December 2023\\n' }}
+{{- 'Today Date: ' ~ date ~ '\\n\\n' ~ (messages[0].content if given else '') | trim }}<|eot_id|>
+{%- for turn in (messages[1:] if given else messages) %}
+    {{- '<|start_header_id|>' ~ turn.role ~ '<|end_header_id|>' ~ '\\n' * 2 }}
+    {%- if turn.role == 'assistant' %}
+        {%- generation %}{{- turn.content.strip() ~ '<|eot_id|>' }}{%- endgeneration %}
+    {%- else %}
+        {{- turn.content.strip() ~ '<|eot_id|>' }}
     {%- endif %}
 {%- endfor %}
 {%- if add_generation_prompt %}
@@ -185,8 +176,8 @@ TEMPLATES = {
     ),
     "qwen3": QWEN3,
     "chatml": CHATML_TURNS,
-    "llama3.1": LLAMA31.replace("DATE", '{%- set date_string = "26 Jul 2024" %}'),
-    "llama3.2": LLAMA31.replace("DATE", '{%- set date_string = strftime_now("%d %b %Y") %}'),
+    "llama3.1": LLAMA31.replace("DATE", "{%- set date = '26 Jul 2024' %}"),
+    "llama3.2": LLAMA31.replace("DATE", "{%- set date = strftime_now('%d %b %Y') %}"),
     "a thought begun": THINKS,
     "rounds": ROUNDS,
 }

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from minift.errors import ConfigError, EncodeError
+from minift.errors import ConfigError, EncodeError, Notice
 from minift.tokenizers import chat
 from minift.tokenizers.byte_bpe import ByteBPE
 from minift.tokenizers.chat import TEMPLATES, ends, name_of
@@ -286,6 +286,10 @@ def test_templates_that_cannot_be_used() -> None:
         ("{% include 'x' %}", "does not write this conversation: the statement 'include'"),
         ("{{ raise_exception('No\n chats') }}", r"does not write this conversation: No\\n chats"),
         ("{{ messages[1].content }}", "leaves out message 1"),
+        (
+            "{{ messages[1].content }}{% for m in messages %}{{ m.content }}{% endfor %}",
+            "writes message 2 in parts",
+        ),
     ]:
         ours = tokenizer(template)
         assert ours.encode("a")  # only a chat needs the template
@@ -296,6 +300,43 @@ def test_templates_that_cannot_be_used() -> None:
     ours.chat_template = "chatlm"
     with pytest.raises(ConfigError, match=r"--chat-template: found .chatlm., allowed smollm2"):
         ours.chat(TALK)
+
+
+def test_a_system_message_that_a_template_of_no_name_leaves_out_is_said() -> None:
+    text = "{% for m in messages if m.role != 'system' %}{{ m.content }}{{ eos_token }}{% endfor %}"
+    ours, talk = tokenizer(text), [{"role": "system", "content": "Be brief."}, *TALK]
+    with pytest.warns(Notice, match="leaves out the system message"):
+        ids, mask = ours.chat(talk)
+    assert ours.decode(ids, skip_special=False) == (
+        "Hi<|im_end|>Yes.<|im_end|>Why?<|im_end|>No.<|im_end|>"
+    )
+    said = [i for i, bit in zip(ids, mask, strict=True) if bit]
+    assert ours.decode(said, skip_special=False) == "Yes.<|im_end|>No.<|im_end|>"
+
+
+def test_where_no_token_ends_an_answer_it_is_said() -> None:
+    ours = tokenizer("{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}")
+    with pytest.warns(Notice, match="ends the last answer with no token"):
+        ids, mask = ours.chat(TALK[:2])
+    # Without a prompt in the template, the model itself has to write who speaks.
+    said = [i for i, bit in zip(ids, mask, strict=True) if bit]
+    assert ours.decode(said) == "assistant: Yes."
+    assert ends(ours) == {ours.eos}
+
+
+def test_marks_in_a_comment_make_no_name() -> None:
+    llama3 = GOLDEN["chat"]["llama3"]["template"]
+    assert name_of(tokenizer("{# <|im_start|> <|im_end|> [INST] <<SYS>> #}" + llama3)) == "llama3"
+    assert name_of(tokenizer("{#" + llama3.replace("#}", "") + "#}a")) is None
+
+
+def test_a_template_writes_the_messages_as_they_are() -> None:
+    """Jinja in a message is text, and so is what a template would split or compare."""
+    ours = tokenizer(CHATS["templates"]["qwen3"])
+    text = "{{ bos_token }}{% raw %}</think>{# x #} \\n ' \" <tool_response>"
+    ids, mask = ours.chat([{"role": "user", "content": text}], reply=True)
+    assert f"user\n{text}<|im_end|>" in ours.decode(ids, skip_special=False)
+    assert not any(mask)
 
 
 def test_a_vocabulary_without_the_tokens_of_the_template() -> None:

@@ -33,6 +33,9 @@ class Bytes:
             raise EncodeError("found byte 00, allowed others")
         return list(text.encode())
 
+    def token_bytes(self, i):
+        return {START: b"<|im_start|>", END: b"<|im_end|>"}[i]
+
     def chat(self, messages, reply=False):
         return chat.render(self, messages, reply=reply)
 
