@@ -10,6 +10,7 @@
 Read `split.py` (text to words), `byte_bpe.py` (words to ids), `chat.py` (messages to ids),
 `wordpiece.py` (the encoders' way), `sentencepiece.py` (spaces are characters of the pieces),
 `wrapping.py` (what stands around a text). The file formats are `vocabulary.py`,
-`tokenizer_json.py`, `post_processor.py`, and of pieces `piece_model.py`, `piece_settings.py` and
-`piece_json.py`.
+`tokenizer_json.py`, `wordpiece_json.py`, `post_processor.py`, and of pieces `piece_model.py`,
+`piece_settings.py` and `piece_json.py`; `beside.py` is what stands beside a vocabulary in a folder,
+and `tokenizer_class.py` what transformers makes of all of it.
 """
