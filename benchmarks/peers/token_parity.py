@@ -67,7 +67,9 @@ def transformers_reader(work):
         return tokenizer(texts, **plain)["input_ids"]
 
     def decode(ids):
-        return tokenizer.decode(ids, skip_special_tokens=True)
+        # Some folders ask for the spaces before signs to be taken out once more, of the whole text.
+        plain = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
+        return tokenizer.decode(ids, **plain)
 
     def wrap(pairs):
         # Lists, since an empty second text by itself is taken for none.
