@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from hostile import tests_of
 
 from minift.checkpoints import safetensors
 from minift.checkpoints.families import config_from_json
@@ -304,8 +305,6 @@ def read_config(data: Any) -> None:
 
 @cache
 def metadata() -> list[dict[str, Any]]:
-    from hostile import tests_of
-
     words = tests_of("tokenizers/test_vocabulary").metadata()
     pieces = tests_of("tokenizers/test_piece_settings").metadata()
     return [words, pieces]

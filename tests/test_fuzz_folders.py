@@ -10,10 +10,11 @@ import pytest
 
 from minift.errors import ConfigError, DataError, FormatError
 
+PATH = list(sys.path)
 sys.path.insert(0, str(Path(__file__).parent))
-import fuzz_folders
+import fuzz_folders  # noqa: E402
 
-sys.path.pop(0)
+sys.path[:] = PATH  # hostile.py puts its own checkout first; the tests may be of an installed one
 
 
 @pytest.mark.parametrize("kind", fuzz_folders.KINDS)

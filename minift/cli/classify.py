@@ -92,7 +92,10 @@ def score(parsed: Parsed, screen: Screen, labels: tuple[str, ...]) -> int:
     records = read(parsed, labels, run, parsed.need("data"))
     model, tokenizer = open_model(parsed)
     most = longest(parsed, run, model)
-    screen.say(f"texts        {one_line(str(records.template), 80)}   labels {names(labels)}")
+    shown = one_line(str(records.template))
+    if records.pair is not None:
+        shown += f" and {one_line(records.pair)}"
+    screen.say(f"texts        {shown}   labels {names(labels)}")
     accuracy = measure(parsed, screen, model, tokenizer, records, max_length=most)
     text = f"accuracy     {accuracy}   {accuracy.total:,} texts"
     screen.result(text, accuracy_data(accuracy) | {"labels": labels})

@@ -247,6 +247,37 @@ def test_an_encoder_is_sent_here(cli, tiny_encoder, data, tmp_path):
     assert not out.exists()
 
 
+def test_pairs_are_read_again_as_in_training(cli, tiny_encoder, tmp_path):
+    table = tmp_path / "pairs.csv"
+    rows = [f"a film {i},{('bad', 'good')[i % 2]},{i % 2}\n" for i in range(20)]
+    table.write_text("one,two,label\n" + "".join(rows))
+    out = tmp_path / "out"
+    words = ["classify", "--model", tiny_encoder, "--data", table, "--labels", LABELS, "--out", out]
+    words += ["--template", "{one}", "--pair", "{two}", "--steps", "2", "--batch", "4"]
+    code, text, _ = cli(*words)
+    assert code == 0
+    assert re.search(r"\[CLS\] a film .*\[SEP\] (bad|good) \[SEP\]", text)
+    assert json.loads((out / "run.json").read_text())["data"]["pair"] == "{two}"
+    code, text, _ = cli("eval", "--adapter", out, "--data", table)
+    assert code == 0
+    assert "texts        {one} and {two}   labels bad, good\n" in text
+    refused(cli("eval", "--adapter", out, "--data", table, "--pair", "{three}"), '"three" is no')
+    refused(cli("eval", "--adapter", out, "--data", table, "--pair", "{label}"), "shows the target")
+
+
+def test_two_columns_of_their_own_names_are_a_pair(cli, tiny_encoder, tmp_path):
+    table, out = tmp_path / "pairs.csv", tmp_path / "out"
+    table.write_text("text,text_pair,label\n" + "a film,good,1\na,bad film,0\n" * 4)
+    words = ["classify", "--model", tiny_encoder, "--data", table, "--labels", LABELS, "--out", out]
+    assert cli(*words, "--steps", "1", "--batch", "4")[0] == 0
+    assert "texts        {text} and {text_pair}   labels" in cli("eval", "--adapter", out, "--data",
+                                                                  table)[1]  # fmt: skip
+
+
+def test_two_texts_are_for_classifiers(cli, tiny_model, data):
+    refused(cli("eval", "--model", tiny_model, "--data", data, "--pair", "{a}"), "--pair is for")
+
+
 EVIL = ("bad\x1b[2J\n\u202e", "good" + "x" * 10_000)
 
 
