@@ -32,7 +32,7 @@ class FormatError(ValueError):
         problems: Sequence[str] = (),  # the whole list, one indented line each
     ):
         self.path, self.where, self.code = str(path), where, code
-        self.detail = f"found {one_line(found)}, allowed {allowed}"
+        self.detail = f"found {one_line(found)}, allowed {one_line(allowed, 500)}"
         head = f"{one_line(self.path, 200)}: {one_line(where, 200)}: {self.detail}"
         lines = [one_line(problem, 200) for problem in problems[:SHOWN]]
         if len(problems) > SHOWN:
@@ -41,7 +41,14 @@ class FormatError(ValueError):
 
 
 class ConfigError(ValueError):
-    """An option or a configuration field is wrong: one line, or one line a problem."""
+    """An option or a configuration field is wrong: one line, or more with two spaces before each.
+
+    What stands in it may come from a file: a line end without the two spaces is escaped, as control
+    characters are, and a line has an end.
+    """
+
+    def __init__(self, text: str):
+        super().__init__("\n  ".join(one_line(line, 1000) for line in text.split("\n  ")))
 
 
 class EncodeError(ConfigError):
@@ -63,7 +70,7 @@ class DataError(ValueError):
         where = one_line(self.file, 200)
         where += f" line {line:,}" if line is not None else ""
         where += f', field "{one_line(field)}"' if field is not None else ""
-        super().__init__(f"{where}: found {one_line(found)}, allowed {allowed}")
+        super().__init__(f"{where}: found {one_line(found)}, allowed {one_line(allowed, 500)}")
 
 
 class StorageError(OSError):
@@ -74,7 +81,7 @@ class StorageError(OSError):
 
     def __init__(self, path: str | os.PathLike[str], what: str, errno: int | None = None):
         self.path = os.fspath(path)
-        super().__init__(f"{one_line(self.path, 200)}: {what}")
+        super().__init__(f"{one_line(self.path, 200)}: {one_line(what, 500)}")
         self.errno = errno
 
 
@@ -90,6 +97,12 @@ def notice(path: str | os.PathLike[str], what: str) -> None:
 
 def one_line(value: object, width: int = 80) -> str:
     """`value` as printable text of at most `width` characters, control characters escaped."""
-    text = (value if isinstance(value, str) else repr(value))[: width + 1]
-    text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    text = escaped((value if isinstance(value, str) else repr(value))[: width + 1])
     return text if len(text) <= width else text[: width - 1] + "…"
+
+
+def escaped(text: str) -> str:
+    """`text` with line ends, control and invisible characters as Python spells them."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

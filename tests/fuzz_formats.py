@@ -1,8 +1,9 @@
 """Mutated files by the hundred thousand: python tests/fuzz_formats.py --count 100000
 
 Every reader gets `count` files that were valid once; anything but a FormatError that leaves it is a
-bug, and so are a second for one file and memory that grows. Each reader has a process of its own,
-two at a time. Not collected by pytest, which runs a few thousand of the same files.
+bug (of what fuzz_folders.py makes, a ConfigError or DataError is right too), and so are a second
+for one file and memory that grows. Each reader has a process of its own, two at a time. Not
+collected by pytest, which runs a few thousand of the same files.
 """
 
 from __future__ import annotations
@@ -23,14 +24,17 @@ from typing import Any
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE.parent), str(HERE)]
 
+import torch  # noqa: E402
+from fuzz_folders import KINDS  # noqa: E402
 from hostile import MEGABYTES, SECONDS, tests_of  # noqa: E402
 
 from minift.checkpoints import gguf, safetensors, strict_json, torch_zip, weight_index  # noqa: E402
-from minift.errors import FormatError  # noqa: E402
+from minift.errors import ConfigError, DataError, FormatError  # noqa: E402
 from minift.tokenizers.sentencepiece import SentencePiece  # noqa: E402
 
 PROCESSES = 2
-Read = Callable[[bytes], object]
+SLOWER = 10  # times: files of a kind of fuzz_folders.py are fewer by that
+Read = Callable[[Any], object]
 
 
 def read_json(data: bytes) -> None:
@@ -81,7 +85,8 @@ READERS: dict[str, Read] = {
 }
 
 
-def fuzz(make: Callable[[random.Random], bytes], read: Read, count: int, seed: int) -> Counter[str]:
+def fuzz(make: Callable[[random.Random], Any], read: Read, count: int, seed: int,
+         right: tuple[type[Exception], ...] = (FormatError,)) -> Counter[str]:  # fmt: skip
     draw, codes = random.Random(seed), Counter[str]()
     for i in range(count):
         data = make(draw)
@@ -89,8 +94,12 @@ def fuzz(make: Callable[[random.Random], bytes], read: Read, count: int, seed: i
         try:
             read(data)
             codes["taken"] += 1
-        except FormatError as error:
-            codes[error.code] += 1
+        except right as error:
+            text = str(error)
+            lines = text.split("\n")
+            if len(lines[0]) > 1000 or not all(line.isprintable() for line in lines):
+                raise AssertionError(f"file {i:,} of seed {seed}: {text!r}") from error
+            codes[getattr(error, "code", type(error).__name__)] += 1
         except BaseException as error:
             raise AssertionError(f"file {i:,} of seed {seed}: {data!r}") from error
         if time.process_time() - begin > SECONDS:
@@ -101,10 +110,14 @@ def fuzz(make: Callable[[random.Random], bytes], read: Read, count: int, seed: i
 def result_of(task: tuple[str, int, int]) -> dict[str, Any]:
     """Fuzz one reader; -> what happened."""
     name, count, seed = task
-    make, read = tests_of(name).mutated, READERS[name]
-    fuzz(make, read, min(count, 1000), 0)  # what is allocated once is allocated now
+    torch.set_num_threads(1)
+    if name in KINDS:
+        (make, read), right = KINDS[name], (FormatError, ConfigError, DataError)
+    else:
+        make, read, right = tests_of(name).mutated, READERS[name], (FormatError,)
+    fuzz(make, read, min(count, 1000), 0, right)  # what is allocated once is allocated now
     before, begin = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
-    codes = fuzz(make, read, count, seed)
+    codes = fuzz(make, read, count, seed, right)
     rate = count / (time.perf_counter() - begin)
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
     if grown > MEGABYTES:
@@ -123,8 +136,11 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=50_000, help="files for each reader")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--out", type=Path, help="the folder of a result file, fuzz.json")
+    parser.add_argument("--only", help="one of the readers")
     options = parser.parse_args()
-    tasks = [(name, options.count, options.seed) for name in READERS]
+    fewer = max(1, options.count // SLOWER)
+    tasks = [(name, fewer if name in KINDS else options.count, options.seed)
+             for name in (*KINDS, *READERS) if options.only in (None, name)]  # fmt: skip
     fresh = multiprocessing.get_context("spawn")
     with fresh.Pool(PROCESSES, maxtasksperchild=1) as pool:
         found = []

@@ -1,6 +1,15 @@
 import pytest
 
-from minift.errors import ConfigError, DataError, EncodeError, FormatError, Notice, notice, one_line
+from minift.errors import (
+    ConfigError,
+    DataError,
+    EncodeError,
+    FormatError,
+    Notice,
+    StorageError,
+    notice,
+    one_line,
+)
 
 
 def test_a_format_error_says_where_and_what():
@@ -27,6 +36,28 @@ def test_one_line_is_one_line_that_a_terminal_survives():
     assert one_line("a\x1b[31m\nb\ud800") == r"a\x1b[31m\nb\ud800"
     assert one_line("x" * 100) == "x" * 79 + "…"
     assert one_line(3) == "3"
+
+
+EVIL = "a\n\x1b[2J\u202e" + "x" * 5000
+
+
+@pytest.mark.parametrize("error", [
+    ConfigError(f"labels: found {EVIL}, allowed others"),
+    EncodeError(EVIL),
+    FormatError(EVIL, EVIL, EVIL, EVIL, "bad-type", [EVIL]),
+    DataError(EVIL, 3, EVIL, EVIL, EVIL),
+    StorageError(EVIL, EVIL),
+])  # fmt: skip
+def test_no_error_says_more_than_a_line_whatever_a_file_has_in_it(error):
+    first, *more = str(error).split("\n")
+    assert len(first) <= 1000
+    assert all(line.isprintable() for line in (first, *more))
+    assert all(line.startswith("  ") for line in more)
+    assert r"a\n\x1b[2J\u202exxx" in first
+
+
+def test_a_list_of_problems_stays_a_list():
+    assert str(ConfigError("all wrong:\n  one\n  two\nthree")) == "all wrong:\n  one\n  two\\nthree"
 
 
 def test_a_text_that_cannot_be_spelled_is_a_config_error():

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from minift.checkpoints import strict_json
 from minift.checkpoints.labels import with_labels
 from minift.checkpoints.open import load
 from minift.cli.method import chosen
@@ -19,11 +18,12 @@ from minift.cli.models import (
     open_model,
 )
 from minift.cli.options import Parsed
-from minift.cli.screen import Screen
+from minift.cli.run_file import data_in
+from minift.cli.screen import Screen, names
 from minift.cli.train import sides, train_shown
 from minift.data.read import Records, open_records, unescape_template
 from minift.data.split import Rows
-from minift.errors import ConfigError, one_line
+from minift.errors import ConfigError, escaped, one_line
 from minift.model.transformer import Transformer
 from minift.peft.adapters import room_left
 from minift.peft.files import adapter_folder, load_adapter, stored
@@ -39,7 +39,7 @@ def classify(parsed: Parsed, screen: Screen) -> int:
     name, _, out = parsed.need("model"), parsed.need("data"), parsed.need("out")
     config, method = parsed.config(TrainConfig), chosen(parsed)  # refused before any work
     adapter = parsed.flag("adapter")
-    labels, before_run = labels_of(parsed) if method is None else (), trained(adapter)
+    labels, before_run = labels_of(parsed) if method is None else (), run_of(adapter)
     if method is None and not labels:
         raise ConfigError(f"{adapter} is no classifier: minift sft goes on from it")
     labels = labels or parsed.need("labels")
@@ -61,7 +61,7 @@ def classify(parsed: Parsed, screen: Screen) -> int:
         attach(model, method, seed=config.seed)
     screen.say(
         f"data         {len(train):,} texts to train on · {len(held or ()):,} held out · "
-        f"labels {', '.join(labels)}"
+        f"labels {names(labels)}"
     )
     show_example(screen, objective)
     accuracy = partial(measure, parsed, screen, model, tokenizer, max_length=most)
@@ -88,11 +88,14 @@ def classify(parsed: Parsed, screen: Screen) -> int:
 
 def score(parsed: Parsed, screen: Screen, labels: tuple[str, ...]) -> int:
     """`minift eval` of a classifier, which brings its labels and how its texts were made."""
-    run = trained(parsed.flag("adapter"))
+    run = run_of(parsed.flag("adapter"))
     records = read(parsed, labels, run, parsed.need("data"))
     model, tokenizer = open_model(parsed)
     most = longest(parsed, run, model)
-    screen.say(f"texts        {one_line(str(records.template), 80)}   labels {', '.join(labels)}")
+    shown = one_line(str(records.template))
+    if records.pair is not None:
+        shown += f" and {one_line(records.pair)}"
+    screen.say(f"texts        {shown}   labels {names(labels)}")
     accuracy = measure(parsed, screen, model, tokenizer, records, max_length=most)
     text = f"accuracy     {accuracy}   {accuracy.total:,} texts"
     screen.result(text, accuracy_data(accuracy) | {"labels": labels})
@@ -104,36 +107,24 @@ def accuracy_data(accuracy: Accuracy) -> dict[str, object]:
     return {"accuracy": accuracy.share, "interval": interval, "rows": accuracy.total}
 
 
-def trained(adapter: str | None) -> Mapping[str, Any]:
-    """What the classifier's run.json says of its data, where it has a run: template, max_length."""
-    if adapter is None:
-        return {}
-    folder = adapter_folder(adapter)
-    for place in (folder / "run.json", folder.parent / "run.json"):
-        if place.exists():
-            data = strict_json.read(place).get("data")
-            return data if isinstance(data, dict) else {}
-    return {}
+def run_of(adapter: str | None) -> Mapping[str, Any]:
+    """How the run of the adapter made its texts, where there is one."""
+    return {} if adapter is None else data_in(adapter_folder(adapter))
 
 
 def read(parsed: Parsed, labels: tuple[str, ...], run: Mapping[str, Any], path: str) -> Records:
     """The data file: as the options say, else as in training, else its text and label."""
     template, target, pair = (parsed.flag(name) for name in ("template", "target", "pair"))
     if pair is None and template is None:
-        pair = word(run, "pair", "") or None
+        pair = run.get("pair")
     return open_records(
         path,
-        template=word(run, "template", TEXT) if template is None else unescape_template(template),
-        target=word(run, "target", LABEL) if target is None else target,
+        template=run.get("template", TEXT) if template is None else unescape_template(template),
+        target=run.get("target", LABEL) if target is None else target,
         labels=labels,
         pair=unescape_template(pair) if pair is not None else None,
         limit=parsed.flag("limit"),
     )
-
-
-def word(run: Mapping[str, Any], key: str, usual: str) -> str:
-    found = run.get(key)
-    return found if isinstance(found, str) else usual
 
 
 def longest(
@@ -147,16 +138,15 @@ def longest(
             raise ConfigError(f"--max-length: found {most}, allowed at most {room}, "
                               "the model's context")  # fmt: skip
         return most
-    found = run.get("max_length")
-    return min(found if type(found) is int and found >= 3 else usual or room, room)
+    return min(run.get("max_length", usual or room), room)
 
 
 def show_example(screen: Screen, objective: Classification) -> None:
     """One real text as the model will read it, and what it shall say."""
     ids, _, label = objective.encode(0)
-    text = objective.tokenizer.decode(ids, skip_special=False).replace("\n", "⏎")
+    text = escaped(objective.tokenizer.decode(ids, skip_special=False).replace("\n", "⏎"))
     shown = text if len(text) <= 220 else f"{text[:110]} … {text[-110:]}"
-    learned = screen.learned(objective.labels[label])
+    learned = screen.learned(one_line(objective.labels[label]))
     screen.say(f"             {shown}   {learned}   {screen.learned('trained')}")
 
 

@@ -23,7 +23,9 @@ def export(parsed: Parsed, screen: Screen) -> int:
     if any(os.path.exists(folder / CONFIG) for folder in (place, place / "adapter")):
         adapter = stored(place)
         if adapter.classifies and to != "hf":
-            raise ConfigError(f"{place} is a classifier, for which there is --to hf")
+            raise ConfigError(
+                f"{place} is a classifier: --to hf writes a folder, as minift merge does"
+            )
         name = parsed.flag("model") or adapter.base
         if not name:
             where = adapter.folder

@@ -103,7 +103,7 @@ def printable(lines: Iterable[str]) -> str:
 
 
 def adapter_info(folder: Path, screen: Screen) -> int:
-    from minift.checkpoints import strict_json
+    from minift.cli.run_file import facts_in
     from minift.peft.files import stored
 
     adapter = stored(folder)
@@ -114,12 +114,11 @@ def adapter_info(folder: Path, screen: Screen) -> int:
         f"adapter      {place} · {adapter.summary()}",
         f"             {numbers:,} parameters in {len(file.tensors)} tensors · base {base}",
     ]
-    run = folder / "run.json"
     if adapter.labels:
         lines.append(f"labels       {', '.join(adapter.labels)}")
-    if run.exists():
-        facts = strict_json.read(run)
-        lines.append(f"run          {facts.get('steps')} steps · loss {facts.get('final_loss')}")
+    run = facts_in(folder)
+    if run is not None:
+        lines.append(f"run          {run}")
     screen.result(printable(lines), {"path": str(place), "parameters": numbers, "base": base})
     return 0
 

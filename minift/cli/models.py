@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from minift.checkpoints import strict_json
 from minift.checkpoints.frozen_base import BASES, counts
 from minift.checkpoints.labels import with_labels
 from minift.checkpoints.open import headers, load
 from minift.cli.options import Parsed
+from minift.cli.run_file import base_in
 from minift.errors import ConfigError
 from minift.kernels.quantized.linear import base_of
 from minift.model.transformer import Transformer
@@ -27,9 +27,7 @@ def base_dtype(choice: str, threads: int | None = None, device: str = "cpu") -> 
 def base_kind(choice: str | None, adapter: AnyStored | None = None) -> str | None:
     """How to store the frozen linears: as asked, else as the run of the adapter did."""
     if choice is None and adapter is not None:
-        run = adapter.folder.parent / "run.json"
-        if adapter.folder.name == "adapter" and run.exists():
-            choice = str(strict_json.read(run).get("base") or "dense")
+        choice = base_in(adapter.folder)
     if choice is None or choice == "dense":
         return None
     if choice not in BASES:

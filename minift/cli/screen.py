@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
+
+from minift.errors import escaped, one_line
 
 if TYPE_CHECKING:
     from tqdm import tqdm
 
 WIDTH = 100
 EVERY = 5.0  # seconds between plain progress lines
+OURS = re.compile("(\n|\x1b\\[(?:0|1|30;42)m)")  # line ends, and what `paint` writes
+CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # but not line ends and tabs
 
 
 class Screen:
@@ -26,11 +31,11 @@ class Screen:
     def say(self, text: str = "") -> None:
         """A line for the person who watches."""
         if not self.quiet:
-            print(text, flush=True)
+            print(safe(text), flush=True)
 
     def result(self, text: str, data: Mapping[str, object]) -> None:
         """What the command was called for."""
-        print(json.dumps(data) if self.as_json else text, flush=True)
+        print(json.dumps(data) if self.as_json else safe(text), flush=True)
 
     def paint(self, text: str, code: str) -> str:
         return f"\x1b[{code}m{text}\x1b[0m" if self.colour else text
@@ -41,6 +46,23 @@ class Screen:
 
     def bar(self, total: int, unit: str) -> Bar:
         return Bar(total, unit, hidden=self.quiet)
+
+
+def safe(text: str) -> str:
+    """Lines for a terminal: names in them come from files, and must not steer it."""
+    return "".join(part if OURS.fullmatch(part) else escaped(part) for part in OURS.split(text))
+
+
+def names(words: Iterable[str]) -> str:
+    """Names from a file, such as labels, as part of one line."""
+    return one_line(", ".join(words), 200)
+
+
+def spoken(text: str) -> str:
+    """What a model says, for a terminal: no character of it is a command to the terminal."""
+    if not sys.stdout.isatty():
+        return text
+    return CONTROL.sub(lambda found: escaped(found[0]), text)
 
 
 class Bar:

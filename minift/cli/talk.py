@@ -6,8 +6,8 @@ import sys
 
 from minift.cli.models import open_speaker
 from minift.cli.options import Parsed
-from minift.cli.screen import Screen
-from minift.errors import ConfigError
+from minift.cli.screen import Screen, spoken
+from minift.errors import ConfigError, one_line
 from minift.generation.decode import generate as continue_text
 from minift.generation.prepared import obstacle
 from minift.generation.sampling import Sampling
@@ -45,7 +45,7 @@ def generate(parsed: Parsed, screen: Screen) -> int:
         graph=parsed.flag("graph"),
         stream=None
         if as_json or samples > 1
-        else lambda row, text: print(text, end="", flush=True),
+        else lambda row, text: print(spoken(text), end="", flush=True),
         sampling=sampling,
     )
     if as_json:
@@ -55,7 +55,7 @@ def generate(parsed: Parsed, screen: Screen) -> int:
         print()
     else:
         for number, text in enumerate(texts, 1):
-            print(f"--- {number} of {samples}\n{text}")
+            print(f"--- {number} of {samples}\n{spoken(text)}")
     return 0
 
 
@@ -68,7 +68,7 @@ def chat(parsed: Parsed, screen: Screen) -> int:
     opening = len(messages)
     shown = sys.stdin.isatty()
     if shown:
-        screen.say(f"{model.source} · Ctrl-D ends")
+        screen.say(f"{one_line(model.source, 200)} · Ctrl-D ends")
     room = model.config.context - parsed.flag("max_new_tokens")
     if room < 1:
         raise ConfigError(f"--max-new-tokens leaves no room in a context of {model.config.context}")
@@ -98,7 +98,7 @@ def chat(parsed: Parsed, screen: Screen) -> int:
             stop=parsed.flag("stop"),
             threads=parsed.flag("threads"),
             graph=parsed.flag("graph"),
-            stream=lambda row, text: print(text, end="", flush=True),
+            stream=lambda row, text: print(spoken(text), end="", flush=True),
             sampling=sampling,
         )[0]
         print()

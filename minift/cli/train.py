@@ -14,7 +14,7 @@ from minift.cli.options import Parsed
 from minift.cli.screen import Bar, Screen, duration, megabytes
 from minift.data.read import Records, open_records, unescape_template
 from minift.data.split import Rows, held_out
-from minift.errors import ConfigError
+from minift.errors import ConfigError, escaped, one_line
 from minift.kernels.choice import word
 from minift.kernels.quantized.linear import base_of, numbers
 from minift.model.transformer import Transformer
@@ -105,7 +105,7 @@ def show_example(screen: Screen, objective: Objective, tokenizer: Tokenizer) -> 
         spans[-1][1].append(token)
     line, room = "", 220
     for bit, span in spans:
-        text = tokenizer.decode(span, skip_special=False).replace("\n", "⏎")
+        text = escaped(tokenizer.decode(span, skip_special=False).replace("\n", "⏎"))
         if len(text) > room and not bit:
             text = text[: room // 2] + " … " + text[-room // 2 :]
         line += screen.learned(text) if bit else text
@@ -118,8 +118,9 @@ def describe(model: Transformer, seconds: float | None) -> str:
     total = numbers(model)
     dtype = base_of(model) or str(model.embed.weight.dtype).removeprefix("torch.")
     time = "" if seconds is None else f" · about {duration(seconds)}"
+    method = one_line(str(config_of(model)), 300)  # targets may be those of an adapter's file
     return (
-        f"{config_of(model)} · {counts:,} trainable, {100 * counts / total:.1f} %, "
+        f"{method} · {counts:,} trainable, {100 * counts / total:.1f} %, "
         f"float32 on {dtype} · {word(model.embed.weight)} kernels{time}"
     )
 

@@ -77,11 +77,11 @@ class Records(Sequence[Record]):
         """Check the rows one after the other, and note where each starts."""
         starts, lines = array("q"), array("q")
         stop = 0
-        for start, stop, line in spans:
+        for number, (start, stop, line) in enumerate(spans):
             if stop - start > LINE_LIMIT:
                 found, allowed = f"over {LINE_LIMIT >> 20} MiB", "shorter rows, each quote closed"
                 raise DataError(self.path, line, None, found, allowed)
-            if len(starts) % 4096 == 0:
+            if number % 4096 == 0:
                 self._check_unchanged()
             raw = self._data[start:stop]
             try:

@@ -23,8 +23,11 @@ from minift.errors import DataError
 Row = dict[str, Any]  # the fields of a row as the file has them
 
 LINE_LIMIT = 16 << 20
-BLOCK = 4 << 20  # bytes searched for line ends at a time
+BLOCK = 1 << 18  # bytes searched for line ends at a time
 BLANK = b" \t\r\n"
+_IS_BLANK, _IS_LINE_END = (
+    np.isin(np.arange(256), np.frombuffer(these, np.uint8)) for these in (BLANK, b"\r\n")
+)
 
 
 class Problem(Exception):
@@ -49,38 +52,68 @@ Spans = Callable[[Any, int], Iterator[Span]]
 
 
 def _line_spans(data: Any, start: int) -> Iterator[Span]:
-    """Each line. One that grows over the limit is given up on before its end is looked for."""
-    line = 1
+    """Each line that is not blank; one over the limit is given up on before its end is looked for.
+
+    Blank lines are passed over here, a block at a time: a file may have nothing else.
+    """
+    line, begun = 1, False
     for offset in range(start, len(data), BLOCK):
         block = np.frombuffer(data, np.uint8, min(BLOCK, len(data) - offset), offset)
-        for stop in (np.flatnonzero(block == 10) + offset + 1).tolist():
-            yield start, stop, line
-            start, line = stop, line + 1
+        stops = np.flatnonzero(block == 10) + 1
+        filled, begun = _filled(block, stops, _IS_BLANK, begun)
+        yield from _spans(start, line, stops + offset, np.arange(line + 1, line + 1 + len(stops)),
+                          filled)  # fmt: skip
+        if len(stops):
+            start, line = offset + int(stops[-1]), line + len(stops)
         if offset + len(block) - start > LINE_LIMIT:
             break
     if start < len(data):
         yield start, min(offset + len(block), len(data)), line
 
 
+def _filled(block: Any, stops: Any, is_blank: Any, begun: bool) -> tuple[Any, bool]:
+    """Which of the rows that end at `stops` hold more than blank bytes; and whether the rest does.
+
+    `begun`: the first of them had such bytes in the blocks before.
+    """
+    starts = np.concatenate(([0], stops))
+    starts = starts[starts < len(block)]
+    found = np.logical_or.reduceat(~is_blank[block], starts)
+    if not len(stops):
+        return found[:0], begun or bool(found[0])
+    found[0] |= begun
+    return found[: len(stops)], len(found) > len(stops) and bool(found[-1])
+
+
+def _spans(start: int, line: int, stops: Any, after: Any, filled: Any) -> Iterator[Span]:
+    """Where the filled rows are, of all that end at `stops`; `after`: the line after each."""
+    starts = np.concatenate(([start], stops[:-1]))[: len(stops)][filled]
+    lines = np.concatenate(([line], after[:-1]))[: len(stops)][filled]
+    yield from zip(starts.tolist(), stops[filled].tolist(), lines.tolist(), strict=True)
+
+
 def _paragraph_spans(data: Any, start: int) -> Iterator[Span]:
     """Runs of lines that are not blank."""
-    first = 0
-    for begin, stop, line in _line_spans(data, start):
-        blank = stop - begin <= LINE_LIMIT and not data[begin:stop].strip(BLANK)
-        if not first and not blank:
-            start, first = begin, line
-        if first and blank:
-            yield start, begin, first
+    first = stop = 0
+    for begin, end, line in _line_spans(data, start):
+        if first and begin != stop:  # blank lines lie between
+            yield start, stop, first
             first = 0
-        elif first and stop - start > LINE_LIMIT:
+        if not first:
+            start, first = begin, line
+        stop = end
+        if stop - start > LINE_LIMIT:
             break
-    if first:
+    if first and data[start:stop].strip(BLANK):  # the last line may be blank without an end
         yield start, stop, first
 
 
 def _csv_spans(data: Any, start: int) -> Iterator[Span]:
-    """Rows: a line end counts where the quotes before it are even, as RFC 4180 has them."""
-    line, quotes, lines = 1, 0, 0
+    """Rows: a line end counts where the quotes before it are even, as RFC 4180 has them.
+
+    Empty lines are passed over.
+    """
+    line, quotes, lines, begun = 1, 0, 0, False
     for offset in range(start, len(data), BLOCK):
         block = np.frombuffer(data, np.uint8, min(BLOCK, len(data) - offset), offset)
         marks = np.flatnonzero((block == 10) | (block == 34))
@@ -88,10 +121,11 @@ def _csv_spans(data: Any, start: int) -> Iterator[Span]:
         quotes_before = quotes + np.cumsum(is_quote)
         lines_before = lines + np.cumsum(~is_quote)
         ends = ~is_quote & (quotes_before % 2 == 0)
-        stops, after = marks[ends] + offset + 1, lines_before[ends] + 1
-        for stop, next_line in zip(stops.tolist(), after.tolist(), strict=True):
-            yield start, stop, line
-            start, line = stop, next_line
+        stops, after = marks[ends] + 1, lines_before[ends] + 1
+        filled, begun = _filled(block, stops, _IS_LINE_END, begun)
+        yield from _spans(start, line, stops + offset, after, filled)
+        if len(stops):
+            start, line = offset + int(stops[-1]), int(after[-1])
         if offset + len(block) - start > LINE_LIMIT:
             break
         if len(marks):
@@ -167,6 +201,8 @@ def _json_row(raw: bytes) -> Row | None:
             except UnicodeEncodeError as error:
                 half = f"the lone surrogate U+{ord(error.object[error.start]):04X}"
                 raise Problem(name, half, "Unicode text") from None
+            except RecursionError:  # the encoder gives up a little earlier than the decoder
+                raise Problem(name, "JSON nested too deeply", "one JSON object a line") from None
     return row
 
 

@@ -114,7 +114,7 @@ class Bottleneck:
             found = ",".join(map(str, self.sublayers))
             problems.append(f"sublayers: found {found}, allowed {', '.join(SUBLAYERS)}")
         if problems:
-            raise ConfigError("\n".join(problems))
+            raise ConfigError("\n  ".join(problems))
 
     @property
     def plan(self) -> Plan:

@@ -10,9 +10,14 @@ import pytest
 import torch
 
 from minift.checkpoints import safetensors
+from minift.checkpoints.labels import with_labels
 from minift.checkpoints.open import load
+from minift.checkpoints.save import save
 from minift.cli.main import main
-from minift.peft.files import TENSORS, adapter_files, load_adapter
+from minift.peft.files import TENSORS, adapter_files, load_adapter, save_adapter
+from minift.peft.lora import LoRA
+from minift.peft.merge import merge
+from minift.peft.methods import attach
 from minift.train.classification import Classification, class_accuracy
 
 LABELS = "bad,good"
@@ -103,7 +108,7 @@ def test_merging_makes_a_plain_classifier(cli, run, base, reviews, tmp_path):
     out = tmp_path / "merged"
     code, text, _ = cli("merge", run, "--out", out, "--dtype", "float32")
     assert code == 0
-    assert "largest logit difference" in text
+    assert "largest score difference" in text
     config = json.loads((out / "config.json").read_text())
     assert config["id2label"] == {"0": "bad", "1": "good"}
     assert config["architectures"][0].endswith("ForSequenceClassification")
@@ -240,3 +245,82 @@ def test_an_encoder_is_sent_here(cli, tiny_encoder, data, tmp_path):
     words = ["sft", "--model", tiny_encoder, "--data", data, "--out", out]
     refused(cli(*words), "is no language model: minift classify")
     assert not out.exists()
+
+
+def test_pairs_are_read_again_as_in_training(cli, tiny_encoder, tmp_path):
+    table = tmp_path / "pairs.csv"
+    rows = [f"a film {i},{('bad', 'good')[i % 2]},{i % 2}\n" for i in range(20)]
+    table.write_text("one,two,label\n" + "".join(rows))
+    out = tmp_path / "out"
+    words = ["classify", "--model", tiny_encoder, "--data", table, "--labels", LABELS, "--out", out]
+    words += ["--template", "{one}", "--pair", "{two}", "--steps", "2", "--batch", "4"]
+    code, text, _ = cli(*words)
+    assert code == 0
+    assert re.search(r"\[CLS\] a film .*\[SEP\] (bad|good) \[SEP\]", text)
+    assert json.loads((out / "run.json").read_text())["data"]["pair"] == "{two}"
+    code, text, _ = cli("eval", "--adapter", out, "--data", table)
+    assert code == 0
+    assert "texts        {one} and {two}   labels bad, good\n" in text
+    refused(cli("eval", "--adapter", out, "--data", table, "--pair", "{three}"), '"three" is no')
+    refused(cli("eval", "--adapter", out, "--data", table, "--pair", "{label}"), "shows the target")
+
+
+def test_two_columns_of_their_own_names_are_a_pair(cli, tiny_encoder, tmp_path):
+    table, out = tmp_path / "pairs.csv", tmp_path / "out"
+    table.write_text("text,text_pair,label\n" + "a film,good,1\na,bad film,0\n" * 4)
+    words = ["classify", "--model", tiny_encoder, "--data", table, "--labels", LABELS, "--out", out]
+    assert cli(*words, "--steps", "1", "--batch", "4")[0] == 0
+    assert "texts        {text} and {text_pair}   labels" in cli("eval", "--adapter", out, "--data",
+                                                                  table)[1]  # fmt: skip
+
+
+def test_two_texts_are_for_classifiers(cli, tiny_model, data):
+    refused(cli("eval", "--model", tiny_model, "--data", data, "--pair", "{a}"), "--pair is for")
+
+
+EVIL = ("bad\x1b[2J\n\u202e", "good" + "x" * 10_000)
+
+
+@pytest.fixture(scope="module")
+def evil_run(tiny_encoder, tmp_path_factory):
+    """A classifier whose files call its labels something that would steer a terminal."""
+    folder = tmp_path_factory.mktemp("evil")
+    model, tokenizer = load(tiny_encoder)
+    model = attach(with_labels(model, EVIL), LoRA(rank=2))
+    save_adapter(model, folder / "adapter")
+    merged = merge(model)
+    save(merged, tokenizer, folder / "merged")
+    rows = [{"text": "a film \x1b[2J\r\u202e", "label": i % 2} for i in range(8)]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    bad = [*rows, {"text": "a", "label": "\x1b[2J"}]
+    (folder / "bad.jsonl").write_text("".join(json.dumps(row) + "\n" for row in bad))
+    return folder
+
+
+def test_names_in_files_do_not_steer_the_terminal(cli, evil_run, tiny_encoder):
+    adapter, merged, rows = evil_run / "adapter", evil_run / "merged", evil_run / "rows.jsonl"
+    go_on = ("classify", "--model", tiny_encoder, "--adapter", adapter, "--data", rows,
+             "--held-out", rows, "--steps", "1", "--batch", "2", "--overwrite")  # fmt: skip
+    for words, right in (
+        (("info", adapter), 0),
+        (("info", merged), 0),
+        (("verify", merged), 0),
+        (("eval", "--adapter", adapter, "--model", tiny_encoder, "--data", rows), 0),
+        (("eval", "--model", merged, "--data", rows), 0),
+        (("eval", "--model", merged, "--data", evil_run / "bad.jsonl"), 2),
+        (("eval", "--model", merged, "--data", rows, "--labels", "a,b"), 2),
+        (("eval", "--model", merged, "--data", rows, "--pair", "{c}"), 2),
+        (("chat", "--model", merged), 2),
+        (("chat", "--adapter", adapter, "--model", tiny_encoder), 2),
+        (("generate", "a", "--model", merged), 2),
+        (("explain", "lora", "--model", merged), 0),
+        ((*go_on, "--out", evil_run / "out"), 0),
+        (("export", merged, "--to", "hf", "--out", evil_run / "x"), 0),
+        (("merge", adapter, "--model", tiny_encoder, "--out", evil_run / "m"), 0),
+    ):
+        code, out, err = cli(*words)
+        assert code == right, (words, err)
+        shown = (out + err).split("\n")
+        assert all(line.isprintable() for line in shown), words
+        assert max(map(len, shown)) <= 2000, words
+        assert err.count("\n") <= 1 or right == 0, words

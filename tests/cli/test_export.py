@@ -69,7 +69,7 @@ def test_a_classifier_as_a_folder(cli, tiny_encoder, reviews, tmp_path):
     assert load(out)[0].config.labels == ("bad", "good")
     code, _, err = cli("export", run, "--to", "gguf", "--out", tmp_path / "g")
     assert code == 2
-    assert "is a classifier, for which there is --to hf" in err
+    assert "is a classifier: --to hf writes a folder" in err
 
 
 def test_what_cannot_be_is_one_line(cli, tiny_model, tmp_path):

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from minift.data.read import open_records, parse_template, unescape_template
+from minift.data.read import Records, open_records, parse_template, unescape_template
 from minift.errors import ConfigError, DataError
 
 REVIEWS: dict[str, Any] = {
@@ -472,6 +472,27 @@ def test_columns_in_an_error_are_few_and_printable(tmp_path: Path) -> None:
         assert len(str(caught.value)) < 500
 
 
+@pytest.mark.parametrize("suffix", ["jsonl", "csv", "tsv", "txt"])
+@pytest.mark.parametrize("blank", ["\n", "\r\n", "\n\r\n"])
+def test_blank_lines_cost_no_look_at_the_file(
+    suffix: str, blank: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = {"jsonl": '{"text": "a"}\n', "txt": "a\n"}.get(suffix, "a\n")
+    head = "text\n" if suffix in ("csv", "tsv") else ""
+    path = write(tmp_path, f"a.{suffix}", head + blank * 300_000 + row + blank * 300_000 + row)
+    looks = []
+    identity = Records._identity
+    monkeypatch.setattr(Records, "_identity", lambda self: looks.append(1) or identity(self))
+    records = open_records(path)
+    assert len(looks) < 10
+    lines = blank.count("\n") * 300_000 + 1 + bool(head)
+    assert [records.where(i) for i in range(2)] == [lines, 2 * lines - bool(head)]
+    assert list(records) == [{"text": "a"}] * 2
+
+
+WIDE = ("utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-le", "utf-32-be")
+
+
 def hostile() -> dict[str, tuple[Callable[[Path], object], str]]:
     """For tests/hostile.py."""
 
@@ -515,6 +536,43 @@ def hostile() -> dict[str, tuple[Callable[[Path], object], str]]:
         ("a.csv", "text,label\na,1\n", REVIEWS | {"template": "{label}{text}"}, "config"),
         ("a.csv", "text,label\na,1\n", {"labels": ("a", "b")}, "config"),
     ]
+    blank = {
+        "lines": b"\n",
+        "lines of Windows": b"\r\n",
+        "lines of spaces": b" \t\n",
+        "spaces": b" ",
+    }
+    for name in ("a.jsonl", "a.csv", "a.tsv", "a.txt"):
+        other += [(name, (1 << 20) // len(b) * b, {}, "data") for b in blank.values()]
+        other += [(name, hole(b"\n" * 1000), {}, "data"), (name, hole(b" "), {}, "data")]
+        other += [(name, "one\n".encode(form), {}, "data") for form in WIDE]
+        other.append((name, b"\xff" * (1 << 20), {}, "data"))
+    rows = b'{"text": "a"}\n'
+    other += [
+        ("a.jsonl", rows + b"\n" * (1 << 20) + b"{}", {}, "data"),
+        ("a.jsonl", rows + b"\0" * (1 << 20), {}, "data"),
+        ("a.jsonl", rows + b'{"text": "\0"}\n', {}, "data"),
+        ("a.jsonl", b'{"text": "a", "x": "' + b"\\ud800" * 150_000 + b'"}', {}, "data"),
+        ("a.jsonl", b"[" * (1 << 20), {}, "data"),
+        ("a.jsonl", b'{"a":' * 200_000, {}, "data"),
+        ("a.jsonl", b'{"text": ' + b"9" * (1 << 20) + b"}", {}, "data"),
+        ("a.jsonl", b'{"text": "a", ' + b'"b": 1, ' * 130_000 + b'"c": 1}', {}, "data"),
+        ("a.csv", b"text\n" + b"\n" * (1 << 20) + b'"', {}, "data"),
+        ("a.csv", b"," * (1 << 20), {}, "data"),
+        ("a.csv", b'"' * ((1 << 20) + 1), {}, "data"),
+        ("a.csv", b'text\n"' + b"\n" * (1 << 20), {}, "data"),
+        ("a.csv", b"text\n" + b'""\n' * 300_000, {}, "data"),
+    ]
+    for depth in (
+        480,
+        970,
+        980,
+        985,
+        990,
+        995,
+    ):  # decoder and encoder give up at depths of their own
+        text = b'{"a": "\\ud83d\\ude00", "x": %s}' % (b"[" * depth + b"]" * depth)
+        other.append(("a.jsonl", text, {}, "data"))
     cases = [(name, content, {}, "data") for name, content, *_ in BAD]
     cases += [(name, content, REVIEWS, "data") for name, content, *_ in BAD_LABELS]
     return {

@@ -1,0 +1,108 @@
+"""run.json: what other commands take from it, and what it may not be."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from minift.cli.run_file import base_in, data_in, facts_in
+from minift.errors import FormatError
+
+
+def written(folder: Path, content: Any) -> Path:
+    """A run folder with that run.json; -> its adapter's."""
+    adapter = folder / "adapter"
+    adapter.mkdir(exist_ok=True)
+    raw = content if isinstance(content, bytes) else json.dumps(content).encode()
+    (folder / "run.json").write_bytes(raw)
+    return adapter
+
+
+def test_what_a_run_says(tmp_path):
+    texts = {"template": "{a}", "target": "b", "pair": "{c}", "max_length": 9}
+    data = {"objective": "classification", "labels": ["x", "y"], **texts}
+    adapter = written(tmp_path, {"base": "nf4", "data": data, "steps": 3, "final_loss": 0.5})
+    assert base_in(adapter) == "nf4"
+    assert data_in(adapter) == data_in(tmp_path) == texts
+    assert facts_in(tmp_path) == "3 steps · loss 0.5"
+
+
+def test_what_it_leaves_out_is_not_there(tmp_path):
+    adapter = written(tmp_path, {"steps": 0, "final_loss": None, "data": {"objective": "sft"}})
+    assert (base_in(adapter), data_in(adapter)) == (None, {})
+    assert facts_in(tmp_path) == "0 steps · loss None"
+    (tmp_path / "run.json").unlink()
+    assert (base_in(adapter), data_in(adapter), facts_in(tmp_path)) == (None, {}, None)
+    assert data_in(written(tmp_path, {"data": "another program's"})) == {}
+
+
+def test_only_the_adapter_of_a_run_is_on_its_base(tmp_path):
+    written(tmp_path, {"base": "int8"})
+    assert base_in(tmp_path / "other") is None
+
+
+def hostile() -> dict[str, tuple[Callable[[Path], object], str]]:
+    """For tests/hostile.py."""
+
+    def attempt(folder: Path, content: Any) -> None:
+        adapter = written(folder, content)
+        base_in(adapter)
+        data_in(adapter)
+        facts_in(folder)
+
+    def special(folder: Path, make: Callable[[Path], object]) -> None:
+        (folder / "adapter").mkdir()
+        make(folder / "run.json")
+        base_in(folder / "adapter")
+
+    sound = {"base": "dense", "steps": 1, "final_loss": 1.0}
+    evil = "\x1b[2J\n\u202e" + "x" * 10_000
+    cases: dict[str, tuple[Any, str]] = {
+        "empty": (b"", "bad-json"), "no JSON": (b"{", "bad-json"), "a list": (b"[]", "bad-type"),
+        "a number": (b"3", "bad-type"), "UTF-16": ("{}".encode("utf-16"), "bad-utf8"),
+        "zeros": (bytes(1000), "bad-json"), "NaN": (b'{"final_loss": NaN}', "bad-json"),
+        "a megabyte": (b" " * (2 << 20), "too-large"),
+        "1e999": (b'{"steps": 1e999}', "out-of-range"),
+        "deep": (b'{"a":' + b"[" * 100_000, "limit"), "twice": (b'{"a": 1, "a": 2}', "dup-key"),
+        "deep, a surrogate": (b'{"a": "\\ud800", "b":' + b"[" * 900 + b"]" * 900 + b"}", "limit"),
+        "digits": (b'{"steps": ' + b"9" * 100_000 + b"}", "limit"),
+        "a long template": ({"data": {"objective": "classification", "template": "a" * (1 << 20)}},
+                            "too-large"),
+    }  # fmt: skip
+    for value in (evil, "NF4", "", 0, 4, True, 1.5, [], ["nf4"], {}, {"a": [evil]}):
+        cases[f"base {value!r:.20}"] = (sound | {"base": value}, "out-of-range")
+    for key in ("template", "target", "pair"):
+        for value in ("", 0, True, 1.5, [], [evil], {evil: evil}):
+            data = {"objective": "classification", key: value}
+            cases[f"{key} {value!r:.20}"] = (sound | {"data": data}, "bad-type")
+    for value in (evil, "9", 2, 0, -5, True, 9.0, [9], {}):
+        data = {"objective": "classification", "max_length": value}
+        cases[f"max_length {value!r:.20}"] = (sound | {"data": data}, "bad-type")
+    found = {
+        name: (partial(attempt, content=content), code) for name, (content, code) in cases.items()
+    }
+    makers = {
+        "a folder": lambda path: path.mkdir(),
+        "a pipe": os.mkfifo,
+        "a device": lambda path: path.symlink_to("/dev/zero"),
+    }
+    return found | {name: (partial(special, make=m), "bad-path") for name, m in makers.items()}
+
+
+def test_the_error_names_file_and_field(tmp_path):
+    adapter = written(tmp_path, {"base": {"a": 1}})
+    with pytest.raises(FormatError, match=r"run\.json: base: found \{'a': 1\}, allowed dense, int"):
+        base_in(adapter)
+
+
+def test_what_is_only_shown_is_one_line(tmp_path):
+    written(tmp_path, {"steps": "\x1b[2J" * 100, "final_loss": {"a": ["\n" * 10_000]}})
+    shown = facts_in(tmp_path)
+    assert shown.isprintable()
+    assert len(shown) < 200
