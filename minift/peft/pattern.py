@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 STEPS = 1_000_000  # of one file's patterns together: a second at most
 STATES = 5_000  # of one machine: a{1000}{1000} asks for more
@@ -20,7 +21,7 @@ DEPTH = 40  # of groups in groups
 SINGLE = {"n": "\n", "t": "\t", "r": "\r", "f": "\f", "v": "\v", "a": "\a", "0": "\0"}
 
 Letter = Callable[[str], bool]
-Node = tuple  # type: ignore[type-arg]
+Node = tuple[Any, ...]
 
 
 class Unreadable(ValueError):
