@@ -49,7 +49,7 @@ def class_of(job, config):
     if mapped:
         return mapped
     masked = job["family"] in ("bert", "roberta", "distilbert")
-    usual = "ForMaskedLM" if masked else "ForCausalLM"
+    usual = "ForMaskedLM" if masked else "LMHeadModel" if name == "GPT2" else "ForCausalLM"
     return name + CLASSES.get(config.get("task_type"), usual)
 
 
@@ -84,6 +84,8 @@ def make(job):
                        ("num_virtual_tokens", 5), ("encoder_hidden_size", 8)):  # fmt: skip
         if config.get(key) is not None:
             config[key] = value
+    if config.get("kasa_config") or config.get("init_lora_weights") == "mica":
+        config["r"] = job["config"]["r"] = 4  # no more than the matrices have
     settings = settings_of(config, job["folder"] + "/asked")
     settings.inference_mode = False
     model = base_of(job, config)
@@ -131,7 +133,7 @@ def rename(place, how):
 
 @torch.no_grad()
 def answer(model):
-    tokens = (torch.arange(14).view(2, 7) * 17 + 5) % 93 + 4
+    tokens = (torch.arange(14).view(2, 7) * 17 + 5) % 60 + 4
     out = model(input_ids=tokens, attention_mask=torch.ones_like(tokens))
     found = out.logits if "logits" in out else out.last_hidden_state
     return found[:, -7:].numpy() if found.dim() == 3 else found.numpy()

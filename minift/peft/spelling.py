@@ -165,7 +165,7 @@ class Spelling:
         wanted, excluded = data.get("target_modules"), data.get("exclude_modules")
         found = set(there)
         if wanted == "all-linear":
-            found |= {t.path for t in self.theirs.values() if t.ours[0].startswith("blocks.")}
+            found |= {t.path for t in self.theirs.values() if t.layer and t.inputs}
         elif wanted is not None and (named := self.named(wanted, "target_modules", problems)):
             found = named
         elif isinstance(wanted, list) and not problems:
@@ -201,18 +201,24 @@ class Spelling:
         if isinstance(value, str):
             try:
                 pattern = Pattern(value, self.budget)
-                return {path for path in self.theirs if pattern.matches(self.said(path))}
+                return {path for path in self.linear if pattern.matches(self.said(path))}
             except Unreadable:
                 return None
         if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
             problems.append(f"{key} is {one_line(value)}, not module names or a pattern")
             return set()
-        return {t.path for name in {*value} for t in self.matching(self.placed_end(name))}
+        found = {t.path for name in {*value} for t in self.matching(self.placed_end(name))}
+        return found & self.linear
 
     def placed_end(self, name: str) -> str:
         """A name of a list, which may be a whole path of another class."""
         whole = name not in self.ends and name.count(".") > 1
         return (self.place(name) or name) if whole else name
+
+    @cached_property
+    def linear(self) -> set[str]:
+        """Modules that a name can mean: no norms, on which no method of PEFT's hangs."""
+        return {path for path, theirs in self.theirs.items() if theirs.inputs}
 
     @cached_property
     def budget(self) -> Budget:

@@ -69,7 +69,12 @@ def state_config(model: Transformer, config: Any, state: safetensors.Safetensors
         raise FormatError(place, "tensors", f"{there:,} numbers", wanted, "shape-mismatch")
     if isinstance(trained, lora.LoRA):
         found = {key: entry.shape for key, entry in state.tensors.items()}
-        check_shapes(state, lora.state_shapes(model, trained), found)
+        try:
+            wanted_shapes = lora.state_shapes(model, trained)
+        except ConfigError as error:
+            allowed = "targets of the model"
+            raise FormatError(place, "config", error, allowed, "out-of-range") from None
+        check_shapes(state, wanted_shapes, found)
     return trained
 
 

@@ -76,6 +76,11 @@ class Stored:
                 f"task_type is {data['task_type']}: {ELSEWHERE[data['task_type']]}, "
                 "which minift does not have"
             )
+        saved = data.get("modules_to_save")
+        if saved is not None and not (
+            type(saved) is list and all(type(name) is str for name in saved)
+        ):
+            problems.append(f"modules_to_save is {one_line(saved)}, not a list of module names")
         expected = {*file.off, *file.neutral, *file.options, *NEUTRAL}
         problems += [
             f"{key} is {one_line(value)}, an option that minift does not know"
