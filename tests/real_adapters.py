@@ -1,9 +1,9 @@
 """Published adapters against PEFT: python tests/real_adapters.py --peer-python PYTHON [--real DIR]
 
-For every adapter_config.json of DIR, which has a folder for each, PEFT makes that adapter on a small
-model of its base's family and moves all of its weights; minift opens base and adapter, answers,
-merges and answers again, and writes the adapter, which PEFT opens. Without DIR, configurations of
-the same kinds that are written out below, and kinds that a configuration does not tell. Prints a
+For every adapter_config.json of DIR, a folder for each, PEFT makes that adapter on a small
+model of its base's family and moves all of its weights; minift opens both, answers, merges
+and answers again, and writes the adapter, which PEFT opens. Without DIR, configurations of the same
+kinds that are written out below, and kinds that a configuration does not tell. Prints a
 table; fails where a number is further off than 1e-5 of the largest, and where an adapter is refused
 that is not listed as one that minift does not have.
 """
@@ -124,8 +124,9 @@ def jobs_of(real: Path | None, work: Path) -> list[dict[str, Any]]:
     jobs = []
     for number, (name, config) in enumerate(configs.items()):
         old = real is not None and config["peft_type"] == "LORA" and CALLED_BIN not in config
-        jobs.append({"name": name, "config": config, "family": family_of(config), "bin": old,
-                     "folder": str(work / str(number))} | (HOW.get(name, {}) if not real else {}))  # fmt: skip
+        job = {"name": name, "config": config, "family": family_of(config), "bin": old}
+        how = HOW.get(name, {}) if real is None else {}
+        jobs.append(job | {"folder": str(work / str(number))} | how)
     return jobs
 
 
@@ -184,8 +185,8 @@ def main() -> None:
             rows[key] = opened(job, theirs[key])
             if "refused" not in rows[key]:
                 folder = Path(job["folder"])
-                checks.append({"name": key, "base": str(folder / "base"),
-                               "tokens": job.get("tokens"), "adapter": str(folder / "again")})  # fmt: skip
+                places = {"base": str(folder / "base"), "adapter": str(folder / "again")}
+                checks.append({"name": key, "tokens": job.get("tokens")} | places)
         again = peer(options.peer_python, work, {"make": [], "check": checks})
         for check in checks:
             key = check["name"]

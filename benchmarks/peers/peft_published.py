@@ -18,7 +18,7 @@ import peft
 import torch
 import transformers as hf
 
-SIZES = dict(
+SIZES = dict(  # noqa: C408
     vocab_size=97, hidden_size=32, num_hidden_layers=2, num_attention_heads=4,
     num_key_value_heads=2, intermediate_size=48, max_position_embeddings=64, head_dim=8,
     pad_token_id=0, bos_token_id=1, eos_token_id=2,
@@ -32,12 +32,14 @@ FAMILIES = {
     "gemma": ("Gemma", SIZES),
     "gemma2": ("Gemma2", SIZES | {"query_pre_attn_scalar": 8}),
     "gemma3_text": ("Gemma3", SIZES | {"query_pre_attn_scalar": 8}),
-    "gpt2": ("GPT2", dict(vocab_size=97, n_embd=32, n_layer=2, n_head=4, n_positions=64,
+    "gpt2": ("GPT2", dict(  # noqa: C408
+vocab_size=97, n_embd=32, n_layer=2, n_head=4, n_positions=64,
                           pad_token_id=0, bos_token_id=1, eos_token_id=2)),
     "gpt_neox": ("GPTNeoX", ENCODER | {"rotary_pct": 0.25}),
     "bert": ("Bert", ENCODER),
     "roberta": ("Roberta", ENCODER | {"pad_token_id": 1, "type_vocab_size": 1}),
-    "distilbert": ("DistilBert", dict(vocab_size=97, dim=32, n_layers=2, n_heads=4, hidden_dim=48,
+    "distilbert": ("DistilBert", dict(  # noqa: C408
+vocab_size=97, dim=32, n_layers=2, n_heads=4, hidden_dim=48,
                                       max_position_embeddings=64, pad_token_id=0)),
 }  # fmt: skip
 CLASSES = {"SEQ_CLS": "ForSequenceClassification", "FEATURE_EXTRACTION": "Model"}
@@ -103,11 +105,11 @@ def make(job):
     path = Path(place) / "adapter_config.json"
     saved = json.loads(path.read_text())
     # As published: the original's own words, where PEFT only wrote them anew.
-    named = {key: value for key, value in job["config"].items() if key not in config or (
-        key not in ("num_layers", "token_dim", "num_attention_heads", "num_virtual_tokens",
-                    "encoder_hidden_size") and not (key == "target_modules" and value is None))}  # fmt: skip
-    if job.get("as_saved"):
-        named = {}
+    cut = ("num_layers", "token_dim", "num_attention_heads", "num_virtual_tokens",
+           "encoder_hidden_size")  # fmt: skip
+    named = {key: value for key, value in job["config"].items() if key not in cut}
+    if config.get("target_modules") is None:
+        named.pop("target_modules", None)
     old = {key: value for key, value in saved.items() if key in job["config"]}
     path.write_text(json.dumps({**old, **named}, indent=2))
     if job.get("raw"):  # names as a raw state dict has them, the adapter's name inside

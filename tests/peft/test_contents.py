@@ -56,8 +56,8 @@ def test_whole_tensors(key, tensor, under):
 
 
 def test_a_tensor_that_is_there_in_several_ways_counts_once():
-    keys = [f"base_model.model.classifier.{k}bias" for k in ("original_module.", "",
-                                                            "modules_to_save.default.")]  # fmt: skip
+    ways = ("original_module.", "", "modules_to_save.default.")
+    keys = [f"base_model.model.classifier.{way}bias" for way in ways]
     contents = found(*keys, model="families/bert_labels")
     assert contents.weights == {"classifier.bias": keys[2]}
     assert not contents.unknown

@@ -30,7 +30,9 @@ def test_it_agrees_with_re_on_thousands_of_patterns():
         try:
             found = Pattern(text)
         except Unreadable as error:
-            assert expected is None or "possessive" in str(error), text
+            refused = str(error)
+            if expected is not None and "possessive" not in refused:
+                pytest.fail(f"{text}: {refused}")
             continue
         assert expected is not None, text
         for words in TEXTS:
@@ -62,6 +64,6 @@ def test_what_it_does_not_read_it_says(text, why):
 
 def test_a_budget_is_shared_and_ends():
     budget = Budget(2_000)
+    assert all(Pattern(f"layer{i}.*q", budget) for i in range(10))
     with pytest.raises(Unreadable, match="costs more than"):
-        for i in range(100):
-            Pattern(f"layer{i}.*q", budget).matches("layer1.q")
+        assert all(Pattern(f"layer{i}.*q", budget) for i in range(100))

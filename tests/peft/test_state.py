@@ -27,5 +27,5 @@ def test_a_state_of_truth_values_is_refused_and_nothing_is_decomposed(tmp_path, 
     file = safetensors.read(tmp_path / "a" / STATE)
     tensors = {key: file.load(key) > 0 for key in file.tensors}
     safetensors.write(tmp_path / "a" / STATE, tensors, dict(file.metadata))
-    with pytest.raises(FormatError, match="found 'bool'|found bool"):
+    with pytest.raises(FormatError, match="found bool, allowed float32"):
         load_adapter(load_model(base), tmp_path / "a", trainable=True)
