@@ -224,7 +224,8 @@ def put(model: Transformer, name: str, found: Stored, trainable: bool) -> int:
     file, opened, soft = found.file, found.tensors, isinstance(found.file, Whole)
     spelled = Spelling(model)
     contents = contents_of(opened, spelled, soft=soft)
-    if own_weights.resize(model, spelled, contents, opened):
+    resized = own_weights.resize(model, spelled, contents, opened)
+    if resized:
         spelled = Spelling(model)
         contents = contents_of(opened, spelled, soft=soft)
     there = contents.shapes(opened)
@@ -243,7 +244,7 @@ def put(model: Transformer, name: str, found: Stored, trainable: bool) -> int:
         for path, leaves in contents.changes.items()
     }
     heads = {key: finite(opened, key) for key in own.values()}
-    copies = own_weights.copies(model, whole, lambda key: finite(opened, key))
+    copies = own_weights.copies(model, whole, lambda key: finite(opened, key), resized)
     flat = {f"{path}.{leaf}": t for path, ls in tensors.items() for leaf, t in ls.items()}
     if isinstance(file, Format) and not trainable and not own and not copies and file.idle(flat):
         found_text, allowed = "an adapter that changes nothing", "one that changes the output"

@@ -44,7 +44,7 @@ class Own:
     pair: Pair
     key: str  # of the file, or what it would be
     learns: bool
-    under: bool  # it came with a change, which may be all that is new
+    promised: bool  # by `modules_to_save`; others may be the base's own, written along
 
 
 def resize(model: Transformer, spelled: Spelling, contents: Contents, file: TensorFile) -> bool:
@@ -130,7 +130,7 @@ def wanted(
             continue
         key = contents.weights.get(tensor, f"{PREFIX}{tensor}")
         learns = tensor in promised or tensor.endswith(".bias")
-        found[pair.ours] = Own(pair, key, learns, tensor in contents.under)
+        found[pair.ours] = Own(pair, key, learns, tensor in promised)
     table = found.get((TABLE,))
     both = table is not None and (not table.learns or bool(data.get("ensure_weight_tying")))
     if both and model.config.tied and model.config.head in ("lm", "mlm"):
@@ -171,8 +171,11 @@ def misfits_of(
     return misfits(shapes, {key: found[key] for key in shapes if key in found})
 
 
-def copies(model: Transformer, whole: list[Own], load: Callable[[str], Tensor]) -> dict[str, Copy]:
-    """Copies by the paths of their modules; none of what is the base's own under a change."""
+def copies(
+    model: Transformer, whole: list[Own], load: Callable[[str], Tensor], resized: bool
+) -> dict[str, Copy]:
+    """Copies by the paths of their modules; none of what is the base's own, unless promised, or
+    the only place where a resized table is."""
     each: dict[str, dict[str, Tensor]] = {}
     learns: dict[str, bool] = {}
     for own in whole:
@@ -180,7 +183,8 @@ def copies(model: Transformer, whole: list[Own], load: Callable[[str], Tensor]) 
         for ours, tensor in zip(own.pair.ours, values, strict=True):
             path, _, leaf = ours.rpartition(".")
             base = getattr(model.get_submodule(path), leaf)
-            if own.under and not own.learns and torch.equal(tensor.to(base), base):
+            kept = own.promised or (resized and ours in (TABLE, *SCORES))
+            if not kept and torch.equal(tensor.to(base), base):
                 continue
             tensor = tensor.to(base.device, torch.promote_types(precise(base), tensor.dtype))
             each.setdefault(path, {})[leaf] = tensor.contiguous().clone()
