@@ -25,7 +25,7 @@ CONFIGS = ("config.json", "adapter_config.json")  # a model or an adapter has on
 # one: only what an index names is taken, never "all .safetensors".
 WEIGHTS = (
     "model.safetensors", "model.safetensors" + weight_index.END, "adapter_model.safetensors",
-    "pytorch_model.bin", "pytorch_model.bin" + weight_index.END,
+    "pytorch_model.bin", "pytorch_model.bin" + weight_index.END, "adapter_model.bin",
 )  # fmt: skip
 FILE_LIMIT = 10_000  # in a snapshot
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from minift.checkpoints.frozen_base import BASES, counts
 from minift.checkpoints.labels import with_labels
-from minift.checkpoints.open import headers, load
+from minift.checkpoints.open import headers, load, resolve
+from minift.checkpoints.tokenizers import tokenizer_in
 from minift.cli.options import Parsed
 from minift.cli.run_file import base_in
-from minift.errors import ConfigError
+from minift.errors import ConfigError, FormatError, notice, one_line
 from minift.kernels.quantized.linear import base_of
 from minift.model.transformer import Transformer
 from minift.peft.files import AnyStored, load_adapter, stored
@@ -53,19 +56,57 @@ def open_model(parsed: Parsed, *, trainable: bool = False) -> tuple[Transformer,
             raise ConfigError(
                 f"{adapter.folder} does not say which model it was trained on: add --model"
             )
+    elif adapter is not None and adapter.base and str(name) != adapter.base:
+        notice(adapter.folder, f"was trained on {adapter.base}; --model names {name} instead")
     if name is None:
         raise ConfigError("--model is missing")
+    if adapter is not None and name == adapter.base:
+        check_here(adapter)
     device = device_of(parsed.values["device"])
     dtype = base_dtype(parsed.values["dtype"], parsed.values.get("threads"), device)
     base = base_kind(parsed.values["base"], adapter)
     model, tokenizer = load(name, dtype=dtype, device=device, base=base)
     labels = labels_of(parsed)
     tokenizer.chat_template = parsed.values["chat_template"]
-    if labels:
+    brings_head = adapter is not None and bool(adapter.labels) and not names_labels(adapter)
+    if labels and not brings_head:
         model = with_labels(model, labels)
     if adapter is not None:
         load_adapter(model, adapter.folder, trainable=trainable)
+        tokenizer = with_new_tokens(tokenizer, adapter)
+    if labels and brings_head:
+        model.config = replace(model.config, labels=labels)
     return model, tokenizer
+
+
+def check_here(adapter: AnyStored) -> None:
+    """Say that it is the adapter which names a base that is not on this machine."""
+    try:
+        resolve(adapter.base)
+    except ConfigError as error:
+        raise ConfigError(
+            f"{one_line(str(adapter.folder), 200)} was trained on a model that is not here "
+            f"(--model names another place for it): {error}"
+        ) from None
+
+
+def names_labels(adapter: AnyStored) -> bool:
+    """Whether the names of its labels are its own; most adapters have none."""
+    return bool(adapter.labels) and bool(getattr(adapter, "names_labels", True))
+
+
+def with_new_tokens(tokenizer: Tokenizer, adapter: AnyStored) -> Tokenizer:
+    """The adapter's own tokenizer, where training gave the base's more tokens."""
+    files = ("tokenizer.json", "tokenizer.model", "vocab.txt")
+    if not any((adapter.folder / file).exists() for file in files):
+        return tokenizer
+    own = tokenizer_in(adapter.folder)
+    if own.vocab_size <= tokenizer.vocab_size:
+        return tokenizer
+    notice(adapter.folder, f"its tokenizer is used, which has {own.vocab_size:,} tokens; the "
+           f"base's has {tokenizer.vocab_size:,}")  # fmt: skip
+    own.chat_template = tokenizer.chat_template or own.chat_template
+    return own
 
 
 def labels_of(parsed: Parsed) -> tuple[str, ...]:
@@ -84,11 +125,27 @@ def labels_of(parsed: Parsed) -> tuple[str, ...]:
 def own_labels(adapter: AnyStored, parsed: Parsed) -> tuple[str, ...]:
     if not adapter.classifies:
         return ()
-    names = adapter.labels or parsed.values.get("labels")
+    given, names = parsed.values.get("labels"), adapter.labels
+    if names and not names_labels(adapter):
+        if given and len(given) != len(names):
+            raise ConfigError(
+                f"labels: found {len(given)} names, and {adapter.folder} has {len(names)} labels"
+            )
+        names = given or base_labels(adapter, parsed, names)
+    names = names or given or ()
     if not names:
         raise ConfigError(f"{adapter.folder} is a classifier that does not name its labels: add "
                           "--labels, in the order of its training")  # fmt: skip
     return tuple(names)
+
+
+def base_labels(adapter: AnyStored, parsed: Parsed, names: tuple[str, ...]) -> tuple[str, ...]:
+    """The base's names, if it is a classifier of as many labels; else LABEL_0 and so on."""
+    try:
+        own = headers(parsed.values["model"] or adapter.base).config.labels
+    except (ConfigError, FormatError):
+        return names  # the base is loaded later, and says then what is wrong
+    return own if len(own) == len(names) else names
 
 
 def open_speaker(parsed: Parsed) -> tuple[Transformer, Tokenizer]:

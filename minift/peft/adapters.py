@@ -95,8 +95,8 @@ def detach(model: Transformer, name: str = DEFAULT) -> Transformer:
     """Take an adapter off. The base stays as it is; another adapter does not become active."""
     adapters = known(model, name, "detach")
     for _, _, slot in list(slots(model)):
-        if name in slot:
-            del slot[name]
+        for key in {name, f"{name}/own"} & set(slot):
+            del slot[key]
     if name in adapters.parts:
         del adapters.parts[name]
     del adapters.configs[name], adapters.learns[name]

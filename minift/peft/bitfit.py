@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from minift.model.norm import LayerNorm
 from minift.model.transformer import Transformer
-from minift.peft.format import Format, Problems
+from minift.peft.format import Format, Problems, Shapes
 from minift.peft.lora import precise
 from minift.peft.places import hang, linears
 from minift.peft.spelling import Spelling, Theirs
@@ -77,8 +77,14 @@ def count(model: Transformer, config: BitFit) -> int:
 # ---- files: PEFT's folder, which PEFT itself has no such method for ------------------------------
 
 
-def read(data: Mapping[str, Any], spelled: Spelling | None, problems: Problems) -> BitFit:
+def read(
+    data: Mapping[str, Any], spelled: Spelling | None, there: Shapes, problems: Problems
+) -> BitFit:
     return BitFit()
+
+
+def touched(model: Transformer, config: BitFit) -> list[str]:
+    return [path for path, _ in places(model)]
 
 
 def write(config: BitFit, spelled: Spelling, found: Mapping[str, nn.Module]) -> dict[str, Any]:
@@ -104,4 +110,6 @@ def idle(tensors: Mapping[str, Tensor]) -> bool:
     return not any(bool(tensor.any()) for tensor in tensors.values())
 
 
-FILE = Format("BITFIT", read, write, to_file, shapes, fill, idle, options=("target_modules",))
+FILE = Format(
+    "BITFIT", read, touched, write, to_file, shapes, fill, idle, options=("target_modules",)
+)

@@ -18,6 +18,7 @@ from minift.model.transformer import Transformer
 from minift.peft.spelling import Spelling, Theirs
 
 Problems = list[str]
+Shapes = Mapping[str, Mapping[str, tuple[int, ...]]]  # of a file: by module and name inside of it
 CONFIG = "adapter_config.json"  # PEFT's, and AdapterHub's too
 
 # Options that say nothing about the mathematics of any method.
@@ -33,11 +34,13 @@ class Format:
     """A method on linears, in PEFT's words.
 
     `options` are the keys that `read` looks at, `off` those that change the mathematics in a way
-    that minift does not have, each with the values that switch it off.
+    that minift does not have, each with the values that switch it off. `read` may look at what
+    lies in the tensor file too: which modules are there, and their ranks, follow from it.
     """
 
     peft_type: str
-    read: Callable[[Mapping[str, Any], Spelling | None, Problems], Any]
+    read: Callable[[Mapping[str, Any], Spelling | None, Shapes, Problems], Any]
+    touched: Callable[[Transformer, Any], list[str]]  # our modules that have tensors in the file
     write: Callable[[Any, Spelling, Mapping[str, nn.Module]], dict[str, Any]]
     to_file: Callable[[Theirs, Sequence[nn.Module | None]], dict[str, Tensor]]
     shapes: Callable[[Theirs, Any], dict[str, tuple[int, ...]]]
@@ -59,6 +62,7 @@ class Whole:
     shapes: Callable[[Transformer, Any], dict[str, tuple[int, ...]]]
     fill: Callable[[nn.Module, Mapping[str, Tensor]], None]
     bare: Callable[[Any], Any]  # the config without a network that only training needs
+    told: tuple[str, ...]  # the sizes in the options that the tensors could contradict
     options: tuple[str, ...] = ()
     off: Mapping[str, tuple[object, ...]] = field(default_factory=dict)
     neutral: tuple[str, ...] = ()

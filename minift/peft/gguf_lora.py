@@ -35,7 +35,7 @@ def attached(model: Transformer) -> dict[str, lora.Change]:
     config = config_of(model)
     if config is None:
         raise ConfigError("gguf-lora: nothing is attached to the model")
-    if not isinstance(config, lora.LoRA) or config.dora:
+    if not isinstance(config, lora.LoRA) or config.dora or config.lora_bias:
         raise ConfigError(f"gguf-lora: holds LoRA only, not the {config} here")
     for path, _, change in changes(model):
         if not isinstance(change, lora.Change) or isinstance(change, lora.HeadChange):

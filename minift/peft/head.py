@@ -8,21 +8,21 @@ family keeps inside its classifier (RoBERTa's, DistilBERT's) belongs to the copy
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from minift.checkpoints.families import FAMILIES
+from minift.checkpoints.labels import with_labels
 from minift.checkpoints.mapping import pairs
-from minift.errors import one_line
 from minift.model.heads import LabelHead
 from minift.model.transformer import Transformer
-from minift.peft.places import changes, hang
+from minift.peft.format import misfits
+from minift.peft.places import changes, forget, hang
 
 PATH = "head"
-USUAL = ("classifier", "score")  # PEFT may name both, whatever the family calls its own
 
 
 class OwnHead(nn.Module):
@@ -97,49 +97,47 @@ def to_file(model: Transformer, name: str, prefix: str) -> dict[str, Tensor]:
     return {f"{prefix}{path}": p.detach() for path, p in tensors(model, name).items()}
 
 
-def saved_whole(model: Transformer, data: Mapping[str, Any], problems: list[str]) -> set[str]:
-    """The modules of the head that `modules_to_save` promises; anything else is a problem."""
-    named = data.get("modules_to_save") or []
-    if not isinstance(named, list) or not all(isinstance(name, str) for name in named):
-        problems.append(f"modules_to_save is {one_line(named)}, not a list of module names")
-        return set()
-    own = theirs(model) if isinstance(model.head, LabelHead) else {}
-    there = {path.partition(".")[0] for path in own.values()}
-    for name in sorted({*named} - there - {*USUAL}):
-        problems.append(f"modules_to_save names {one_line(name)}, which is no label head here")
-    return there & {*named}
+def give(model: Transformer, labels: tuple[str, ...]) -> None:
+    """Put a head for these labels on the model itself, whatever head it had."""
+    new = with_labels(model, labels)
+    model.config, model.head, model.pooler = new.config, new.head, new.pooler
+    forget(model, PATH, "head.dense", "head.norm", "head.decoder", "pooler")
 
 
 def wanted(
-    model: Transformer, promised: Collection[str], found: Mapping[str, Tensor], prefix: str
+    model: Transformer, data: Mapping[str, Any], weights: Mapping[str, str], prefix: str
 ) -> dict[str, str]:
-    """Keys of the file that belong to the head, those `promised` too: key -> the family's name."""
+    """The family's tensors of the head, if any of them is in the file or `modules_to_save`
+    promises them: their names -> the file's keys, or what the key would be."""
     if not isinstance(model.head, LabelHead):
         return {}
+    promised, names = data.get("modules_to_save") or [], theirs(model)
+    there = {p for p in names.values() if p in weights or p.partition(".")[0] in promised}
+    # A dense layer may be the base's, which the adapter was trained with and does not hold.
     return {
-        f"{prefix}{path}": path
-        for path in theirs(model).values()
-        if f"{prefix}{path}" in found or path.partition(".")[0] in promised
+        path: weights.get(path, f"{prefix}{path}")
+        for ours, path in names.items()
+        if there and (path in there or not ours.startswith("pooler."))
     }
 
 
 @torch.no_grad()
 def fill(
     model: Transformer, name: str, keys: Mapping[str, str], found: Mapping[str, Tensor]
+) -> None:
+    """Put the file's head into the copy."""
+    own = tensors(model, name)
+    for path, key in keys.items():
+        own[path].copy_(found[key])
+
+
+def misfits_of(
+    model: Transformer, keys: Mapping[str, str], found: Mapping[str, tuple[int, ...]]
 ) -> list[str]:
-    """Put the file's head into the copy; -> what is wrong."""
-    own, problems = tensors(model, name), []
-    for key, path in keys.items():
-        if key not in found:
-            problems.append(f"missing {one_line(key)}")
-        elif path not in own:
-            problems.append(f"unexpected {one_line(key)}")
-        elif own[path].shape != found[key].shape:
-            shape = tuple(own[path].shape)
-            problems.append(f"{one_line(key)} is {tuple(found[key].shape)}, not {shape}")
-        else:
-            own[path].copy_(found[key])
-    if keys:
-        there = set(keys.values())
-        problems += [f"missing {one_line(path)}" for path in own if path not in there]
-    return problems
+    """What is wrong with the file's head, before anything is made."""
+    body, names = (
+        dict(model.named_parameters()),
+        {path: ours for ours, path in theirs(model).items()},
+    )
+    shapes = {key: tuple(body[names[path]].shape) for path, key in keys.items()}
+    return misfits(shapes, {key: found[key] for key in shapes if key in found})

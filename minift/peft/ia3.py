@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from minift.errors import ConfigError
 from minift.model.transformer import Transformer
-from minift.peft.format import Format, Problems
+from minift.peft.format import Format, Problems, Shapes
 from minift.peft.lora import precise
 from minift.peft.places import hang, members
 from minift.peft.spelling import Spelling, Theirs
@@ -102,16 +102,26 @@ def count(model: Transformer, config: IA3) -> int:
 # ---- PEFT's files --------------------------------------------------------------------------------
 
 
-def read(data: Mapping[str, Any], spelled: Spelling | None, problems: Problems) -> IA3:
+def read(
+    data: Mapping[str, Any], spelled: Spelling | None, there: Shapes, problems: Problems
+) -> IA3:
+    """Which side is rescaled follows from the tensors: (1, in) or (out, 1)."""
     if spelled is None:
         return IA3()
-    ours = spelled.targets(data, problems)
-    within = spelled.names(data.get("feedforward_modules") or [], "feedforward_modules", problems)
-    inputs = {path for name in within for t in spelled.matching(name) for path in t.ours}
+    ours = spelled.targets(data, there, problems)
+    wide = {path for path, leaves in there.items() if leaves.get("ia3_l", (0,))[0] == 1}
+    within = data.get("feedforward_modules")
+    if within not in (None, [], ""):
+        said = spelled.named(within, "feedforward_modules", problems)
+        wide = wide if said is None else said
     return IA3(
-        outputs=tuple(path for path in ours if path not in inputs),
-        inputs=tuple(path for path in ours if path in inputs),
+        outputs=tuple(path for path in ours if spelled.by_ours[path].path not in wide),
+        inputs=tuple(path for path in ours if spelled.by_ours[path].path in wide),
     )
+
+
+def touched(model: Transformer, config: IA3) -> list[str]:
+    return [path for path, *_ in places(model, config)]
 
 
 def write(config: IA3, spelled: Spelling, found: Mapping[str, nn.Module]) -> dict[str, Any]:
@@ -165,6 +175,7 @@ def idle(tensors: Mapping[str, Tensor]) -> bool:
 FILE = Format(
     "IA3",
     read,
+    touched,
     write,
     to_file,
     shapes,
@@ -174,5 +185,5 @@ FILE = Format(
         *("target_modules", "feedforward_modules", "exclude_modules", "init_ia3_weights"),
         "layers_to_transform",
     ),
-    off={"fan_in_fan_out": (False, True)},
+    off={"fan_in_fan_out": (False, True, None)},
 )

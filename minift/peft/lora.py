@@ -16,13 +16,16 @@ Gaussian, which is `lora_init="gaussian"`).
                arXiv:2404.02948, section 3). In files a plain LoRA of rank 2 R
     lr_ratio   B learns at this multiple of A's rate (LoRA+; Hayou et al. 2024, arXiv:2402.12354)
 
+    lora_bias  y = W x + s (B A x + b), b from zero: a bias of the change's own
+
 With `embed` and `head` among the targets the token table and the output matrix change too: the row
-of a token by s B A[:, token], where A starts at zero and B Gaussian, as in the authors' code.
-`tokens` instead trains the rows of a few tokens whole (token_rows.py).
+of a token by s B A[:, token], where A starts at zero and B Gaussian, as in the authors' code; with
+dora a length for each of its columns. `tokens` instead trains the rows of a few tokens whole
+(token_rows.py). An encoder's `pooler` and the dense layer of its masked-word head may be named too.
 
 Touches: linears; the embedding and the head where named.
-Trainable: R (in + out) a matrix, out more with dora, dim for each of `tokens`. Merging: W + s B A,
-its rows rescaled to m with dora.
+Trainable: R (in + out) a matrix, out more with dora or lora_bias, dim for each of `tokens`.
+Merging: W + s B A, its rows rescaled to m with dora.
 """
 
 from __future__ import annotations
@@ -36,17 +39,22 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from minift.errors import ConfigError
+from minift.errors import ConfigError, one_line
 from minift.kernels.lora.reference import Adapted, adapted_linear, low_rank
 from minift.kernels.quantized.linear import QuantizedLinear
 from minift.model.transformer import Transformer
 from minift.peft import token_rows
-from minift.peft.format import Format, Problems, number, one, whole
-from minift.peft.places import WHOLE, changes, hang, members
+from minift.peft.format import Format, Problems, Shapes, number, one, whole
+from minift.peft.places import APART, WHOLE, changes, hang, members
 from minift.peft.spelling import Spelling, Theirs
 from minift.peft.token_rows import TableRows
 
 INITS = ("uniform", "gaussian", "pissa")
+# PEFT's: those that leave the base's weights alone, and those that do not.
+BASE_KEEPING = ("true", "false", "gaussian", "eva", "orthogonal", "mica")
+BASE_CHANGING = ("pissa", "corda", "olora", "loftq", "lora_ga")
+LENGTHS = "lora_magnitude_vector"
+THIN = ("lora_A.weight", "lora_B.weight", "lora_embedding_A", "lora_embedding_B", LENGTHS)
 RATE = 5e-4
 
 
@@ -64,6 +72,7 @@ class LoRA:
     )
     dora: bool = field(default=False, metadata={"help": "train the length of each row apart"})
     lora_init: str = field(default="uniform", metadata={"help": "uniform, gaussian or pissa"})
+    lora_bias: bool = field(default=False, metadata={"help": "train a bias of each change too"})
     lr_ratio: float = field(default=1.0, metadata={"help": "B's learning rate over A's (LoRA+)"})
     ranks: tuple[tuple[str, int], ...] = field(
         default=(), metadata={"help": "other ranks, by name or path of a target: down=16,q=4"}
@@ -97,8 +106,8 @@ class LoRA:
             )
         if self.dora and self.lora_init == "pissa":
             raise ConfigError("dora: found with lora_init pissa, allowed one of the two")
-        if self.dora and set(WHOLE) & set(self.targets):
-            raise ConfigError("dora: found with embed or head among the targets, allowed linears")
+        if self.lora_bias and (self.dora or self.lora_init == "pissa"):
+            raise ConfigError("lora_bias: found with dora or pissa, allowed one of them")
         token_rows.check(self.tokens, self.token_rows, self.targets)
 
     def __str__(self) -> str:
@@ -126,7 +135,14 @@ class Change(nn.Module):
     A0: Tensor | None
     B0: Tensor | None
 
-    def __init__(self, linear: nn.Linear, config: LoRA, path: str, generator: torch.Generator):
+    def __init__(
+        self,
+        linear: nn.Linear,
+        config: LoRA,
+        path: str,
+        generator: torch.Generator,
+        started: bool = True,  # a file's start is not decomposed again
+    ):
         super().__init__()
         self.config, self.scale = config, config.scale_at(path)
         rank, weight = config.rank_at(path), linear.weight.detach()
@@ -135,7 +151,9 @@ class Change(nn.Module):
         self.B = nn.Parameter(self.A.new_zeros(linear.out_features, rank))
         self.register_buffer("A0", None)  # pissa: where the two started
         self.register_buffer("B0", None)
-        if config.lora_init == "pissa":
+        if config.lora_init == "pissa" and not started:
+            self.A0, self.B0 = torch.zeros_like(self.A.data), torch.zeros_like(self.B.data)
+        elif config.lora_init == "pissa":
             U, S, V = torch.linalg.svd(weight.to(self.A.dtype), full_matrices=False)
             root = (S[:rank] / self.scale).sqrt()
             self.A.data = (root[:, None] * V[:rank]).contiguous()
@@ -144,6 +162,7 @@ class Change(nn.Module):
         self.m: nn.Parameter | None = None
         if config.dora:
             self.m = nn.Parameter(weight.to(self.A.dtype).norm(dim=1))  # (out,)
+        self.b = nn.Parameter(self.A.new_zeros(len(self.B))) if config.lora_bias else None
         self.lr_ratios = {"B": config.lr_ratio}
 
     @property
@@ -153,8 +172,8 @@ class Change(nn.Module):
 
     @property
     def added(self) -> bool:
-        """Whether a sum is all that it does to its linear."""
-        return self.m is None
+        """Whether a thin sum is all that it does to its linear."""
+        return self.m is None and self.b is None
 
     def factors(self) -> tuple[Tensor, Tensor]:
         """A and B of the whole change, what pissa started from taken off again."""
@@ -163,17 +182,20 @@ class Change(nn.Module):
         return torch.cat((self.A, self.A0)), torch.cat((self.B, -self.B0), dim=1)
 
     def forward(self, linear: nn.Linear, x: Tensor) -> Tensor:
-        member = self.adapted(linear)
-        return self.dora(linear, x, self.drop) if member is None else adapted_linear(x, member)
+        if self.m is not None:
+            return self.dora(linear, x, self.drop)
+        y = adapted_linear(x, self.thin(linear))
+        return y if self.b is None else y + (self.scale * self.b).to(y.dtype)
 
     @property
     def drop(self) -> float:
         return self.config.dropout if self.training else 0.0
 
     def adapted(self, linear: nn.Linear) -> Adapted | None:
-        """The linear and what is added to it; None for dora, which does more than add."""
-        if self.m is not None:
-            return None
+        """The linear and what is added to it; None where more than a thin product is."""
+        return self.thin(linear) if self.m is None and self.b is None else None
+
+    def thin(self, linear: nn.Linear) -> Adapted:
         A, B = self.factors()
         # Pissa's change is a small difference of two large products.
         return Adapted(linear, A, B, self.scale, self.drop, exact=self.derived)
@@ -198,7 +220,12 @@ class Change(nn.Module):
         weight = base.to(A.dtype) + self.scale * (B @ A)  # (out, in)
         if self.m is not None:
             weight = weight * (self.m / weight.norm(dim=1))[:, None]
-        return {"weight": weight.to(base.dtype)}
+        new = {"weight": weight.to(base.dtype)}
+        if self.b is not None:
+            bias = self.scale * self.b
+            bias = bias if linear.bias is None else linear.bias.to(bias.dtype) + bias
+            new["bias"] = bias.to(base.dtype)
+        return new
 
 
 def product(linear: nn.Linear, x: Tensor) -> Tensor:
@@ -219,23 +246,38 @@ class EmbedChange(nn.Module):
         B = torch.empty(embed.embedding_dim, rank).normal_(generator=generator)
         self.A = nn.Parameter(torch.zeros(rank, embed.num_embeddings, device=device, dtype=dtype))
         self.B = nn.Parameter(B.to(device, dtype))
+        self.m: nn.Parameter | None = None
+        if config.dora:  # of the columns, (D,): PEFT's choice
+            self.m = nn.Parameter(embed.weight.detach().to(dtype).norm(dim=0))
 
     def forward(self, embed: nn.Embedding, tokens: Tensor, out: Tensor) -> Tensor:
-        thin = F.embedding(tokens, self.A.T)  # (B, T, R)
-        return out + (F.linear(thin, self.B) * self.scale).to(out.dtype)
+        thin = F.linear(F.embedding(tokens, self.A.T), self.B) * self.scale  # (B, T, D)
+        if self.m is None:
+            return out + thin.to(out.dtype)
+        with torch.no_grad():
+            norm = self.whole(embed).norm(dim=0)  # (D,)
+        return ((out + thin) * (self.m / norm)).to(out.dtype)
+
+    def whole(self, embed: nn.Embedding) -> Tensor:
+        return embed.weight.to(self.A.dtype) + self.scale * (self.B @ self.A).T  # (V, D)
 
     def merged(self, embed: nn.Embedding) -> dict[str, Tensor]:
-        weight = embed.weight.to(self.A.dtype) + self.scale * (self.B @ self.A).T
+        weight = self.whole(embed)
+        if self.m is not None:
+            weight = weight * (self.m / weight.norm(dim=0))
         return {"weight": weight.to(embed.weight.dtype)}
 
 
 class HeadChange(Change):
-    """The output matrix is asked first, so the change is what is added."""
+    """A linear that stands alone, the output matrix for one, is asked first."""
 
     added = False  # after its module, where rows are not told apart
 
     def forward(self, head: nn.Linear, x: Tensor, out: Tensor) -> Tensor:  # type: ignore[override]
-        return out + low_rank(x, *self.factors(), self.scale, self.drop)
+        if self.m is not None:
+            return self.dora(head, x, self.drop)
+        y = out + low_rank(x, *self.factors(), self.scale, self.drop)
+        return y if self.b is None else y + (self.scale * self.b).to(y.dtype)
 
 
 def start(
@@ -264,11 +306,26 @@ def places(model: Transformer, config: LoRA) -> Iterator[tuple[str, nn.Module, i
         if not isinstance(model.head, nn.Linear):
             raise ConfigError(f"targets: found head, and {model.config.family} has no matrix there")
         yield "head", model.head, model.config.dim, model.config.vocab
+    modules = dict(model.named_modules())
+    for path in (path for path in APART if path in config.targets):
+        module = modules.get(path)
+        if not isinstance(module, nn.Linear):
+            raise ConfigError(f"targets: found {path}, and {model.config.family} has none there")
+        yield path, module, module.in_features, module.out_features
 
 
 def attach(model: Transformer, config: LoRA, name: str, seed: int) -> None:
     """Hang a change on every target. The same seed gives the same A."""
-    generator = torch.Generator().manual_seed(seed)
+    check_ranks(model, config)
+    hang_all(model, config, name, seed, started=True)
+
+
+def make(model: Transformer, config: LoRA, name: str, seed: int) -> None:
+    """The same for a file, which may have more ranks than a matrix can use, and its own start."""
+    hang_all(model, config, name, seed, started=False)
+
+
+def check_ranks(model: Transformer, config: LoRA) -> None:
     found = list(places(model, config))
     for path, _, inputs, outputs in found:
         rank, most = config.rank_at(path), min(inputs, outputs)
@@ -278,16 +335,34 @@ def attach(model: Transformer, config: LoRA, name: str, seed: int) -> None:
     for key in (key for key, _ in (*config.ranks, *config.alphas)):
         if key not in known:
             raise ConfigError(f'ranks: found "{key}", allowed one of the targets')
-    for path, module, *_ in found:
+
+
+def hang_all(model: Transformer, config: LoRA, name: str, seed: int, started: bool) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    for path, module, *_ in list(places(model, config)):
         change: nn.Module
         if isinstance(module, nn.Embedding):
             change = EmbedChange(module, config, generator)
         else:
             assert isinstance(module, nn.Linear)
-            kind = HeadChange if path == "head" else Change
-            change = kind(module, config, path, generator)
+            kind = HeadChange if path == "head" or path in APART else Change
+            change = kind(module, config, path, generator, started)
         hang(model, path, name, change)
     token_rows.attach(model, config.tokens, config.token_rows, name, config.lora_init == "pissa")
+
+
+def state_shapes(model: Transformer, config: LoRA) -> dict[str, tuple[int, ...]]:
+    """What a training state must hold; pissa alone has one."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for path, _, inputs, outputs in places(model, config):
+        rank = config.rank_at(path)
+        if path == "embed":
+            continue  # its files are its parameters
+        for start in ("", "0"):
+            shapes[f"{path}.A{start}"], shapes[f"{path}.B{start}"] = (rank, inputs), (outputs, rank)
+    for path, _ in token_rows.places(model, config.tokens, config.token_rows):
+        shapes[f"{path}.rows"] = (len(config.tokens), model.config.dim)
+    return shapes
 
 
 def changes_of(model: Transformer, name: str) -> dict[str, Change | EmbedChange]:
@@ -298,36 +373,75 @@ def changes_of(model: Transformer, name: str) -> dict[str, Change | EmbedChange]
 
 def count(model: Transformer, config: LoRA) -> int:
     """Trainable numbers, in closed form."""
-    lengths = sum(outputs for _, _, _, outputs in places(model, config)) if config.dora else 0
+    found = list(places(model, config))
+    lengths = sum(outputs for _, _, _, outputs in found) if config.dora else 0
+    biases = sum(o for path, _, _, o in found if path != "embed") if config.lora_bias else 0
     whole_rows = token_rows.count(model, config.tokens, config.token_rows)
-    thin = sum(config.rank_at(path) * (i + o) for path, _, i, o in places(model, config))
-    return thin + lengths + whole_rows
+    thin = sum(config.rank_at(path) * (i + o) for path, _, i, o in found)
+    return thin + lengths + biases + whole_rows
 
 
 # ---- PEFT's files --------------------------------------------------------------------------------
 
 
-def read(data: Mapping[str, Any], spelled: Spelling | None, problems: Problems) -> LoRA:
-    """A LoRA from adapter_config.json; its targets as our paths."""
+def read(
+    data: Mapping[str, Any], spelled: Spelling | None, there: Shapes, problems: Problems
+) -> LoRA:
+    """A LoRA from adapter_config.json; its targets as our paths, all of them by their own."""
     init = data.get("init_lora_weights", True)
-    if init not in (True, False, "gaussian"):  # the others change the base's own weights
-        problems.append(f"init_lora_weights is {init}, which minift does not have")
+    name = init if isinstance(init, str) else ""
+    if name.startswith(BASE_CHANGING):
+        problems.append(
+            f"init_lora_weights is {one_line(name, 20)}, which changed the base: save it as a "
+            "plain LoRA, with path_initial_model_for_weight_conversion of PEFT's save_pretrained"
+        )
+    elif init is not None and type(init) is not bool and name.lower() not in BASE_KEEPING:
+        problems.append(f"init_lora_weights is {one_line(init)}, which minift does not have")
     ranks = one(data, "rank_pattern", dict, problems) or {}
     alphas = one(data, "alpha_pattern", dict, problems) or {}
-    targets = spelled.targets(data, problems) if spelled is not None else ("all",)
     tokens, where = token_rows.read(data, spelled, problems)
+    rank = whole(data, "r", problems)
+    targets: tuple[str, ...] = ("all",)
+    each: dict[str, int] = {}
+    alpha = number(data, "lora_alpha", problems)
+    of_alphas: tuple[tuple[str, float], ...] = ()
+    if spelled is not None:
+        thin = {path: leaves for path, leaves in there.items() if leaves.keys() & {*THIN}}
+        targets = spelled.targets(data, thin, problems)
+        # A pattern that cannot be read says nothing that the tensors do not say themselves.
+        given = spelled.pattern(ranks, int, "rank_pattern", targets, problems, needed=False)
+        each = {path: rank_in(thin.get(spelled.by_ours[path].path, {})) for path in targets}
+        each = {path: r for path, r in each.items() if r} if given is None else given
+        # Of alphas the tensors say nothing.
+        found = spelled.pattern(alphas, float, "alpha_pattern", targets, problems, needed=True)
+        of_alphas = tuple((found or {}).items())
     return LoRA(
-        rank=whole(data, "r", problems),
-        alpha=number(data, "lora_alpha", problems),
+        rank=rank,
+        alpha=alpha,
         dropout=number(data, "lora_dropout", problems, 0.0),
         rslora=bool(one(data, "use_rslora", bool, problems)),
         dora=bool(one(data, "use_dora", bool, problems)),
+        lora_bias=bool(one(data, "lora_bias", bool, problems)),
         targets=targets,
-        ranks=spelled.pattern(ranks, int, "rank_pattern", problems) if spelled else (),
-        alphas=spelled.pattern(alphas, float, "alpha_pattern", problems) if spelled else (),
+        ranks=tuple((path, r) for path, r in each.items() if r != rank),
+        alphas=of_alphas,
         tokens=tokens,
         token_rows=where,
     )
+
+
+def rank_in(leaves: Mapping[str, tuple[int, ...]]) -> int:
+    """What the tensors of a module say of its rank; 0 where they say nothing."""
+    shape = leaves.get("lora_A.weight") or leaves.get("lora_embedding_A") or ()
+    return shape[0] if len(shape) == 2 else 0
+
+
+def touched(model: Transformer, config: LoRA) -> list[str]:
+    rows = token_rows.places(model, config.tokens, config.token_rows)
+    tied = model.config.tied
+    return [path for path, *_ in places(model, config)] + [
+        path for path, _ in rows if path == "embed" or not tied
+    ]
 
 
 def write(config: LoRA, spelled: Spelling, found: Mapping[str, nn.Module]) -> dict[str, Any]:
@@ -348,8 +462,8 @@ def write(config: LoRA, spelled: Spelling, found: Mapping[str, nn.Module]) -> di
         "lora_dropout": config.dropout,
         "use_rslora": config.rslora,
         "use_dora": config.dora,
+        "lora_bias": config.lora_bias,
         "target_modules": spelled.modules(thin),
-        "bias": "none",
         "fan_in_fan_out": any(theirs.turned for theirs in spelled.of(thin)),
         "init_lora_weights": True,
     } | token_rows.write(spelled, found)
@@ -366,7 +480,9 @@ def to_file(theirs: Theirs, parts: Sequence[nn.Module | None]) -> dict[str, Tens
     if isinstance(parts[0], TableRows):
         return {token_rows.LEAF: parts[0].rows}
     if isinstance(parts[0], EmbedChange):
-        return {"lora_embedding_A": parts[0].A, "lora_embedding_B": parts[0].B}
+        both: dict[str, Tensor]
+        both = {"lora_embedding_A": parts[0].A, "lora_embedding_B": parts[0].B}
+        return both if parts[0].m is None else both | {LENGTHS: parts[0].m}
     A, columns = stacked(parts)
     scale = next(part.scale for part in parts if isinstance(part, Change))
     blocks = []
@@ -382,7 +498,15 @@ def to_file(theirs: Theirs, parts: Sequence[nn.Module | None]) -> dict[str, Tens
     if lengths:
         if len(lengths) < len(parts):
             raise ConfigError(f"save_adapter: DoRA on a part of {theirs.path}, allowed all of it")
-        tensors["lora_magnitude_vector"] = theirs.join(lengths)
+        tensors[LENGTHS] = theirs.join(lengths)
+    if any(isinstance(part, Change) and part.b is not None for part in parts):
+        rows = []
+        for size, part in zip(theirs.outputs, parts, strict=True):
+            row = A.new_zeros(size)
+            if isinstance(part, Change) and part.b is not None:
+                row = part.b.detach() * (part.scale / scale)
+            rows.append(row)
+        tensors["lora_B.bias"] = theirs.join(rows)
     return tensors
 
 
@@ -404,11 +528,13 @@ def shapes(theirs: Theirs, config: LoRA) -> dict[str, tuple[int, ...]]:
     rank, outputs = config.rank_at(theirs.ours[0]), sum(theirs.outputs)
     if config.tokens and token_rows.table_of(theirs.ours[0]) in WHOLE:
         return {token_rows.LEAF: (len(config.tokens), theirs.inputs)}
-    if theirs.ours[0] == "embed":
-        return {"lora_embedding_A": (rank, outputs), "lora_embedding_B": (theirs.inputs, rank)}
     wanted: dict[str, tuple[int, ...]]
+    if theirs.ours[0] == "embed":
+        wanted = {"lora_embedding_A": (rank, outputs), "lora_embedding_B": (theirs.inputs, rank)}
+        return wanted | ({LENGTHS: (theirs.inputs,)} if config.dora else {})
     wanted = {"lora_A.weight": (rank, theirs.inputs), "lora_B.weight": (outputs, rank)}
-    return wanted | ({"lora_magnitude_vector": (outputs,)} if config.dora else {})
+    wanted |= {"lora_B.bias": (outputs,)} if config.lora_bias else {}
+    return wanted | ({LENGTHS: (outputs,)} if config.dora else {})
 
 
 @torch.no_grad()
@@ -420,27 +546,32 @@ def fill(theirs: Theirs, parts: Sequence[nn.Module], tensors: Mapping[str, Tenso
     if isinstance(parts[0], EmbedChange):
         parts[0].A.copy_(tensors["lora_embedding_A"])
         parts[0].B.copy_(tensors["lora_embedding_B"])
+        if parts[0].m is not None:
+            parts[0].m.copy_(tensors[LENGTHS])
         return
-    blocks = theirs.split(tensors["lora_B.weight"])
-    lengths = theirs.split(tensors["lora_magnitude_vector"]) if len(tensors) == 3 else None
-    for i, (part, B) in enumerate(zip(parts, blocks, strict=True)):
+    rows = {leaf: theirs.split(t) for leaf, t in tensors.items() if leaf != "lora_A.weight"}
+    for i, part in enumerate(parts):
         assert isinstance(part, Change)
         part.A.copy_(tensors["lora_A.weight"])
-        part.B.copy_(B)
-        if lengths is not None and part.m is not None:
-            part.m.copy_(lengths[i])
+        part.B.copy_(rows["lora_B.weight"][i])
+        if part.m is not None:
+            part.m.copy_(rows[LENGTHS][i])
+        if part.b is not None:
+            part.b.copy_(rows["lora_B.bias"][i])
 
 
 def idle(tensors: Mapping[str, Tensor]) -> bool:
     """Whether these tensors change nothing; of whole rows only the base could tell."""
-    thin = [t for name, t in tensors.items() if name.endswith(("lora_B.weight", "embedding_A"))]
-    whole_rows = any(name.endswith(("magnitude_vector", token_rows.LEAF)) for name in tensors)
+    ends = ("lora_B.weight", "lora_B.bias", "embedding_A")
+    thin = [t for name, t in tensors.items() if name.endswith(ends)]
+    whole_rows = any(name.endswith((LENGTHS, token_rows.LEAF)) for name in tensors)
     return not whole_rows and not any(bool(t.any()) for t in thin)
 
 
 FILE = Format(
     "LORA",
     read,
+    touched,
     write,
     to_file,
     shapes,
@@ -449,21 +580,24 @@ FILE = Format(
     options=(
         *("r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora", "rank_pattern"),
         *("alpha_pattern", "target_modules", "init_lora_weights", "layers_to_transform"),
-        *("exclude_modules", token_rows.OPTION),
+        *("exclude_modules", "lora_bias", "ensure_weight_tying", token_rows.OPTION),
     ),
     off={
-        "bias": ("none",),
-        "fan_in_fan_out": (False, True),
-        "use_qalora": (False,),
+        "bias": ("none", "all", "lora_only", None),
+        "fan_in_fan_out": (False, True, None),
+        "enable_lora": (None,),  # PEFT 0.1 and 0.2: which parts of a joined matrix learn
+        "use_qalora": (False, None),
         "use_bdlora": (None, False),
-        "lora_bias": (False,),
-        "layer_replication": (None,),
+        "layer_replication": (None, []),
         "target_parameters": (None, []),
-        "alora_invocation_tokens": (None,),
+        "alora_invocation_tokens": (None, []),
+        # Each does more in use than add B A: routes, samples, or cuts the base.
+        "arrow_config": (None,),
+        "monteclora_config": (None,),
+        "kasa_config": (None,),
     },
-    neutral=(
+    neutral=(  # how training began, went, or is written
         *("qalora_group_size", "loftq_config", "eva_config", "corda_config", "lora_ga_config"),
-        *("velora_config", "monteclora_config", "arrow_config", "kasa_config"),
-        "ensure_weight_tying",
+        *("velora_config", "merge_weights"),
     ),
 )

@@ -18,6 +18,7 @@ from minift.model.transformer import Transformer
 from minift.model.unfilled import unfilled
 from minift.peft import lora
 from minift.peft.adapters import DEFAULT, active, config_of, known, use
+from minift.peft.copies import Copy
 from minift.peft.methods import attach
 from minift.peft.places import adapters_of, changes
 
@@ -165,9 +166,10 @@ def combine(
     for other in weights:
         known(model, other, "combine")
         config = config_of(model, other)
-        other_than_thin = isinstance(config, lora.LoRA) and (
-            config.dora or config.tokens or config.lora_init == "pissa"
+        other_than_thin = isinstance(config, lora.LoRA) and bool(
+            config.dora or config.tokens or config.lora_init == "pissa" or config.lora_bias
         )
+        other_than_thin |= any(isinstance(change, Copy) for _, _, change in changes(model, other))
         if not isinstance(config, lora.LoRA) or other_than_thin:
             kind = type(config).__name__
             raise ConfigError(f'combine: found "{other}", a {config or kind}, allowed plain LoRA')

@@ -45,17 +45,26 @@ def method_of(config: object) -> ModuleType:
     raise ConfigError(f"attach: found {type(config).__name__}, allowed {known}")
 
 
-def attach(model: Transformer, config: Any, *, name: str = DEFAULT, seed: int = 0) -> Transformer:
+def attach(
+    model: Transformer,
+    config: Any,
+    *,
+    name: str = DEFAULT,
+    seed: int = 0,
+    sized: bool = False,
+) -> Transformer:
     """Freeze the model, attach a method to it in place and make it active; returns the model.
 
-    Several adapters may be attached under different names; one is active (`minift.use`).
+    Several adapters may be attached under different names; one is active (`minift.use`). `sized`:
+    a file has its tensors, which come next.
     """
     method = method_of(config)
     check_new(model, name)
     with kept_on_error(model, name):
         adapters = made(model)
         adapters.configs[name], adapters.learns[name] = config, True
-        method.attach(model, config, name, seed)
+        make = getattr(method, "make", method.attach) if sized else method.attach
+        make(model, config, name, seed)
         head.attach(model, name)
         freeze(model)
         return use(model, name)

@@ -5,6 +5,7 @@
 | a linear of a projection group | `blocks.0.attn.qkv.q` | `change(linear, x)`, asked instead |
 | a sublayer | `blocks.0.mlp` | `change(sublayer, x, shared)`, asked what it adds |
 | the embedding, a norm, the head | `embed` | `change(module, x, out)`, asked after it |
+| any of these modules | `embed` | a `Copy` of its weights, in place of its own, under the rest |
 | the whole model | | a part: `before(model, given)` and `after(out)` of every forward pass |
 
 Each place holds the changes of any number of adapters by name; one `Switch`, shared by all places
@@ -25,6 +26,7 @@ from minift.kernels.lora.dispatch import adapted_linears, adapted_rows
 from minift.kernels.lora.reference import Adapted, watched
 from minift.kernels.mlp.dispatch import mlp
 from minift.model.transformer import MLP, Attention, Projections, Shared, Transformer, branch
+from minift.peft.copies import Copy
 
 GROUPS = {
     "attention": ("q", "k", "v", "o"),
@@ -32,6 +34,7 @@ GROUPS = {
     "all": ("q", "k", "v", "o", "gate", "up", "down"),
 }
 WHOLE = ("embed", "head")  # targets that are no linear of a block
+APART = ("pooler", "head.dense", "head.decoder")  # of an encoder: asked after, as those two are
 
 
 @dataclass
@@ -43,7 +46,7 @@ class Switch:
 
 
 class Slot(nn.ModuleDict):
-    """The changes at one place, by the names of their adapters."""
+    """The changes at one place, by the names of their adapters; `NAME/own` is a Copy."""
 
     def __init__(self, switch: Switch):
         super().__init__()
@@ -54,11 +57,20 @@ class Slot(nn.ModuleDict):
         name = self.switch.active
         return self[name] if name is not None and name in self else None
 
+    @property
+    def copied(self) -> bool:
+        return f"{self.switch.active}/own" in self
+
+    def under(self, module: nn.Module, name: str | None) -> nn.Module:
+        """What an adapter's change changes: the module, or the adapter's copy of it."""
+        own = self._modules.get(f"{name}/own")
+        return own.stand_in(module) if isinstance(own, Copy) else module
+
 
 class LinearSlot(Slot):
     def forward(self, linear: nn.Linear, x: Tensor) -> Tensor:
-        change = self.asked
-        return linear(x) if change is None else change(linear, x)
+        change, under = self.asked, self.under(linear, self.switch.active)
+        return under(x) if change is None else change(under, x)
 
     def adapted(self, linear: nn.Linear) -> Adapted | None:
         """The linear with the thin product that is asked to be added; None for anything else."""
@@ -66,6 +78,8 @@ class LinearSlot(Slot):
 
     def of(self, name: str | None, linear: nn.Linear) -> Adapted | None:
         """The same of one adapter."""
+        if f"{name}/own" in self:
+            return None  # a stand-in is made anew each time, which no kernel may remember
         if name is None or name not in self:
             return Adapted(linear)
         change = self[name]
@@ -82,6 +96,10 @@ class ModuleSlot(Slot):
     def forward(self, module: nn.Module, inputs: tuple[Any, ...], out: Tensor) -> Tensor | None:
         """A forward hook of `module`; None leaves its output as it is."""
         change = self.asked
+        if self.copied:
+            module = self.under(module, self.switch.active)
+            out = module(*inputs)
+            return out if change is None else change(module, *inputs, out)
         return None if change is None else change(module, *inputs, out)
 
 
@@ -258,7 +276,7 @@ def members(model: Transformer, targets: Sequence[str]) -> Iterator[tuple[str, n
     by_name = {path.rpartition(".")[2] for path in every}
     wanted: set[str] = set()
     for target in targets:
-        if target in WHOLE:
+        if target in WHOLE or target in APART:
             continue
         names = GROUPS.get(target, (target,))
         if target in GROUPS:  # a model without a gate has no such linear, and is not asked for it
@@ -305,6 +323,14 @@ def hang(model: Transformer, path: str, name: str, change: nn.Module) -> None:
     slot[name] = change.train(module.training)
 
 
+def forget(model: Transformer, *paths: str) -> None:
+    """Let go of empty slots at modules that were replaced: their hooks hang on the old ones."""
+    adapters = adapters_of(model)
+    for key in (path.replace(".", "/") for path in paths):
+        if adapters is not None and key in adapters.slots:
+            del adapters.slots[key]
+
+
 def slots(model: Transformer) -> Iterator[tuple[str, nn.Module, Slot]]:
     """Every place with something on it: (path, the module there, its slot)."""
     adapters = adapters_of(model)
@@ -326,9 +352,16 @@ def slots(model: Transformer) -> Iterator[tuple[str, nn.Module, Slot]]:
 def changes(
     model: Transformer, name: str | None = None
 ) -> Iterator[tuple[str, nn.Module, nn.Module]]:
-    """What hangs of one adapter, by default the active one: (path, the module, the change)."""
+    """What hangs of one adapter, by default the active one: (path, the module, the change).
+
+    A copy comes before the change that it lies under, and which has the copy for its module.
+    """
     adapters = adapters_of(model)
     chosen = name if name is not None or adapters is None else adapters.switch.active
     for path, module, slot in slots(model):
-        if chosen is not None and chosen in slot:
-            yield path, module, slot[chosen]
+        if chosen is None:
+            continue
+        if f"{chosen}/own" in slot:
+            yield path, module, slot[f"{chosen}/own"]
+        if chosen in slot:
+            yield path, slot.under(module, chosen), slot[chosen]

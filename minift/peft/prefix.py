@@ -209,6 +209,7 @@ FILE = Whole(
     shapes,
     fill,
     lambda config: replace(config, prefix_mlp=0),
+    told=("num_virtual_tokens", "token_dim", "num_layers", "num_attention_heads"),
     options=(*SIZES, "prefix_projection", "encoder_hidden_size"),
     off={"num_transformer_submodules": (1,)},
     neutral=("init_weights",),

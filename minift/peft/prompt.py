@@ -144,6 +144,7 @@ FILE = Whole(
     shapes,
     fill,
     lambda config: config,
+    told=("num_virtual_tokens", "token_dim"),
     options=(*SIZES, "prompt_tuning_init"),
     off={"num_transformer_submodules": (1,)},
     neutral=("prompt_tuning_init_text", "tokenizer_name_or_path", "tokenizer_kwargs"),

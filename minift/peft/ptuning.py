@@ -168,6 +168,7 @@ FILE = Whole(
     shapes,
     fill,
     lambda config: replace(config, encoder="mlp", encoder_hidden=1),
+    told=("num_virtual_tokens", "token_dim"),
     options=(
         *SIZES,
         *("encoder_reparameterization_type", "encoder_hidden_size", "encoder_num_layers"),

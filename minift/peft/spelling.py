@@ -4,7 +4,8 @@
     blocks.0.attn.qkv.{q,k,v}         GPT-2    transformer.h.0.attn.c_attn, rows q | k | v
 
 The rows are those by which checkpoints are read (checkpoints/families.py). Adapter files name a
-module by its path, or by the end of it, which must begin at a dot.
+module by its path, by the end of it, which must begin at a dot, or by a regular expression; the
+path is that of the class that the adapter was trained on, which may be another of the family.
 """
 
 from __future__ import annotations
@@ -12,21 +13,25 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor, nn
 
 from minift.checkpoints.families import FAMILIES
-from minift.checkpoints.mapping import HOW, pairs
+from minift.checkpoints.mapping import HOW, Pair, pairs
 from minift.errors import one_line
 from minift.model.config import ModelConfig
 from minift.model.norm import LayerNorm
 from minift.model.transformer import Transformer
+from minift.peft.pattern import Budget, Pattern, Unreadable
 
 # Modules that transformers 5 renamed: checkpoints, and adapters made before it, have the old name.
 OLDER = {"embed_out": "lm_head"}
-# A pattern from a file is never compiled: only what is plainly a name, or an end of one.
-PLAIN = re.compile(r"\^?[\w.\\-]+\$?")
+# Where another class of a family keeps the same body: with a head or without, beside a picture's.
+ELSEWHERE = ("model.language_model.model.", "language_model.model.", "model.language_model.",
+             "language_model.")  # fmt: skip
+PLAIN = re.compile(r"[\w.]+", re.ASCII)  # a pattern whose only sign is the dot: any letter
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,12 @@ class Theirs:
     how: str
     config: ModelConfig
 
+    @property
+    def layer(self) -> str:
+        """Its block's number; empty outside of the blocks."""
+        words = self.ours[0].split(".")
+        return words[1] if words[0] == "blocks" else ""
+
     def split(self, rows: Tensor) -> list[Tensor]:
         """(out, ...) of theirs -> one for each of ours."""
         return HOW[self.how][0](self.config, rows)
@@ -54,15 +65,15 @@ class Spelling:
 
     def __init__(self, model: Transformer):
         family, config = FAMILIES[model.config.family], model.config
-        prefix = "" if config.head == "none" else family.prefix
-        self.family = config.family
+        self.prefix = prefix = "" if config.head == "none" else family.prefix
+        self.family, self.usual = config.family, family.prefix
+        self.spoken = prefix  # what stands for it in the words of the class at hand; see `place`
         self.theirs: dict[str, Theirs] = {}
-        self.weights: dict[str, str] = {}  # their tensors that are one of ours: theirs -> ours
+        self.tensors: dict[str, Pair] = {}  # all of theirs, by their names
         for pair in pairs(family.folder, config, prefix):
             stored, _, leaf = pair.theirs.rpartition(".")
             path = OLDER.get(stored, stored)
-            if pair.how == "=":
-                self.weights[f"{path}.{leaf}"] = pair.ours[0]
+            self.tensors[f"{path}.{leaf}"] = pair
             members = tuple(name.removesuffix(".weight") for name in pair.ours)
             turned = pair.how.endswith("turned")
             how = pair.how.removesuffix("turned").strip() or "="
@@ -78,14 +89,15 @@ class Spelling:
             ]
             outputs, inputs = tuple(shape[0] for shape in shapes), (*shapes[0], 0)[1]
             self.theirs[path] = Theirs(path, members, inputs, outputs, turned, how, config)
-        for copy, original in family.folder.copies.items():
-            if ours := self.weights.get(original.replace("{p}", prefix)):
-                path, _, leaf = copy.replace("{p}", prefix).rpartition(".")
-                self.weights.setdefault(f"{OLDER.get(path, path)}.{leaf}", ours)
         if config.tied and config.head == "lm":
             outputs = (config.vocab,)
             head = Theirs("lm_head", ("head",), config.dim, outputs, False, "=", config)
             self.theirs[head.path] = head
+            self.tensors["lm_head.weight"] = Pair("lm_head.weight", ("head.weight",), "=")
+        for copied, original in family.folder.copies.items():
+            if twin := self.tensors.get(original.replace("{p}", prefix)):
+                path, _, leaf = copied.replace("{p}", prefix).rpartition(".")
+                self.tensors.setdefault(f"{OLDER.get(path, path)}.{leaf}", twin)
         self.ends: dict[str, list[Theirs]] = {}  # a.b.c by a.b.c, b.c and c
         for path, theirs in self.theirs.items():
             parts = path.split(".")
@@ -115,49 +127,161 @@ class Spelling:
                 return ends
         return sorted(wanted)
 
-    def targets(self, data: Mapping[str, Any], problems: list[str]) -> tuple[str, ...]:
-        """Our paths for `target_modules`, `exclude_modules` and `layers_to_transform`."""
-        wanted, excluded = data.get("target_modules"), data.get("exclude_modules") or []
+    # ---- names of a file -------------------------------------------------------------------------
+
+    @cached_property
+    def modules_there(self) -> set[str]:
+        return {name.rpartition(".")[0] for name in self.tensors} | {*self.theirs}
+
+    def place(self, path: str) -> str | None:
+        """A module's path as this model's class has it; None for what it has not."""
+        for old, new in OLDER.items():
+            path = new if path == old else path
+        if path in self.modules_there:
+            return path
+        for prefix in (*ELSEWHERE, self.usual, ""):
+            tail = path.removeprefix(prefix)
+            if path.startswith(prefix) and self.prefix + tail in self.modules_there:
+                self.spoken = prefix
+                return self.prefix + tail
+            if prefix in ELSEWHERE and tail != path and tail in self.modules_there:
+                return tail  # a head
+        return None
+
+    def said(self, path: str) -> str:
+        """A path in the words of the class that the adapter was trained on."""
+        if self.spoken == self.prefix or not path.startswith(self.prefix):
+            return path
+        return self.spoken + path.removeprefix(self.prefix)
+
+    def targets(
+        self, data: Mapping[str, Any], there: Iterable[str], problems: list[str]
+    ) -> tuple[str, ...]:
+        """Our paths of what is adapted: the modules in the file, and all that the options mean.
+
+        The tensors decide where the options leave it open: no targets, all linears, a pattern that
+        is not read. A listed name that the model lacks means nothing, as in PEFT.
+        """
+        wanted, excluded = data.get("target_modules"), data.get("exclude_modules")
+        found = set(there)
         if wanted == "all-linear":
-            ends = ["all-linear"]
-            found = [t for t in self.theirs.values() if t.ours[0].startswith("blocks.")]
-        else:
-            ends = self.names(wanted, "target_modules", problems)
-            found = []
-            for end in ends:
-                match = self.matching(end)
-                if not match:
-                    problems.append(f"target_modules: no module of the model is called {end}")
-                found += match
-        ends_out = self.names(excluded, "exclude_modules", problems)
-        out = {theirs.path for end in ends_out for theirs in self.matching(end)}
-        found = [t for t in found if t.path not in out]
+            found |= {t.path for t in self.theirs.values() if t.layer and t.inputs}
+        elif wanted is not None and (named := self.named(wanted, "target_modules", problems)):
+            found = named
+        elif isinstance(wanted, list) and not problems:
+            names = ", ".join(map(str, wanted[:8]))
+            problems.append(f"target_modules: the model has none of {one_line(names) or '[]'}")
+        if excluded not in (None, [], ""):
+            found -= self.named(excluded, "exclude_modules", problems) or set()
+        found -= self.saved(found, data)
         layers = data.get("layers_to_transform")
         if layers is not None:
             chosen = layers if isinstance(layers, list) else [layers]
             if not all(type(layer) is int for layer in chosen):
                 problems.append(f"layers_to_transform is {one_line(layers)}, not layers' numbers")
-            found = [t for t in found if t.ours[0].split(".")[1:2] in [[str(c)] for c in chosen]]
-        paths = {path for theirs in found for path in theirs.ours}
-        return tuple(path for path in self.by_ours if path in paths)
+            numbers = {f"{layer}" for layer in chosen if type(layer) is int}
+            inside = {t.path for t in self.theirs.values() if t.layer in numbers}
+            found &= inside if numbers else found
+        return tuple(p for t in self.theirs.values() if t.path in found for p in t.ours)
 
-    def names(self, value: object, key: str, problems: list[str]) -> list[str]:
+    def saved(self, paths: Iterable[str], data: Mapping[str, Any]) -> set[str]:
+        """Those that `modules_to_save` names, or that are inside of one it names: no targets."""
+        names = data.get("modules_to_save")
+        whole = {n for n in names if isinstance(n, str)} if isinstance(names, list) else set()
+        found = set()
+        for path in paths:
+            words = path.split(".")
+            spans = ((i, k) for i in range(len(words)) for k in range(i + 1, len(words) + 1))
+            if any(".".join(words[i:k]) in whole for i, k in spans):
+                found.add(path)
+        return found
+
+    def named(self, value: object, key: str, problems: list[str]) -> set[str] | None:
+        """The modules that a list of names or a pattern means; None where that cannot be said."""
+        if isinstance(value, str):
+            try:
+                pattern = Pattern(value, self.budget)
+                return {path for path in self.linear if pattern.matches(self.said(path))}
+            except Unreadable:
+                return None
         if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
-            problems.append(f"{key} is {one_line(value)}, not a list of module names")
-            return []
-        return [str(name) for name in value]
+            problems.append(f"{key} is {one_line(value)}, not module names or a pattern")
+            return set()
+        found = {t.path for name in {*value} for t in self.matching(self.placed_end(name))}
+        return found & self.linear
+
+    def placed_end(self, name: str) -> str:
+        """A name of a list, which may be a whole path of another class."""
+        whole = name not in self.ends and name.count(".") > 1
+        return (self.place(name) or name) if whole else name
+
+    @cached_property
+    def linear(self) -> set[str]:
+        """Modules that a name can mean: no norms, on which no method of PEFT's hangs."""
+        return {path for path, theirs in self.theirs.items() if theirs.inputs}
+
+    @cached_property
+    def budget(self) -> Budget:
+        return Budget()
 
     def pattern(
-        self, table: Mapping[str, Any], kind: type, key: str, problems: list[str]
-    ) -> tuple[tuple[str, Any], ...]:
-        """Their names to values -> our paths to values; the first name that fits counts."""
-        out: dict[str, Any] = {}
+        self,
+        table: Mapping[str, Any],
+        kind: type,
+        key: str,
+        targets: Iterable[str],
+        problems: list[str],
+        *,
+        needed: bool,
+    ) -> dict[str, Any] | None:
+        """Our targets -> the value of the first pattern that fits, as PEFT matches them: the whole
+        path, or its end after a dot. None where one cannot be read and is not `needed`."""
         for name, value in table.items():
-            if type(value) not in (kind, int) or not PLAIN.fullmatch(name):
-                problems.append(f"{key}: {one_line(name)}: {one_line(value)} is not for a name")
-                continue
-            plain = name.removeprefix("^").removesuffix("$").replace("\\.", ".")
-            for theirs in self.matching(plain):
-                for path in theirs.ours:
-                    out.setdefault(path, kind(value))
-        return tuple(sorted(out.items()))
+            if type(value) not in (kind, int):
+                problems.append(f"{key}: {one_line(name)}: {one_line(value)} is not for a pattern")
+        if not table or problems:
+            return {}
+        out: dict[str, Any] = {}
+        try:
+            tables = Patterns(list(table), self.budget)
+            for theirs in self.of(targets):
+                first = tables.first(self.said(theirs.path))
+                if first is not None:
+                    out |= dict.fromkeys(theirs.ours, kind(table[first]))
+        except Unreadable as error:
+            if not needed:
+                return None
+            problems.append(f"{key}: a pattern {error}, which minift does not match")
+        return out
+
+
+class Patterns:
+    """Patterns in their order, of which the first that fits a path counts."""
+
+    def __init__(self, names: Sequence[str], budget: Budget):
+        self.names, self.budget = names, budget
+        # Plain ones by their length and where they have dots, for which any letter may stand.
+        self.plain: dict[int, dict[tuple[int, ...], dict[str, int]]] = {}
+        self.others: list[tuple[int, Pattern]] = []
+        for at, name in enumerate(names):
+            budget.spend(1)
+            if PLAIN.fullmatch(name):
+                dots = tuple(i for i, letter in enumerate(name) if letter == ".")
+                self.plain.setdefault(len(name), {}).setdefault(dots, {}).setdefault(name, at)
+            else:
+                self.others.append((at, Pattern(rf"(.*\.)?({name})$", budget)))
+
+    def first(self, path: str) -> str | None:
+        found = len(self.names)
+        starts = [0, *(i + 1 for i, letter in enumerate(path) if letter == ".")]
+        for end in (path[start:] for start in starts):
+            for dots, names in self.plain.get(len(end), {}).items():
+                self.budget.spend(1)
+                letters = list(end)
+                for i in dots:
+                    letters[i] = "."
+                found = min(found, names.get("".join(letters), found))
+        for at, pattern in self.others:
+            if at < found and pattern.matches(path, whole=False):
+                found = at
+        return self.names[found] if found < len(self.names) else None

@@ -159,7 +159,9 @@ def test_a_language_model_adapter_is_no_classifier(cli, run_folder, reviews, tmp
     refused(cli(*words, "--adapter", run_folder, "--labels", LABELS), "is no classifier")
 
 
-def test_a_folder_without_names_asks_for_them(cli, run, base, reviews, tmp_path):
+def test_a_folder_without_names_has_numbered_ones_or_those_that_are_given(
+    cli, run, base, reviews, tmp_path
+):
     """As PEFT writes one."""
     shutil.copytree(run / "adapter", tmp_path / "theirs")
     place = tmp_path / "theirs" / TENSORS
@@ -170,7 +172,8 @@ def test_a_folder_without_names_asks_for_them(cli, run, base, reviews, tmp_path)
     )
     words = ["eval", "--adapter", tmp_path / "theirs", "--data", reviews,
              "--template", "number 7 {text}"]  # fmt: skip
-    refused(cli(*words), "does not name its labels: add --labels")
+    assert "labels LABEL_0, LABEL_1" in cli(*words)[1]
+    refused(cli(*words, "--labels", "a,b,c"), "found 3 names")
     code, text, _ = cli(*words, "--labels", LABELS)
     assert (code, "accuracy     100.0 %" in text) == (0, True)
 

@@ -160,12 +160,12 @@ def test_zeros_change_nothing_and_are_refused_unless_training_goes_on(tmp_path):
 
 
 BAD_OPTIONS = [
-    ("use_dora", True, "shape-mismatch"), ("bias", "all", "unknown-field"),
-    ("modules_to_save", ["lm_head"], "unknown-field"), ("peft_type", "IA3", "unknown-field"),
+    ("use_dora", True, "shape-mismatch"), ("bias", "some", "unknown-field"),
+    ("modules_to_save", ["lm_head"], "shape-mismatch"), ("peft_type", "IA3", "unknown-field"),
     ("rank_pattern", {"q_proj": 2}, "shape-mismatch"), ("r", 0, "out-of-range"),
     ("r", True, "unknown-field"), ("lora_alpha", "8", "unknown-field"), ("r", 4, "shape-mismatch"),
-    ("target_modules", ".*q_proj", "unknown-field"),
-    ("target_modules", ["q_proj", "nothing"], "unknown-field"), ("new_trick", 3, "unknown-field"),
+    ("target_modules", ".*q_proj", "shape-mismatch"),
+    ("target_modules", ["q_proj", "nothing"], "shape-mismatch"), ("new_trick", 3, "unknown-field"),
     ("init_lora_weights", "pissa", "unknown-field"),
     ("target_modules", ["model.layers.0.self_attn.q_proj"], "shape-mismatch"),
     ("base_model_name_or_path", ["x"], "bad-type"), ("r", -1, "out-of-range"),
@@ -174,15 +174,20 @@ BAD_OPTIONS = [
     ("lora_alpha", None, "unknown-field"), ("lora_alpha", True, "unknown-field"),
     ("lora_dropout", 1, "out-of-range"), ("lora_dropout", -0.1, "out-of-range"),
     ("lora_dropout", "0", "unknown-field"), ("use_rslora", 1, "unknown-field"),
-    ("target_modules", None, "unknown-field"), ("target_modules", [], "out-of-range"),
+    ("target_modules", 7, "unknown-field"), ("target_modules", [], "unknown-field"),
     ("target_modules", [3], "unknown-field"), ("target_modules", [""], "unknown-field"),
     ("target_modules", "all-linear", "shape-mismatch"), ("target_modules", {}, "unknown-field"),
     ("target_modules", ["q_proj", "v_proj", "k_proj"], "shape-mismatch"),
     ("target_modules", ["q"], "unknown-field"), ("layers_to_transform", [0], "shape-mismatch"),
-    ("bias", "lora_only", "unknown-field"),
-    ("lora_bias", True, "unknown-field"),
+    ("bias", True, "unknown-field"), ("lora_bias", True, "shape-mismatch"),
+    ("kasa_config", {"beta": 1}, "unknown-field"), ("task_type", "TOKEN_CLS", "unknown-field"),
+    ("init_lora_weights", "olora", "unknown-field"), ("enable_lora", [True], "unknown-field"),
     ("trainable_token_indices", [1], "shape-mismatch"),
-    ("target_parameters", ["x"], "unknown-field"), ("exclude_modules", "lm_head", "unknown-field"),
+    ("target_parameters", ["x"], "unknown-field"), ("exclude_modules", [7], "unknown-field"),
+    ("exclude_modules", ".*v_proj", "shape-mismatch"), ("modules_to_save", "x", "unknown-field"),
+    ("alpha_pattern", {"(?=q)": 3}, "unknown-field"),
+    ("rank_pattern", {".*q_proj": 2}, "shape-mismatch"),
+    ("rank_pattern", {"q_proj|v_proj": 2}, "shape-mismatch"),
     ("layer_replication", [[0, 1]], "unknown-field"), ("peft_type", None, "out-of-range"),
     ("peft_type", ["LORA"], "out-of-range"), ("auto_run", "rm -rf /", "unknown-field"),
 ]  # fmt: skip
@@ -203,12 +208,40 @@ def test_ranks_and_alphas_by_pattern_are_those_of_the_file():
     assert found["blocks.0.attn.out.o"] == (3, 2)
 
 
-@pytest.mark.parametrize("pattern", [
-    {".*q_proj": 2}, {"q_proj|v_proj": 2}, {"q_proj": "2"}, {"(a+)+$": 2}, {"q_proj": 2.5}, [],
-])  # fmt: skip
-def test_patterns_that_are_no_names_are_refused(tmp_path, pattern):
+@pytest.mark.parametrize("pattern", [{"q_proj": "2"}, {"q_proj": 2.5}, [7]])
+def test_patterns_without_a_rank_are_refused(tmp_path, pattern):
     folder = broken(tmp_path, edit_config=lambda c: c.__setitem__("rank_pattern", pattern))
-    assert "rank_pattern" in refused(folder) if pattern else True
+    assert "rank_pattern" in refused(folder)
+
+
+@pytest.mark.parametrize(("key", "value"), [
+    ("target_modules", None), ("exclude_modules", "lm_head"), ("bias", "all"),
+    ("target_modules", ["q_proj", "v_proj", "c_attn"]), ("rank_pattern", {"(a+)+$": 2}),
+    ("target_modules", "(?!x).*"), ("rank_pattern", {"(?=q)": 2}), ("enable_lora", None),
+    ("merge_weights", False), ("init_lora_weights", "eva"), ("init_lora_weights", "mica"),
+    ("loftq_config", {"loftq_bits": 4}), ("megatron_core", "megatron.core"),
+])  # fmt: skip
+def test_options_that_change_no_number_are_passed_over(tmp_path, key, value):
+    folder = broken(tmp_path, edit_config=lambda c: c.__setitem__(key, value))
+    base = str(np.load(GOLDEN / "lora_qv.npz")["base"])
+    tokens = torch.arange(12).view(1, 12)
+    plain = load_adapter(load_model(GOLDEN / base), GOLDEN / "lora_qv")
+    assert torch.equal(load_adapter(load_model(GOLDEN / base), folder)(tokens), plain(tokens))
+
+
+def test_a_bin_file_is_read_and_a_safetensors_file_beside_it_preferred(tmp_path):
+    """PEFT wrote .bin until 0.6; of both it takes the other."""
+    folder = broken(tmp_path)
+    file = safetensors.read(folder / TENSORS)
+    torch.save({key: file.load(key) for key in file.tensors}, folder / "adapter_model.bin")
+    base = str(np.load(GOLDEN / "lora_qv.npz")["base"])
+    tokens = torch.arange(12).view(1, 12)
+    plain = load_adapter(load_model(GOLDEN / base), folder)(tokens)
+    (folder / TENSORS).unlink()
+    assert torch.equal(load_adapter(load_model(GOLDEN / base), folder)(tokens), plain)
+    shutil.copy(GOLDEN / "lora_qv" / TENSORS, folder / TENSORS)
+    (folder / "adapter_model.bin").write_bytes(b"nothing")
+    assert torch.equal(load_adapter(load_model(GOLDEN / base), folder)(tokens), plain)
 
 
 def test_a_run_folder_stands_for_its_adapter(tmp_path):
@@ -459,6 +492,14 @@ def hostile():
     def add(tensors):
         tensors["base_model.model.x.lora_A.weight"] = torch.zeros(2, 2)
 
+    def to_bool(tensors):
+        for key in tensors:
+            tensors[key] = tensors[key] > 0
+
+    def to_bytes(tensors):
+        for key in tensors:
+            tensors[key] = tensors[key].to(torch.uint8)
+
     raw = (GOLDEN / "lora_qv" / CONFIG).read_bytes()
     cases = {
         f"adapter {key} {value!r} {number}": (option(key, value), code)
@@ -468,6 +509,27 @@ def hostile():
         "200,000 target modules": (
             option("target_modules", [f"{i % 1000:03}" for i in range(149_000)]), "unknown-field",
         ),
+        "a module named 90,000 times": (
+            option("target_modules", ["k_proj"] * 90_000), "shape-mismatch",
+        ),
+        "330,000 layers": (
+            option("layers_to_transform", [i % 1000 for i in range(200_000)] + ["x"]),
+            "unknown-field",
+        ),
+        "40,000 ranks": (option("rank_pattern", {f"q{i:x}.a": 1 for i in range(40_000)} | {
+            "q_proj": 2}), "shape-mismatch"),
+        "20,000 patterns": (option("alpha_pattern", {f"{i:x}.*b.*": 1 for i in range(20_000)}),
+                            "unknown-field"),
+        "a pattern that runs away": (option("alpha_pattern", {"(" * 20 + "a" + "*)*" * 20: 1,
+                                                              "((.*){99}){99}": 1}),
+                                     "unknown-field"),
+        "a deep pattern": (option("alpha_pattern", {"(" * 300_000: 1}), "unknown-field"),
+        "rank 1024 of nothing": ({"config": lambda c: c.update(r=1024), "tensors": nothing},
+                                 "shape-mismatch"),
+        "truth values": ({"tensors": to_bool}, "bad-dtype"),
+        "bytes": ({"tensors": to_bytes}, "bad-dtype"),
+        "131,071 virtual tokens": ({"config": lambda c: c.update(
+            peft_type="PROMPT_TUNING", num_virtual_tokens=131_071)}, "unknown-field"),
         "100,000 unknown options": (
             {"config": lambda c: c.update({f"{i:x}": 1 for i in range(80_000)})}, "unknown-field",
         ),

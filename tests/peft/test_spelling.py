@@ -58,7 +58,7 @@ def test_target_modules_mean_these_and_no_other(name, ours, ends):
     found = spelled(name)
     paths = [f"blocks.{i}.{path}" for i in range(2) for path in ours]
     assert found.modules(paths) == ends
-    back = found.targets({"target_modules": ends}, problems := [])
+    back = found.targets({"target_modules": ends}, (), problems := [])
     assert set(paths) <= set(back)
     assert problems == []
 
@@ -94,26 +94,53 @@ def test_one_layer_alone_is_named_in_full():
 ])  # fmt: skip
 def test_layers_and_exclusions(data, expected):
     problems = []
-    assert list(spelled("llama_linear").targets(data, problems)) == expected
+    assert list(spelled("llama_linear").targets(data, (), problems)) == expected
     assert problems == []
 
 
 @pytest.mark.parametrize("data", [
-    {"target_modules": ".*q_proj"}, {"target_modules": ["nothing"]}, {"target_modules": [1]},
-    {"target_modules": None}, {"target_modules": ["q_proj"], "layers_to_transform": "0"},
-    {"target_modules": ["q_proj"], "exclude_modules": "o_proj"},
+    {"target_modules": 7}, {"target_modules": ["nothing"]}, {"target_modules": [1]},
+    {"target_modules": {}}, {"target_modules": ["q_proj"], "layers_to_transform": "0"},
+    {"target_modules": ["q_proj"], "exclude_modules": 3},
 ])  # fmt: skip
 def test_what_is_no_list_of_names_is_a_problem(data):
-    spelled("llama_linear").targets(data, problems := [])
+    spelled("llama_linear").targets(data, (), problems := [])
     assert len(problems) == 1
 
 
 def test_patterns_of_ranks_the_first_that_fits_counts():
     table = {"layers.1.self_attn.q_proj": 5, r"^model\.layers\.0\.self_attn\.q_proj$": 4,
              "q_proj": 3, "c_attn": 9}  # fmt: skip
-    found = spelled("llama_linear").pattern(table, int, "rank_pattern", problems := [])
-    assert found == (("blocks.0.attn.qkv.q", 4), ("blocks.1.attn.qkv.q", 5))
-    assert problems == []
-    for bad in ({"q.*": 3}, {"q_proj": 2.5}, {"q_proj": True}, {"(a+)+": 3}):
-        spelled("llama_linear").pattern(bad, int, "rank_pattern", problems := [])
-        assert len(problems) == 1
+    found = spelled("llama_linear")
+    paths = [f"blocks.{i}.attn.qkv.{name}" for i in range(2) for name in "qv"]
+
+    def ranks(table, kind=int, needed=True):
+        problems = []
+        return found.pattern(table, kind, "ranks", paths, problems, needed=needed), problems
+
+    assert ranks(table) == ({paths[0]: 4, paths[2]: 5}, [])
+    # Case by case as PEFT 0.21.2 matches: the whole path, or its end after a dot.
+    for name, expected in [
+        ("^v_proj", {}),
+        ("self.attn.q_proj", {paths[0]: 1, paths[2]: 1}),
+        ("proj", {}),
+        (r".*\.1\..*v_proj", {paths[3]: 1}),
+        ("elf_attn.q_proj", {}),
+        ("q_proj|v_proj", dict.fromkeys(paths, 1)),
+        ("model.*1.*", {paths[2]: 1, paths[3]: 1}),
+    ]:
+        assert ranks({name: 1}) == (expected, []), name
+    for bad in ({"q_proj": 2.5}, {"q_proj": True}, {"(?=q)": 3}, {"(": 3}):
+        assert len(ranks(bad)[1]) == 1
+    assert ranks({"(?=q)": 3}, needed=False) == (None, [])
+
+
+def test_another_class_of_the_family_is_placed():
+    path = "layers.0.self_attn.q_proj"
+    for before in ("language_model.model.", "model.language_model.", "model.", ""):
+        found = spelled("gemma3")
+        assert found.place(f"{before}{path}") == f"model.{path}"
+        assert found.said(f"model.{path}") == f"{before}{path}"
+    assert found.place("language_model.lm_head") == "lm_head"
+    assert found.place("vision_tower.layers.0") is None
+    assert spelled("bert_body").place("bert.pooler.dense") == "pooler.dense"
