@@ -80,12 +80,13 @@ def described(found: Survey) -> str:
     head = f" · labels {', '.join(config.labels)}" if head is None else head
     chat = (f"chat         {found.chat}",) if found.chat else ()
     first = found.files[0].name + (f" and {len(found.files) - 1} more" * (len(found.files) > 1))
+    several = f" in {len(found.files)} files" if len(found.files) > 1 else ""
     others = ", ".join(found.passed_over)
     taken = f"weights      {first}, not {others}: safetensors come first, then .bin, then .gguf"
     other = (taken,) if others else ()
     return printable(
         (
-            f"file         {found.path} · {megabytes(found.bytes)}",
+            f"file         {found.path} · {megabytes(found.bytes)}{several}",
             f"family       {config.family} · {parameters}",
             f"shape        {width} · {heads}",
             f"             vocabulary {config.vocab:,}{' (tied head)' if config.tied else ''} · "

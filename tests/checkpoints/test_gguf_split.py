@@ -15,6 +15,7 @@ from minift.checkpoints import gguf, gguf_model
 from minift.checkpoints.gguf_split import models_in, read
 from minift.checkpoints.gguf_write import write
 from minift.checkpoints.open import headers, load, survey
+from minift.cli.files import described
 from minift.errors import ConfigError, FormatError
 from minift.model.config import ModelConfig
 from minift.model.transformer import Transformer
@@ -94,6 +95,7 @@ def test_a_model_in_parts_is_the_model(tmp_path: Path, tiny_tokenizer: ByteBPE) 
         for one, two in zip(model.parameters(), whole.parameters(), strict=True):
             assert torch.equal(one, two)
         assert survey(name).files == made
+        assert described(survey(name)).splitlines()[0].endswith(" in 2 files")
     kept = load(made[1], base="gguf")[0]
     ids = torch.arange(5)[None]
     assert torch.allclose(kept(ids), load(alone, base="gguf")[0](ids))
