@@ -25,7 +25,7 @@ import torch
 from hostile import tests_of
 
 from minift.checkpoints import safetensors
-from minift.checkpoints.families import config_from_json
+from minift.checkpoints.config_json import config_from_json
 from minift.checkpoints.open import load_model
 from minift.checkpoints.tokenizers import tokenizer_of
 from minift.cli.files import adapter_info
