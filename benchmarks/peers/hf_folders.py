@@ -27,6 +27,7 @@ from pathlib import Path
 import numpy
 import safetensors.torch
 import sentencepiece
+import sentencepiece.sentencepiece_model_pb2
 import tokenizers as tk
 import torch
 import transformers as hf
@@ -637,6 +638,18 @@ def spoken(tokenizer, conversations):
     return found
 
 
+def of_library(path, kind, texts):
+    """Ids by sentencepiece; Llama's class puts a space first only where a text has none."""
+    proto = sentencepiece.sentencepiece_model_pb2.ModelProto.FromString(path.read_bytes())
+    usual = sentencepiece.SentencePieceProcessor(model_proto=proto.SerializeToString())
+    proto.normalizer_spec.add_dummy_prefix = False
+    bare = sentencepiece.SentencePieceProcessor(model_proto=proto.SerializeToString())
+    as_llama = kind.__name__ == "LlamaTokenizer"
+    return [
+        (bare if as_llama and text.startswith((" ", "▁")) else usual).encode(text) for text in texts
+    ]
+
+
 def tokenized(folder, texts, conversations):
     if not any((folder / file).exists() for file in FILES):
         return {"error": "no vocabulary at hand"}
@@ -656,11 +669,10 @@ def tokenized(folder, texts, conversations):
         said["chat"] = spoken(tokenizer, conversations)
     pieces = folder / "tokenizer.model"
     if pieces.exists() and not (folder / "tokenizer.json").exists():
-        # transformers 5 makes a tokenizer of its own of these, without the space that sentencepiece
-        # puts first where the class does not go with the model type; the published folders have a
-        # tokenizer.json that has it. So the library that made the file is asked.
-        library = sentencepiece.SentencePieceProcessor(model_file=str(pieces))
-        said["class"], said["ids"] = "sentencepiece", [library.encode(t) for t in texts]
+        # transformers 5 orders the merges that it makes of these by id and not by score, and puts
+        # no space first where the class does not go with the model type. The published folders
+        # have a tokenizer.json that is right. So the library that made the file is asked.
+        said["class"], said["ids"] = "sentencepiece", of_library(pieces, type(tokenizer), texts)
         del said["whole"], said["pairs"]
     return said
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from minift.checkpoints import strict_json
+from minift.checkpoints import placeholder, strict_json
 from minift.errors import FormatError
 from minift.storage import read_file
 from minift.tokenizers import chat
@@ -35,9 +35,8 @@ NEEDED = "a tokenizer.json, a tokenizer.model, a vocab.json with its merges.txt,
 def tokenizer_in(folder: Path) -> Tokenizer:
     """The tokenizer of a Hugging Face folder.
 
-    tokenizer.json says which it is; sentencepiece's own tokenizer.model goes first where both hold
-    pieces, and serves alone. Folders of older times have a vocab.json with a merges.txt, or a
-    vocab.txt, and no tokenizer.json.
+    tokenizer.json says which it is; a tokenizer.model serves where there is none. Folders of older
+    times have a vocab.json with a merges.txt, or a vocab.txt.
     """
     path, pieces = folder / "tokenizer.json", folder / "tokenizer.model"
     beside = beside_in(folder)
@@ -93,13 +92,16 @@ def beside_in(folder: Path) -> Beside:
 def sentencepiece_in(folder: Path, beside: Beside) -> SentencePiece:
     """The tokenizer of a tokenizer.model."""
     path = folder / "tokenizer.model"
-    raw = read_file(path, limit_bytes=LIMIT)
+    raw = bytes_in(path)
     return SentencePiece.from_model(raw, with_family(beside), str(path), added=beside.added)
 
 
 def with_family(beside: Beside) -> dict[str, Any]:
-    """tokenizer_config.json, with the family of config.json: to some, classes mean nothing."""
-    return (beside.settings() or {}) | {"model_type": beside.model.get("model_type")}
+    """tokenizer_config.json, with the family and the end of text that config.json names."""
+    ids = beside.model.get("eos_token_id")
+    end = ids[0] if isinstance(ids, list) and ids else ids
+    family = {"model_type": beside.model.get("model_type"), "eos_token_id": end}
+    return (beside.settings() or {}) | family
 
 
 def tokenizer_of(metadata: Mapping[str, Any], path: str) -> Tokenizer:
@@ -111,9 +113,15 @@ def tokenizer_of(metadata: Mapping[str, Any], path: str) -> Tokenizer:
     )
 
 
+def bytes_in(path: Path) -> bytes:
+    raw = read_file(path, limit_bytes=LIMIT)
+    placeholder.check(path, raw, empty="")
+    return raw
+
+
 def text_in(path: Path) -> str:
     try:
-        return read_file(path, limit_bytes=LIMIT).decode()
+        return bytes_in(path).decode()
     except UnicodeDecodeError as error:
         found = f"byte {error.object[error.start]:#04x} at {error.start:,}"
         raise FormatError(path, "text", found, "UTF-8", "bad-utf8") from None

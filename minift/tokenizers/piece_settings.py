@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from minift.errors import ConfigError, FormatError
+from minift.errors import ConfigError, FormatError, notice
 from minift.tokenizers import piece_model
 from minift.tokenizers.piece_model import (
     BYTE,
@@ -29,6 +29,8 @@ from minift.tokenizers.tokenizer_json import role_of, template_of
 from minift.tokenizers.vocabulary import FLAGS, LONGEST_TOKEN, MOST_TOKENS, Added, field_of
 from minift.tokenizers.wrapping import Wrapping, after, ended
 
+# The tokens of Gemma's class, where no file names them.
+GEMMA_ROLES = {"unk": "<unk>", "bos": "<bos>", "eos": "<eos>", "pad": "<pad>"}
 OWN = "minift.tokenizer."  # metadata that other programs pass over
 REBUILT = ("LlamaTokenizer", "CodeLlamaTokenizer", "GemmaTokenizer")
 MISTRAL = ("mistral", "qwen2")  # in config.json
@@ -79,7 +81,8 @@ def from_config(
     added, special, found = _added_tokens(model, ids, config, more, path)
     ids |= {token.text: i for i, token in added.items()}
     roles: dict[str, int | None] = {}
-    for role, name in model.roles.items():
+    gemma = str(config.get("model_type")).startswith("gemma")
+    for role, name in (GEMMA_ROLES if gemma else model.roles).items():
         key = role + "_token"
         own = ids.get(name)
         if config.get(key) not in (None, ""):  # an empty text names no token
@@ -87,11 +90,17 @@ def from_config(
         elif own is not None and own < len(model.types) and model.types[own] == CONTROL:
             roles[role] = None if key in config and role != "eos" else own
     eos = roles.get("eos")
+    if eos is None and type(end := config.get("eos_token_id")) is int and 0 <= end < len(ids):
+        eos = end
+        notice(path, f"no file names an eos_token: {end:,}, as config.json says")
     if eos is None:
         raise FormatError(path, "eos_token", "nothing", "a token", "missing-field")
     special |= {i for role, i in roles.items() if i is not None and role != "unk"}
     add_bos = field_of(config, "add_bos_token", bool, path, none=True)
-    usual = roles.get("bos") is not None and roles.get("bos") == ids.get(model.roles["bos"])
+    usual = roles.get("bos") is not None and roles["bos"] in (
+        ids.get(model.roles["bos"]),
+        ids.get(GEMMA_ROLES["bos"]),
+    )
     plain = not (model.unigram or model.table or model.trim_spaces)
     scheme = scheme_of(config, path) if plain else None
     legacy = field_of(config, "legacy", bool, path, none=True) is not False

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from minift import __version__
+from minift.checkpoints.finite import is_finite
 from minift.checkpoints.save import as_json
 from minift.checkpoints.tensor_names import file_names
 from minift.data.batches import row_batches
@@ -377,9 +378,7 @@ def check_finite(model: Transformer) -> None:
     """Every weight is a number: one that is none makes the loss none. Named as files name it."""
     places = ((f"{path}.weight", linear.weight) for path, linear in quantized(model))
     bad = [
-        name
-        for name, tensor in chain(model.named_parameters(), places)
-        if not bool(torch.isfinite(tensor.detach()).all())
+        name for name, tensor in chain(model.named_parameters(), places) if not is_finite(tensor)
     ]
     if bad:
         name = file_names(model.config).get(bad[0], bad[0])
