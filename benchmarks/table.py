@@ -73,6 +73,47 @@ def families() -> str:
     return table(head, lines)
 
 
+def published() -> str:
+    """Published folders, templates and adapters: tried, opened, equal; by family."""
+
+    folders = result("folders")["folders"].values()
+    adapters = result("adapters_published")["adapters"].values()
+    limit = 1e-5
+
+    def folder_cells(rows: Sequence[Any]) -> list[str]:
+        opened = sum(row["opened"] for row in rows)
+        counts = f"{len(rows)}, {opened}, {sum(not row['wrong'] for row in rows)}" if rows else ""
+        worst = [row["difference"] for row in rows if "difference" in row]
+        return [counts, f"{max(worst):.0e}" if worst else ""]
+
+    def template_cell(rows: Sequence[Any]) -> str:
+        spoken = [row for row in rows if row.get("template")]
+        return f"{len(spoken)}, {sum(row['chat'] for row in spoken)}" if spoken else ""
+
+    def adapter_cells(rows: Sequence[Any]) -> list[str]:
+        def equal(row: Any) -> bool:
+            return all(row[k] <= limit for k in ("difference", "merged", "again") if k in row)
+
+        opened = [row for row in rows if "difference" in row]
+        counts = f"{len(rows)}, {len(opened)}, {sum(map(equal, opened))}" if rows else ""
+        worst = [row[k] for row in opened for k in ("difference", "merged") if k in row]
+        return [counts, f"{max(worst):.0e}" if worst else ""]
+
+    lines = []
+    for family, name in FAMILIES.items():
+        own = [r for r in folders if r["kind"] == "models" and r.get("family") == family]
+        theirs = [r for r in adapters if r["family"] == family]
+        lines.append([name, *folder_cells(own), template_cell(own), *adapter_cells(theirs)])
+    alone = [r for r in folders if r["kind"] == "templates"]
+    lines.append(["chat templates, on a small model", *folder_cells(alone), template_cell(alone)])
+    lines[-1] += adapter_cells([])
+    assert sum(r["kind"] == "models" and not r.get("family") for r in folders) == 0, "not opened"
+    head = ["family", "folders: tried, opened, equal", "largest difference",
+            "templates: tried, equal", "adapters: tried, opened, equal",
+            "largest difference"]  # fmt: skip
+    return table(head, lines)
+
+
 def measured() -> str:
     load, text, tokens = result("load"), result("tokenizing"), result("token_parity")["parity"]
     f64, f32, quick = (result(f"reference_{n}") for n in ("float64", "float32", "quickstart"))
@@ -306,6 +347,7 @@ def few_bits() -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     "families": families,
+    "published": published,
     "measured": measured,
     "steps": steps,
     "kernels": kernels,

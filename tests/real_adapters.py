@@ -2,10 +2,10 @@
 
 For every adapter_config.json of DIR, a folder for each, PEFT makes that adapter on a small
 model of its base's family and moves all of its weights; minift opens both, answers, merges
-and answers again, and writes the adapter, which PEFT opens. Without DIR, configurations of the same
-kinds that are written out below, and kinds that a configuration does not tell. Prints a
-table; fails where a number is further off than 1e-5 of the largest, and where an adapter is refused
-that is not listed as one that minift does not have.
+and answers again, and writes the adapter, which PEFT opens. Where there is no DIR, it takes
+configurations of the same kinds that are written out below, and kinds that no configuration tells.
+Prints a table; fails where a number is further off than 1e-5 of the largest, and where an adapter
+is refused that is not listed as one that minift does not have.
 """
 
 from __future__ import annotations
@@ -173,7 +173,8 @@ def main() -> None:
     rows: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
-        jobs = [job for job in jobs_of(options.real, work) if options.only in job["name"]]
+        real = options.real if options.real is not None and options.real.is_dir() else None
+        jobs = [job for job in jobs_of(real, work) if options.only in job["name"]]
         theirs = peer(options.peer_python, work, {"make": jobs, "check": []})
         failed = json.loads(str(theirs["failed"]))
         checks = []
@@ -195,8 +196,10 @@ def main() -> None:
             else:
                 rows[key]["again"] = apart(torch.from_numpy(again[key]), theirs[key])
         bad = show(jobs, rows)
+        for job in jobs:
+            rows[job["name"]]["family"] = job["family"]
         result = {"adapters": rows, "peer_versions": json.loads(str(theirs["versions"]))}
-        name = "adapters_published" if options.real else "adapters_kinds"
+        name = "adapters_published" if real else "adapters_kinds"
         print(write(name, result, options.out or work))
     right = sum("difference" in row for row in rows.values())
     print(
