@@ -140,6 +140,6 @@ def put_weight(
 
 def problems_of(found: Contents) -> list[str]:
     """What no part of the model can have."""
-    return [f"unexpected {one_line(key)}" for key in found.unknown] + [
+    return [f"unexpected {one_line(key, 200)}" for key in found.unknown] + [
         f"twice {one_line(key)}" for key in found.twice
     ]
