@@ -71,11 +71,9 @@ class Stored:
             for key, off in file.off.items()
             if key in data and not any(type(data[key]) is type(o) and data[key] == o for o in off)
         ]
-        if data.get("task_type") in ELSEWHERE:
-            problems.append(
-                f"task_type is {data['task_type']}: {ELSEWHERE[data['task_type']]}, "
-                "which minift does not have"
-            )
+        task = data.get("task_type")
+        if isinstance(task, str) and task in ELSEWHERE:
+            problems.append(f"task_type is {task}: {ELSEWHERE[task]}, which minift does not have")
         saved = data.get("modules_to_save")
         if saved is not None and not (
             type(saved) is list and all(type(name) is str for name in saved)

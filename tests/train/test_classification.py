@@ -203,8 +203,10 @@ def test_labels_travel_with_the_adapter(tmp_path):
     found = files.stored(tmp_path / "a")
     assert (found.classifies, found.labels) == (True, ("schlecht", "für gut"))
     assert json.loads((tmp_path / "a/adapter_config.json").read_text())["task_type"] == "SEQ_CLS"
-    with pytest.raises(ConfigError, match=r"is a classifier of schlecht, für gut, .*with_labels"):
-        files.load_adapter(decoder(), tmp_path / "a")
+    given = files.load_adapter(decoder(), tmp_path / "a", trainable=True)  # a head with it
+    assert given.config.labels == ("schlecht", "für gut")
+    tokens = torch.arange(12).view(2, 6)
+    assert torch.equal(given(tokens), model(tokens))
     with pytest.raises(ConfigError, match="has the labels schlecht, für gut, and the model bad"):
         files.load_adapter(with_labels(decoder(), LABELS), tmp_path / "a")
 
