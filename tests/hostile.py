@@ -59,7 +59,7 @@ FORMATS = {
         *("checkpoints/test_families", "checkpoints/test_parts", "checkpoints/test_open"),
         *("checkpoints/test_placeholder", "checkpoints/test_tensor_names"),
     ),
-    "adapters": ("peft/test_files",),
+    "adapters": ("peft/test_files", "peft/test_adalora"),
     "run folders": ("cli/test_run_file", "study/test_verify"),
     "data": ("data/test_read",),
     "any JSON": ("checkpoints/test_strict_json",),

@@ -40,7 +40,7 @@ BASES = {
     "smollm": "llama",
 }  # fmt: skip
 # What minift does not have, and a word of the line that says so.
-NOT_HERE = {"ADALORA": "peft_type", "kasa_config": "kasa_config"}
+NOT_HERE = {"kasa_config": "kasa_config"}
 CALLED_BIN = "loftq_config"  # configurations without it are of the time of adapter_model.bin
 
 

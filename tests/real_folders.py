@@ -167,8 +167,11 @@ def saved_again(model: Transformer, tokenizer: Tokenizer, folder: Path, row: Row
         wrong = [t for t, ids in zip(TEXTS, texts, strict=True) if other.encode(t) != ids]
         if wrong:
             row["wrong"].append(f"{place.name}: other ids for {wrong[:3]!r}, {len(wrong)} texts")
-        if worst > (0 if place == folder else 1e-5):
+        if worst > 1e-5:
             row["wrong"].append(f"{place.name}: numbers differ by {worst:.1e}")
+        own = dict(again.named_parameters())
+        if place == folder and not all(torch.equal(own[n], p) for n, p in model.named_parameters()):
+            row["wrong"].append(f"{place.name}: other weights")
 
 
 def compare(folder: Path, said: Row, saved: Path) -> Row:

@@ -395,6 +395,11 @@ def read(
             f"init_lora_weights is {one_line(name, 20)}, which changed the base: save it as a "
             "plain LoRA, with path_initial_model_for_weight_conversion of PEFT's save_pretrained"
         )
+    elif data.get("kasa_config") is not None:
+        problems.append(
+            "kasa_config is there: KaSA takes the smallest singular values out of the base's own "
+            "weights; merge it with PEFT and load the merged model"
+        )
     elif init is not None and type(init) is not bool and name.lower() not in BASE_KEEPING:
         problems.append(f"init_lora_weights is {one_line(init)}, which minift does not have")
     ranks = one(data, "rank_pattern", dict, problems) or {}
@@ -594,10 +599,9 @@ FILE = Format(
         # Each does more in use than add B A: routes, samples, or cuts the base.
         "arrow_config": (None,),
         "monteclora_config": (None,),
-        "kasa_config": (None,),
     },
     neutral=(  # how training began, went, or is written
         *("qalora_group_size", "loftq_config", "eva_config", "corda_config", "lora_ga_config"),
-        *("velora_config", "merge_weights"),
+        *("velora_config", "merge_weights", "kasa_config"),
     ),
 )

@@ -12,7 +12,7 @@ from typing import Any
 from minift.checkpoints import hub_cache, safetensors, strict_json, torch_zip
 from minift.checkpoints.open import TensorFile, is_hub_name
 from minift.errors import ConfigError, FormatError, one_line
-from minift.peft import adapterhub
+from minift.peft import adalora, adapterhub
 from minift.peft.format import CONFIG, NEUTRAL, Format, Shapes, Whole
 from minift.peft.methods import METHODS
 from minift.peft.spelling import Spelling
@@ -109,12 +109,9 @@ class Stored:
 
     @cached_property
     def tensors(self) -> TensorFile:
-        """Its tensor file; where both kinds are there, the one that PEFT takes too."""
-        if not os.path.exists(self.folder / TENSORS) and os.path.exists(
-            self.folder / OLDER_TENSORS
-        ):
-            return torch_zip.read(self.folder / OLDER_TENSORS)
-        return safetensors.read(self.folder / TENSORS)
+        """Its tensor file, an AdaLoRA's as the LoRA that it is."""
+        file = tensor_file(self.folder)
+        return adalora.AsLoRA(file) if self.data["peft_type"] == adalora.TYPE else file
 
     @property
     def classifies(self) -> bool:
@@ -155,6 +152,14 @@ class Stored:
         return f"{str(self.config()).partition(' on ')[0]}{where}"
 
 
+def tensor_file(folder: Path) -> TensorFile:
+    """Where both kinds are there, the one that PEFT takes too."""
+    older = folder / OLDER_TENSORS
+    if not os.path.exists(folder / TENSORS) and os.path.exists(older):
+        return torch_zip.read(older)
+    return safetensors.read(folder / TENSORS)
+
+
 HEADS = ("classifier", "score", "out_proj")
 
 
@@ -182,6 +187,8 @@ def stored(path: str | os.PathLike[str]) -> AnyStored:
     if adapterhub.is_hub(data):
         return adapterhub.Stored(folder, data)
     kind = data.get("peft_type")
+    if kind == adalora.TYPE:
+        kind, data = "LORA", adalora.options(data, tensor_file(folder))
     if not isinstance(kind, str) or kind not in FORMATS:
         raise FormatError(folder / CONFIG, "peft_type", kind, ", ".join(FORMATS), "out-of-range")
     base = data.get("base_model_name_or_path")
