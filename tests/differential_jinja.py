@@ -27,7 +27,7 @@ from transformers.utils.chat_template_utils import _compile_jinja_template
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 
-from minift.tokenizers import jinja  # noqa: E402
+from minift.tokenizers.jinja import render as jinja  # noqa: E402
 
 GOLDEN = json.loads(HERE.joinpath("golden/jinja.json").read_text())
 NOT_READ = (

@@ -69,7 +69,7 @@ def read_tokenizer(data: bytes) -> None:
 
 
 def read_template(data: bytes) -> None:
-    tests_of("tokenizers/test_jinja").read_mutated(data)
+    tests_of("tokenizers/jinja/test_render").read_mutated(data)
 
 
 # The module that makes the files, and what reads them. The slowest first, for the two processes.
@@ -77,7 +77,7 @@ READERS: dict[str, Read] = {
     "checkpoints/test_torch_zip": reader_of(torch_zip),
     "tokenizers/test_tokenizer_json": read_tokenizer,
     "tokenizers/test_piece_model": read_pieces,
-    "tokenizers/test_jinja": read_template,
+    "tokenizers/jinja/test_render": read_template,
     "checkpoints/test_safetensors": reader_of(safetensors),
     "checkpoints/test_gguf": reader_of(gguf),
     "checkpoints/test_weight_index": read_index,

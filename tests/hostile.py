@@ -49,7 +49,7 @@ FORMATS = {
     "tokenizer": (
         *("tokenizers/test_tokenizer_json", "tokenizers/test_wordpiece_json"),
         *("tokenizers/test_tokenizer_class", "checkpoints/test_tokenizers"),
-        "tokenizers/test_jinja",
+        "tokenizers/jinja/test_render",
     ),
     "sentencepiece": (
         *("tokenizers/test_piece_model", "tokenizers/test_piece_json"),

@@ -9,11 +9,9 @@
 
 Read `split.py` (text to words), `byte_bpe.py` (words to ids), `chat.py` (messages to ids),
 `wordpiece.py` (the encoders' way), `sentencepiece.py` (spaces are characters of the pieces),
-`wrapping.py` (what stands around a text). A chat template is text in Jinja: `jinja.py` evaluates
-it, with `jinja_tokens.py`, `jinja_parse.py` and `jinja_tree.py` below, `jinja_values.py` and
-`jinja_filters.py` beside it, and `traced.py` for whose each character is; `chat_templates.py` has
-those with a name. The file formats are `vocabulary.py`, `tokenizer_json.py`, `wordpiece_json.py`,
-`post_processor.py`, and of pieces `piece_model.py`, `piece_settings.py` and `piece_json.py`, with
-their merges in `piece_merges.py`; `beside.py` is what stands beside a vocabulary in a folder, and
-`tokenizer_class.py` what transformers makes of all of it.
+`wrapping.py` (what stands around a text). A chat template is text in Jinja, which `jinja/`
+renders; `chat_templates.py` has those with a name. The file formats are `vocabulary.py`,
+`tokenizer_json.py`, `wordpiece_json.py`, `post_processor.py`, and of pieces `piece_model.py`,
+`piece_settings.py` and `piece_json.py`, with their merges in `piece_merges.py`; `beside.py` is what
+stands beside a vocabulary in a folder, and `tokenizer_class.py` what transformers makes of it all.
 """

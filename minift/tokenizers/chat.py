@@ -3,7 +3,7 @@
     <|im_start|>user⏎Hello<|im_end|>⏎<|im_start|>assistant⏎Hi there<|im_end|>⏎
                                                           ▐──── learned ───▌
 
-The template is rendered (jinja.py), and each character of the text keeps its source (traced.py). So
+The template is rendered (jinja/), and each character of the text keeps its source (jinja/traced.py). So
 a special token's name becomes the token where the template wrote it, and in a message it is plain
 text, whatever a user wrote; BOS occurs where the template has it and nowhere else. Learned is each
 answer: from where the template's prompt for an answer ends, through the special token that ends it.
@@ -26,13 +26,13 @@ from functools import cache, lru_cache
 from itertools import pairwise
 
 from minift.errors import ConfigError, EncodeError, notice, one_line
-from minift.tokenizers import jinja as interpreter
-from minift.tokenizers import traced
 from minift.tokenizers.chat_templates import TEMPLATES
 from minift.tokenizers.interface import Tokenizer
-from minift.tokenizers.jinja_tokens import JinjaError
+from minift.tokenizers.jinja import traced
+from minift.tokenizers.jinja.render import render as render_template
+from minift.tokenizers.jinja.tokens import JinjaError
+from minift.tokenizers.jinja.traced import TEMPLATE, Text, runs_of
 from minift.tokenizers.tokens import Finder
-from minift.tokenizers.traced import TEMPLATE, Text, runs_of
 
 ROLES = ("system", "user", "assistant")
 Messages = Sequence[Mapping[str, str]]
@@ -136,7 +136,7 @@ def _probe(source: str, values: Values, number: int) -> Text | None:
 
 def _write(source: str, values: Values, messages: Messages, reply: bool, now: datetime) -> Text:
     """What transformers has a template write without tools; JinjaError where it refuses that."""
-    return interpreter.render(
+    return render_template(
         source, messages, now,
         add_generation_prompt=reply, tools=None, documents=None, **dict(values),
     )  # fmt: skip

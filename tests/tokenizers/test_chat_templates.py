@@ -7,7 +7,7 @@ from datetime import datetime
 import pytest
 
 from minift.tokenizers.chat_templates import TEMPLATES
-from minift.tokenizers.jinja import render
+from minift.tokenizers.jinja.render import render
 
 SYSTEM = {"role": "system", "content": " Be brief. "}
 TALK = [

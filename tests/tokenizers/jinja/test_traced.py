@@ -7,8 +7,8 @@ from itertools import groupby
 
 import pytest
 
-from minift.tokenizers import traced
-from minift.tokenizers.traced import Text, runs_of
+from minift.tokenizers.jinja import traced
+from minift.tokenizers.jinja.traced import Text, runs_of
 
 
 def marked(text: str) -> Text:

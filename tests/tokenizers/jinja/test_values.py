@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from minift.tokenizers.jinja_tokens import JinjaError
-from minift.tokenizers.jinja_values import (
+from minift.tokenizers.jinja.tokens import JinjaError
+from minift.tokenizers.jinja.values import (
     METHODS,
     UNDEFINED,
     Work,
@@ -17,7 +17,7 @@ from minift.tokenizers.jinja_values import (
     text_of,
 )
 
-GOLDEN = json.loads(Path(__file__).parents[1].joinpath("golden/jinja.json").read_text())
+GOLDEN = json.loads(Path(__file__).parents[2].joinpath("golden/jinja.json").read_text())
 
 
 def test_every_method_is_in_a_golden() -> None:

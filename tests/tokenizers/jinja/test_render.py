@@ -17,10 +17,10 @@ from minift.errors import ConfigError, FormatError
 from minift.tokenizers import chat
 from minift.tokenizers.byte_bpe import ByteBPE
 from minift.tokenizers.chat_templates import TEMPLATES
-from minift.tokenizers.jinja import JinjaError, Refused, render
-from minift.tokenizers.traced import runs_of
+from minift.tokenizers.jinja.render import JinjaError, Refused, render
+from minift.tokenizers.jinja.traced import runs_of
 
-GOLDEN = json.loads(Path(__file__).parents[1].joinpath("golden/jinja.json").read_text())
+GOLDEN = json.loads(Path(__file__).parents[2].joinpath("golden/jinja.json").read_text())
 NOW = datetime(2024, 2, 3, 16, 5)
 TALK = [
     {"role": "system", "content": "Be brief."},
@@ -221,7 +221,7 @@ def test_a_hostile_template_ends_soon(name: str) -> None:
 def hostile() -> dict[str, tuple[Callable[[Path], object], str]]:
     """For tests/hostile.py: each as the template of a tokenizer that is to write a conversation."""
 
-    golden = json.loads(Path(__file__).parents[1].joinpath("golden/tokens.json").read_text())
+    golden = json.loads(Path(__file__).parents[2].joinpath("golden/tokens.json").read_text())
 
     def attempt(folder: Path, source: str) -> None:
         config = {"eos_token": "<|im_end|>", "chat_template": source}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from minift.tokenizers.jinja_tokens import LONGEST, MOST_TOKENS, JinjaError, tokens_of
+from minift.tokenizers.jinja.tokens import LONGEST, MOST_TOKENS, JinjaError, tokens_of
 
 WRONG = {
     "{{ 'a }}": "within a tag",

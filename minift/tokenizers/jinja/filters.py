@@ -7,9 +7,10 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from minift.tokenizers import traced
-from minift.tokenizers.jinja_tokens import JinjaError
-from minift.tokenizers.jinja_values import (
+from minift.tokenizers.jinja import traced
+from minift.tokenizers.jinja.tokens import JinjaError
+from minift.tokenizers.jinja.traced import TEMPLATE, Text
+from minift.tokenizers.jinja.values import (
     COMPARES,
     METHODS,
     UNDEFINED,
@@ -24,7 +25,6 @@ from minift.tokenizers.jinja_values import (
     sliced,
     text_of,
 )
-from minift.tokenizers.traced import TEMPLATE, Text
 
 
 def _default(work: Work, value: Any, default_value: Any = "", boolean: bool = False) -> Any:

@@ -1,11 +1,11 @@
-"""What is refused while a template is read; what binds how is in the golden of test_jinja.py."""
+"""What is refused while a template is read; what binds how is in the golden of test_render.py."""
 
 from __future__ import annotations
 
 import pytest
 
-from minift.tokenizers.jinja_parse import parse
-from minift.tokenizers.jinja_tokens import JinjaError
+from minift.tokenizers.jinja.parse import parse
+from minift.tokenizers.jinja.tokens import JinjaError
 
 WRONG = {
     "{% include 'x' %}": "the statement 'include'",

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from minift.tokenizers import traced
-from minift.tokenizers.jinja_filters import FILTERS, TESTS, filtered
-from minift.tokenizers.jinja_tokens import JinjaError
-from minift.tokenizers.jinja_values import Work
+from minift.tokenizers.jinja import traced
+from minift.tokenizers.jinja.filters import FILTERS, TESTS, filtered
+from minift.tokenizers.jinja.tokens import JinjaError
+from minift.tokenizers.jinja.values import Work
 
-GOLDEN = json.loads(Path(__file__).parents[1].joinpath("golden/jinja.json").read_text())
+GOLDEN = json.loads(Path(__file__).parents[2].joinpath("golden/jinja.json").read_text())
 
 
 def work() -> Work:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from minift.tokenizers import jinja_tree as tree
-from minift.tokenizers.jinja_parse import parse
+from minift.tokenizers.jinja import tree
+from minift.tokenizers.jinja.parse import parse
 
 A, B, ONE, NONE = tree.Name("a"), tree.Name("b"), tree.Literal(1), tree.Arguments()
 X = (tree.Output(tree.Literal("x")),)

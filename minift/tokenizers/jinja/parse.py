@@ -9,8 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from minift.tokenizers.jinja_tokens import JinjaError, Token, tokens_of
-from minift.tokenizers.jinja_tree import (
+from minift.tokenizers.jinja.tokens import JinjaError, Token, tokens_of
+from minift.tokenizers.jinja.traced import TEMPLATE, traced
+from minift.tokenizers.jinja.tree import (
     Arguments,
     Body,
     Call,
@@ -38,7 +39,6 @@ from minift.tokenizers.jinja_tree import (
     Statement,
     Test,
 )
-from minift.tokenizers.traced import TEMPLATE, traced
 
 DEEPEST = 40  # expressions, and blocks, within each other; published templates have up to 10
 

@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from minift.tokenizers import traced
-from minift.tokenizers.jinja_tokens import JinjaError
-from minift.tokenizers.traced import TEMPLATE, Text
+from minift.tokenizers.jinja import traced
+from minift.tokenizers.jinja.tokens import JinjaError
+from minift.tokenizers.jinja.traced import TEMPLATE, Text
 
 LARGEST = 1 << 63
 

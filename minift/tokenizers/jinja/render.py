@@ -17,12 +17,12 @@ from datetime import datetime
 from functools import lru_cache
 from typing import Any, NoReturn
 
-from minift.tokenizers import jinja_tree as tree
-from minift.tokenizers import traced
-from minift.tokenizers.jinja_filters import filtered, tested
-from minift.tokenizers.jinja_parse import parse
-from minift.tokenizers.jinja_tokens import JinjaError
-from minift.tokenizers.jinja_values import (
+from minift.tokenizers.jinja import traced, tree
+from minift.tokenizers.jinja.filters import filtered, tested
+from minift.tokenizers.jinja.parse import parse
+from minift.tokenizers.jinja.tokens import JinjaError
+from minift.tokenizers.jinja.traced import TEMPLATE, Text
+from minift.tokenizers.jinja.values import (
     COMPARES,
     UNDEFINED,
     Bound,
@@ -35,7 +35,6 @@ from minift.tokenizers.jinja_values import (
     sliced,
     text_of,
 )
-from minift.tokenizers.traced import TEMPLATE, Text
 
 STEPS, STEPS_A_MESSAGE = 20_000, 2_000  # published templates take up to 300 a message
 LONGEST = 1 << 20  # characters of any text, beyond those of the messages
