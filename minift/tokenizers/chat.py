@@ -3,7 +3,7 @@
     <|im_start|>user⏎Hello<|im_end|>⏎<|im_start|>assistant⏎Hi there<|im_end|>⏎
                                                           ▐──── learned ───▌
 
-The template is rendered (jinja/), and each character of the text keeps its source (jinja/traced.py). So
+The template is rendered (jinja/), and each character keeps its source (jinja/traced.py). So
 a special token's name becomes the token where the template wrote it, and in a message it is plain
 text, whatever a user wrote; BOS occurs where the template has it and nowhere else. Learned is each
 answer: from where the template's prompt for an answer ends, through the special token that ends it.
