@@ -50,7 +50,7 @@ def reviews() -> list[str]:
 def folders(place: Path | None) -> dict[str, Path]:
     """The published classifiers in a folder, by name."""
     found = {}
-    for path in sorted(place.iterdir()) if place is not None else ():
+    for path in sorted(place.iterdir()) if place is not None and place.is_dir() else ():
         data = json.loads((path / "config.json").read_text())
         kinds = data.get("architectures") or [""]
         if kinds[0].endswith("ForSequenceClassification") and len(data.get("id2label", "ab")) > 1:

@@ -187,7 +187,7 @@ def compare(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--peer-python", required=True, help="with the libraries of peers/hf.txt")
-    parser.add_argument("--only", help="one vocabulary")
+    parser.add_argument("--only", help="the vocabularies whose names begin so")
     parser.add_argument("--real", type=Path, help="a folder of published folders")
     parser.add_argument("--out", type=Path, help="the folder of the result file")
     options = parser.parse_args()
@@ -199,7 +199,7 @@ def main() -> None:
     parity: dict[str, dict[str, Any]] = {}
     problems: list[str] = []
     for name, (lay_out, readers) in found.items():
-        if options.only not in (None, name):
+        if not name.startswith(options.only or ""):
             continue
         with tempfile.TemporaryDirectory() as folder:
             work = Path(folder)

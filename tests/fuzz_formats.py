@@ -34,6 +34,7 @@ from minift.tokenizers.sentencepiece import SentencePiece  # noqa: E402
 
 PROCESSES = 2
 SLOWER = 10  # times: files of a kind of fuzz_folders.py are fewer by that
+MOST = 200_000  # and no more than that: some are read at sixty a second
 Read = Callable[[Any], object]
 
 
@@ -138,7 +139,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="the folder of a result file, fuzz.json")
     parser.add_argument("--only", help="one of the readers")
     options = parser.parse_args()
-    fewer = max(1, options.count // SLOWER)
+    fewer = min(MOST, max(1, options.count // SLOWER))
     tasks = [(name, fewer if name in KINDS else options.count, options.seed)
              for name in (*KINDS, *READERS) if options.only in (None, name)]  # fmt: skip
     fresh = multiprocessing.get_context("spawn")
