@@ -43,7 +43,7 @@ from minift.peft.contents import PREFIX, contents_of, problems_of
 from minift.peft.copies import Copy
 from minift.peft.format import CONFIG, Format, Whole, misfits
 from minift.peft.methods import attach, method_of
-from minift.peft.places import changes
+from minift.peft.places import adapters_of, changes
 from minift.peft.spelling import Spelling
 from minift.peft.state import STATE, put_state, state_config, training_state
 from minift.peft.stored import LABELS, TASKS, TENSORS, Stored, stored
@@ -179,13 +179,21 @@ def load_adapter(
 def base_kept(model: Transformer) -> Iterator[None]:
     """An error puts back what was replaced: the head, and a table of another size."""
     config, modules = model.config, dict(model._modules)
+    adapters = adapters_of(model)
+    slots = {} if adapters is None else dict(adapters.slots.items())
     try:
         yield
     except BaseException:
-        adapters = model._modules.get("adapters")
+        replaced = {key for key in modules if modules[key] is not model._modules.get(key)}
+        adapters = adapters_of(model)
         model.config, model._modules = config, modules
         if adapters is not None:
             model.adapters = adapters
+            # A slot is called by a hook of its module: with the old module its old slot returns.
+            for key in [key for key in adapters.slots if key.partition("/")[0] in replaced]:
+                del adapters.slots[key]
+            for key in slots.keys() - set(adapters.slots):
+                adapters.slots[key] = slots[key]
         raise
 
 

@@ -61,6 +61,8 @@ USUAL |= {"continuing_subword_prefix": "", "end_of_word_suffix": ""}
 FLAGS_OF_MODEL = ("fuse_unk", "byte_fallback", "ignore_merges")
 LONGEST_STEP = 64  # characters that a Replace finds or puts; published ones have one or two
 MOST_STEPS = 8
+MOST_GROWTH = 1_000  # characters that all steps together make of one
+GROWTH = {"NFC": 3, "NFD": 4, "NFKC": 18, "NFKD": 18}  # of Unicode's normal forms
 KNOWN = "null, Prepend of ▁, Replace of a text, NFC, NFD, NFKC, NFKD, or a Sequence of them"
 
 
@@ -269,6 +271,16 @@ def _steps(normalizer: object, path: str) -> tuple[bool, tuple[tuple[str, ...], 
                 steps.append((form,))
             case _:
                 raise FormatError(path, "normalizer", row, KNOWN, "unsafe")
+    growth = 1
+    for step in steps:
+        match step:
+            case (form,):
+                growth *= GROWTH[form]
+            case (old, new):
+                growth *= max(1, -(-len(new) // len(old)))
+    if growth > MOST_GROWTH:
+        found, allowed = f"{growth:,} characters made of one", f"at most {MOST_GROWTH:,}"
+        raise FormatError(path, "normalizer", found, allowed, "limit")
     return () in steps, tuple(step for step in steps if step)
 
 

@@ -171,6 +171,12 @@ LIES = [
     ("normalizer", REPLACE | {"pattern": {"String": ""}}, "Prepend of", "unsafe"),
     ("normalizer", REPLACE | {"content": "x" * 65}, "Prepend of", "unsafe"),
     ("normalizer", {"type": "Sequence", "normalizers": [REPLACE] * 9}, "8 steps", "limit"),
+    (
+        "normalizer",
+        {"type": "Sequence", "normalizers": [REPLACE | {"content": " " * 64}] * 4},
+        "at most 1,000",
+        "limit",
+    ),
     ("normalizer", {"type": "Sequence", "normalizers": [[]]}, "Prepend of", "unsafe"),
     ("normalizer", {"type": "Sequence", "normalizers": 5}, "allowed list", "bad-type"),
     ("normalizer", 5, "Prepend of", "unsafe"),
