@@ -169,7 +169,9 @@ def reach(found: Mapping[str, Any], scaled: RopeScaling | None, context: int) ->
         return context
     original = found.get("original_max_position_embeddings")
     original = context if scaled.kind == "dynamic" else original
-    return context if type(original) is not int else max(context, int(scaled.factor * original))
+    if type(original) is not int:
+        return context
+    return max(context, int(min(scaled.factor * original, 2.0**62)))  # an infinity has no int
 
 
 def scaled_rope(found: Mapping[str, Any], base: float, values: Values, path: str) -> Values:

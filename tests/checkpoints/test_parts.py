@@ -173,6 +173,12 @@ def test_labels_are_named_or_counted():
             read({"num_labels": count}, {"head": "label"}, "f")
 
 
+def test_a_scaling_to_no_end_has_no_context():
+    scaled = {"rope_scaling": {"type": "yarn", "factor": 1e308, "attention_factor": 1.0,
+                               "original_max_position_embeddings": 100}}  # fmt: skip
+    assert rope(1e4).read(scaled, {"context": 100}, "f")["context"] > 2**31  # ModelConfig's most
+
+
 def test_roberta_counts_from_after_its_padding():
     read = ROBERTA.read({"max_position_embeddings": 514, "pad_token_id": 1}, {}, "f")
     assert read == {"position_offset": 2, "context": 512}
