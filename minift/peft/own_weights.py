@@ -56,7 +56,7 @@ def resize(model: Transformer, spelled: Spelling, contents: Contents, file: Tens
         if ours == TABLE or ours in SCORES
     }
     shape = tuple(file.tensors[rows[TABLE]].shape) if TABLE in rows else ()
-    if len(shape) != 2 or shape[0] == model.config.vocab or shape[1] != model.config.dim:
+    if len(shape) != 2 or shape[0] in (0, model.config.vocab) or shape[1] != model.config.dim:
         return False
     count, was = shape[0], model.config.vocab
     if names(model):
