@@ -350,7 +350,8 @@ def _read_labels(data: Mapping[str, Any], values: Values, path: str) -> Values:
     if not all(type(name) in (str, int) for name in named.values()):  # 0 and 1 are published, too
         raise FormatError(path, "id2label", one_line(named), "texts", "bad-type")
     if type(count) is int and 1 <= count <= LABELS_LIMIT and count != len(named):
-        notice(path, f"num_labels is {count:,}, id2label has {len(named):,}: labels without names")
+        text = f"num_labels is {count:,}, id2label has {len(named):,}"
+        notice(path, f"{text}: the labels are called LABEL_0 to LABEL_{count - 1}")
         return {"labels": tuple(f"LABEL_{i}" for i in range(count))}
     return {"labels": tuple(str(named[str(i)]) for i in range(len(named)))}
 

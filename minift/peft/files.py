@@ -161,17 +161,17 @@ def load_adapter(
         left_out = put(model, name, found, trainable)
     now = model.config
     if new_head and labels:
-        notice(found.folder, f"has a head for {len(now.labels)} labels, which takes the place of "
-               f"the base's for {labels}")  # fmt: skip
+        notice(found.folder, f"its head for {len(now.labels)} labels replaces the base's head for "
+               f"{labels}")  # fmt: skip
     if new_head and loose(model, found):
-        notice(found.folder, "neither it nor the base holds the dense layer of the classifier, "
-               "which is drawn at random, as in PEFT: its answers mean nothing")  # fmt: skip
+        notice(found.folder, "neither the adapter nor the base has the classifier's dense layer: "
+               "it is drawn at random, as in PEFT, and the scores mean nothing")  # fmt: skip
     if now.vocab != tokens:
-        notice(found.folder, f"the model has {now.vocab:,} tokens now, as the adapter's table has; "
-               f"it had {tokens:,}")  # fmt: skip
+        notice(found.folder, f"the model has {now.vocab:,} tokens now, one for each row of the "
+               f"adapter's embedding; it had {tokens:,}")  # fmt: skip
     if left_out:
-        notice(found.folder, f"{left_out} tensors for the part that sees pictures are left out: "
-               "minift has the text part")  # fmt: skip
+        notice(found.folder, f"{left_out} tensors of the vision part are ignored: minift has the "
+               "text model alone")  # fmt: skip
     return use(model, name)
 
 

@@ -261,7 +261,9 @@ def _answers(tokenizer: Tokenizer, source: str, messages: Messages, text: Text) 
         if closing and text.startswith(closing, end):
             end += len(closing)
         elif n == last:
-            notice("chat template", "it ends the last answer with no token, so none is learned")
+            notice(
+                "chat template", "it writes no token after the last answer: a model learns no end"
+            )
         found.append((begin, end))
     return sorted(found)
 

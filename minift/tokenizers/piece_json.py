@@ -178,8 +178,9 @@ def _settings(
     settings = piece_settings.from_config(model, both, more, path)
     starts = settings.bos is not None and start == settings.bos
     if asked is not None and asked != starts:
-        what = "starts texts with BOS" if starts else "puts no BOS before texts"
-        notice(path, f"{what}, whatever add_bos_token of tokenizer_config.json says")
+        does = "puts the BOS token before texts" if starts else "puts no BOS token before texts"
+        said = f"add_bos_token {json.dumps(asked)} in tokenizer_config.json"
+        notice(path, f"{does}; {said} is ignored")
     return replace(settings, add_bos=starts, wrapping=wrapping)
 
 
@@ -246,8 +247,9 @@ def _first_space(data: Mapping[str, Any], config: Mapping[str, Any], path: str) 
     if told.behaviour == found.behaviour:
         return found
     name = config["tokenizer_class"]
-    what = f"a text gets its first space as {name} has it ({named}), the class that"
-    notice(path, f"{what} tokenizer_config.json names; so transformers reads it")
+    does = {"first": "before a text", "always": "before each part of a text", "never": "nowhere"}
+    text = f"the class {name} puts the first space {does[named]}, as in transformers 5"
+    notice(path, f"{text}; what this file says of that is not used")
     return told
 
 

@@ -165,7 +165,9 @@ def test_labels_are_named_or_counted():
         with pytest.raises(FormatError):
             read({"id2label": bad}, {"head": "label"}, "f")
     assert read({"id2label": {"0": 0, "1": 1}}, {"head": "label"}, "f")["labels"] == ("0", "1")
-    with pytest.warns(Notice, match="num_labels is 3, id2label has 2: labels without names"):
+    with pytest.warns(
+        Notice, match="num_labels is 3, id2label has 2: the labels are called LABEL_0 to LABEL_2"
+    ):
         found = read(named | {"num_labels": 3}, {"head": "label"}, "f")
     assert found["labels"] == ("LABEL_0", "LABEL_1", "LABEL_2")
     for count in (0, 10**9, "2", True):

@@ -241,7 +241,7 @@ def test_tokens_around_a_text_are_those_of_the_post_processor() -> None:
         data = by_hand(post_processor=made)
         ours = SentencePiece.from_json(data, {"add_bos_token": add_bos}, "t")
         assert (ours.wrap([9])[0], ours.add_bos) == (wrapped, add_bos)
-        with pytest.warns(Notice, match="whatever add_bos_token of tokenizer_config.json says"):
+        with pytest.warns(Notice, match="in tokenizer_config.json is ignored"):
             other = SentencePiece.from_json(data, {"add_bos_token": not add_bos}, "t")
         assert other.add_bos is add_bos
         assert other.wrap([9]) == ours.wrap([9])
