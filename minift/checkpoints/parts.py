@@ -203,7 +203,7 @@ def gguf_windows(
             case list(each) if len(each) == layers and {*map(type, each)} == {bool}:
                 local = each
             case found:
-                allowed = f"every how many layers there is none, or {layers} of true and false"
+                allowed = f"a period in layers, or {layers} values that are true or false"
                 raise FormatError(path, pattern, found, allowed, "out-of-range")
         return {"window": window, "local": tuple(local)}
 

@@ -76,7 +76,7 @@ def resize(model: Transformer, spelled: Spelling, contents: Contents, file: Tens
         wider = count > was
         if wider and (ours not in rows or file.tensors[rows[ours]].shape[0] != count):
             what = "the output matrix" if ours.endswith("weight") else "the output's biases"
-            allowed = f"{was:,}, the model's, or as many of {what} too"
+            allowed = f"{was:,}, as the model has, or as many rows of {what}"
             found = f"{count:,} rows"
             raise FormatError(file.path, rows[TABLE], found, allowed, "shape-mismatch")
         more = file.load(rows[ours])[was:].to(old) if wider else old[:0]

@@ -82,7 +82,9 @@ def source_of(tokenizer: Tokenizer) -> str:
                 tokenizer.bos is None if token == "bos_token" else (token not in tokenizer.special)
             )
             if missing:
-                raise ConfigError(f"the chat template needs the special token {token}, not here")
+                raise ConfigError(
+                    f"the chat template needs the special token {token}: it is missing"
+                )
         return TEMPLATES[choice].jinja
     if tokenizer.template is None:
         raise ConfigError(

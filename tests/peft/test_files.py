@@ -353,7 +353,7 @@ def test_a_state_that_leads_elsewhere_is_refused(name, value, tmp_path):
         for tensor in tensors.values():
             tensor.view(-1)[0] = value
 
-    refused_state(edited_state(tmp_path, name, edit), "leads elsewhere")
+    refused_state(edited_state(tmp_path, name, edit), "a state that gives another")
 
 
 @pytest.mark.parametrize("name", WITH_STATE)
