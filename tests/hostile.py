@@ -56,7 +56,7 @@ FORMATS = {
         "tokenizers/test_piece_settings",
     ),
     "configuration": (
-        *("checkpoints/test_families", "checkpoints/test_parts", "checkpoints/test_open"),
+        *("checkpoints/test_families", "checkpoints/test_rope_parts", "checkpoints/test_open"),
         *("checkpoints/test_placeholder", "checkpoints/test_tensor_names"),
     ),
     "adapters": ("peft/test_files", "peft/test_adalora"),

@@ -150,7 +150,7 @@ def head_there(family: Family, head: str, found: set[str], tied: bool, path: str
     own = head_names(family, head, tied)
     if not found or not own or found.intersection(own):
         return head
-    notice(path, "names a class with a head, and the weights have none: read without a head")
+    notice(path, "names a class with a head, and the weights have none: the model has no head")
     return "none"
 
 

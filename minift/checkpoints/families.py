@@ -27,20 +27,17 @@ from minift.checkpoints.parts import (
     GEMMA_1,
     GGUF_GEMMA,
     GGUF_NEOX,
-    GGUF_ROPE,
     LABELS,
     NEOX,
-    PARTIAL_ROPE,
     ROBERTA,
-    TWO_ROPES,
     every_layer,
     every_other,
     five_of_six,
     gguf_windows,
-    rope,
     upper_layers,
     windows,
 )
+from minift.checkpoints.rope_parts import GGUF_ROPE, PARTIAL_ROPE, TWO_ROPES, rope
 from minift.errors import FormatError
 from minift.model.config import ModelConfig
 

@@ -73,7 +73,7 @@ def open_model(parsed: Parsed, *, trainable: bool = False) -> tuple[Transformer,
         model = with_labels(model, labels)
     if adapter is not None:
         load_adapter(model, adapter.folder, trainable=trainable)
-        tokenizer = with_new_tokens(tokenizer, adapter)
+        tokenizer = with_new_tokens(tokenizer, adapter, model.config.vocab)
     if labels and brings_head:
         model.config = replace(model.config, labels=labels)
     return model, tokenizer
@@ -95,16 +95,21 @@ def names_labels(adapter: AnyStored) -> bool:
     return bool(adapter.labels) and bool(getattr(adapter, "names_labels", True))
 
 
-def with_new_tokens(tokenizer: Tokenizer, adapter: AnyStored) -> Tokenizer:
-    """The adapter's own tokenizer, where training gave the base's more tokens."""
+def with_new_tokens(tokenizer: Tokenizer, adapter: AnyStored, rows: int) -> Tokenizer:
+    """The adapter's own tokenizer, if it has more tokens than the base's and the model has a row
+    of its embedding for each."""
     files = ("tokenizer.json", "tokenizer.model", "vocab.txt")
     if not any((adapter.folder / file).exists() for file in files):
         return tokenizer
     own = tokenizer_in(adapter.folder)
     if own.vocab_size <= tokenizer.vocab_size:
         return tokenizer
-    notice(adapter.folder, f"its tokenizer is used, which has {own.vocab_size:,} tokens; the "
-           f"base's has {tokenizer.vocab_size:,}")  # fmt: skip
+    if own.vocab_size > rows:
+        notice(adapter.folder, f"its tokenizer has {own.vocab_size:,} tokens, and the embedding "
+               f"{rows:,} rows: the tokenizer of the base is used")  # fmt: skip
+        return tokenizer
+    notice(adapter.folder, f"its tokenizer is used: it has {own.vocab_size:,} tokens, and that of "
+           f"the base {tokenizer.vocab_size:,}")  # fmt: skip
     own.chat_template = tokenizer.chat_template or own.chat_template
     return own
 

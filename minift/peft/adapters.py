@@ -126,7 +126,7 @@ def kept_on_error(model: Transformer, name: str) -> Iterator[None]:
             detach(model, name)
             adapters.switch.active = before
         for key, parameter in model.named_parameters():
-            parameter.requires_grad_(learned[key])
+            parameter.requires_grad_(learned.get(key, False))  # new: of a module that was replaced
         raise
 
 

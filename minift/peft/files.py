@@ -43,7 +43,7 @@ from minift.peft.contents import PREFIX, contents_of, problems_of
 from minift.peft.copies import Copy
 from minift.peft.format import CONFIG, Format, Whole, misfits
 from minift.peft.methods import attach, method_of
-from minift.peft.places import changes
+from minift.peft.places import adapters_of, changes
 from minift.peft.spelling import Spelling
 from minift.peft.state import STATE, put_state, state_config, training_state
 from minift.peft.stored import LABELS, TASKS, TENSORS, Stored, stored
@@ -161,17 +161,17 @@ def load_adapter(
         left_out = put(model, name, found, trainable)
     now = model.config
     if new_head and labels:
-        notice(found.folder, f"has a head for {len(now.labels)} labels, which takes the place of "
-               f"the base's for {labels}")  # fmt: skip
+        notice(found.folder, f"its head for {len(now.labels)} labels replaces the base's head for "
+               f"{labels}")  # fmt: skip
     if new_head and loose(model, found):
-        notice(found.folder, "neither it nor the base holds the dense layer of the classifier, "
-               "which is drawn at random, as in PEFT: its answers mean nothing")  # fmt: skip
+        notice(found.folder, "neither the adapter nor the base has the classifier's dense layer: "
+               "it is drawn at random, as in PEFT, and the scores mean nothing")  # fmt: skip
     if now.vocab != tokens:
-        notice(found.folder, f"the model has {now.vocab:,} tokens now, as the adapter's table has; "
-               f"it had {tokens:,}")  # fmt: skip
+        notice(found.folder, f"the model has {now.vocab:,} tokens now, one for each row of the "
+               f"adapter's embedding; it had {tokens:,}")  # fmt: skip
     if left_out:
-        notice(found.folder, f"{left_out} tensors for the part that sees pictures are left out: "
-               "minift has the text part")  # fmt: skip
+        notice(found.folder, f"{left_out} tensors of the vision part are ignored: minift has the "
+               "text model alone")  # fmt: skip
     return use(model, name)
 
 
@@ -179,13 +179,21 @@ def load_adapter(
 def base_kept(model: Transformer) -> Iterator[None]:
     """An error puts back what was replaced: the head, and a table of another size."""
     config, modules = model.config, dict(model._modules)
+    adapters = adapters_of(model)
+    slots = {} if adapters is None else dict(adapters.slots.items())
     try:
         yield
     except BaseException:
-        adapters = model._modules.get("adapters")
+        replaced = {key for key in modules if modules[key] is not model._modules.get(key)}
+        adapters = adapters_of(model)
         model.config, model._modules = config, modules
         if adapters is not None:
             model.adapters = adapters
+            # A slot is called by a hook of its module: with the old module its old slot returns.
+            for key in [key for key in adapters.slots if key.partition("/")[0] in replaced]:
+                del adapters.slots[key]
+            for key in slots.keys() - set(adapters.slots):
+                adapters.slots[key] = slots[key]
         raise
 
 

@@ -56,7 +56,7 @@ def resize(model: Transformer, spelled: Spelling, contents: Contents, file: Tens
         if ours == TABLE or ours in SCORES
     }
     shape = tuple(file.tensors[rows[TABLE]].shape) if TABLE in rows else ()
-    if len(shape) != 2 or shape[0] == model.config.vocab or shape[1] != model.config.dim:
+    if len(shape) != 2 or shape[0] in (0, model.config.vocab) or shape[1] != model.config.dim:
         return False
     count, was = shape[0], model.config.vocab
     if names(model):
@@ -76,7 +76,7 @@ def resize(model: Transformer, spelled: Spelling, contents: Contents, file: Tens
         wider = count > was
         if wider and (ours not in rows or file.tensors[rows[ours]].shape[0] != count):
             what = "the output matrix" if ours.endswith("weight") else "the output's biases"
-            allowed = f"{was:,}, the model's, or as many of {what} too"
+            allowed = f"{was:,}, as the model has, or as many rows of {what}"
             found = f"{count:,} rows"
             raise FormatError(file.path, rows[TABLE], found, allowed, "shape-mismatch")
         more = file.load(rows[ours])[was:].to(old) if wider else old[:0]

@@ -1,8 +1,8 @@
-"""What only training needs of an adapter, in a file beside those that other programs read.
+"""What only training needs of an adapter: a file beside those that other programs read.
 
 Prompt encoders make the virtual tokens that the adapter's own file has; pissa's change is counted
 from where it started. `minift_state.safetensors` holds both, by the path of each parameter, and its
-metadata the method's configuration. It must lead to the very tensors that were exported with it.
+metadata the method's configuration. It must give the tensors that were saved with it.
 """
 
 from __future__ import annotations
@@ -138,5 +138,5 @@ def put_state(
             and float((again[key] - tensor).abs().max()) <= limit  # false for NaN
         )
         if not near:
-            found, allowed = f"a state that leads elsewhere than {key}", f"that of {TENSORS}"
+            found, allowed = f"a state that gives another {key}", f"the one in {TENSORS}"
             raise FormatError(state.path, "tensors", found, allowed, "shape-mismatch")

@@ -167,7 +167,7 @@ def label_rows(file: TensorFile) -> int:
     """How many labels the head in an adapter's file scores; 0 where there is none."""
     for key, entry in file.tensors.items():
         words = [w for w in key.split(".") if w not in ("modules_to_save", "default")]
-        if words[0] != "base_model":
+        if words[:1] != ["base_model"]:
             continue
         if words[-1] == "weight" and words[-2:-1] and words[-2] in HEADS and len(entry.shape) == 2:
             if words[-2] == "out_proj" and words[-3:-2] != ["classifier"]:

@@ -82,7 +82,9 @@ def source_of(tokenizer: Tokenizer) -> str:
                 tokenizer.bos is None if token == "bos_token" else (token not in tokenizer.special)
             )
             if missing:
-                raise ConfigError(f"the chat template needs the special token {token}, not here")
+                raise ConfigError(
+                    f"the chat template needs the special token {token}: it is missing"
+                )
         return TEMPLATES[choice].jinja
     if tokenizer.template is None:
         raise ConfigError(
@@ -261,7 +263,9 @@ def _answers(tokenizer: Tokenizer, source: str, messages: Messages, text: Text) 
         if closing and text.startswith(closing, end):
             end += len(closing)
         elif n == last:
-            notice("chat template", "it ends the last answer with no token, so none is learned")
+            notice(
+                "chat template", "it writes no token after the last answer: a model learns no end"
+            )
         found.append((begin, end))
     return sorted(found)
 

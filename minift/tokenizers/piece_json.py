@@ -2,8 +2,7 @@
 
 A BPE model of sentencepiece joins the neighbours whose union has the highest score; tokenizer.json
 lists the pairs in order. Each can be told from the other if all pairs that make a piece stand
-together and no pair is left out, which is checked. How a space is put first is told by `normalizer`
-or `pre_tokenizer`; the forms below are known, others are refused.
+together and no pair is left out, which is checked. piece_spaces.py reads how a space is put first.
 
 Written only where transformers then finds the same ids in every text: not for unigram models or
 normalization tables, and not where a piece is user-defined (text after it would get a first space).
@@ -15,7 +14,7 @@ import json
 from array import array
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, NoReturn
 
 from minift.errors import FormatError, notice
@@ -33,6 +32,7 @@ from minift.tokenizers.piece_model import (
     PieceModel,
 )
 from minift.tokenizers.piece_settings import Settings
+from minift.tokenizers.piece_spaces import METASPACE, PREPENDED, REPLACE, first_space
 from minift.tokenizers.tokenizer_json import by_id, refuse_unknown
 from minift.tokenizers.vocabulary import (
     FLAGS,
@@ -44,24 +44,11 @@ from minift.tokenizers.vocabulary import (
 )
 from minift.tokenizers.wrapping import Wrapping, after
 
-PREPEND = {"type": "Prepend", "prepend": SPACE}
-REPLACE = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
-PREPENDED = {"type": "Sequence", "normalizers": [PREPEND, REPLACE]}
-METASPACE: dict[str, object] = {"type": "Metaspace", "replacement": SPACE, "split": False}
-SPLIT: dict[str, object] = {
-    "type": "Split",
-    "pattern": {"String": " "},
-    "behavior": "MergedWithPrevious",
-}
-SPLIT |= {"invert": False}  # of no effect, as no space is left by then
 DECODERS = ("Replace", "ByteFallback", "Fuse", "Strip", "Sequence", "Metaspace")
 # Fields of the model with the one value that has no effect.
 USUAL: dict[str, object] = {"dropout": None}
 USUAL |= {"continuing_subword_prefix": "", "end_of_word_suffix": ""}
 FLAGS_OF_MODEL = ("fuse_unk", "byte_fallback", "ignore_merges")
-LONGEST_STEP = 64  # characters that a Replace finds or puts; published ones have one or two
-MOST_STEPS = 8
-KNOWN = "null, Prepend of ▁, Replace of a text, NFC, NFD, NFKC, NFKD, or a Sequence of them"
 
 
 def is_pieces(data: Mapping[str, Any]) -> bool:
@@ -133,7 +120,7 @@ def read(
         byte_fallback=flags["byte_fallback"],
         roles=ROLES | ({"unk": named} if type(named) is str else {}),
     )
-    first = _first_space(data, config or {}, path)
+    first = first_space(data, config or {}, path)
     settings = _settings(data, found, config, more or {}, path)
     settings = replace(settings, prefix=first.prefix, legacy=first.legacy, once=first.once)
     rules = MergeRules(
@@ -176,8 +163,9 @@ def _settings(
     settings = piece_settings.from_config(model, both, more, path)
     starts = settings.bos is not None and start == settings.bos
     if asked is not None and asked != starts:
-        what = "starts texts with BOS" if starts else "puts no BOS before texts"
-        notice(path, f"{what}, whatever add_bos_token of tokenizer_config.json says")
+        does = "puts the BOS token before texts" if starts else "puts no BOS token before texts"
+        said = f"add_bos_token {json.dumps(asked)} in tokenizer_config.json"
+        notice(path, f"{does}; {said} is ignored")
     return replace(settings, add_bos=starts, wrapping=wrapping)
 
 
@@ -200,90 +188,6 @@ def _special(listed: Mapping[str, dict[str, Any]]) -> dict[str, int]:
         int(key): row.get("content") for key, row in listed.items() if row.get("special") is True
     }
     return {name: i for i, name in names.items() if type(name) is str}
-
-
-@dataclass(frozen=True)
-class FirstSpace:
-    """How a file puts a space before a text, and a ▁ for every other."""
-
-    normalizer: object
-    pre_tokenizer: object
-    prefix: bool = False
-    legacy: bool = True  # before what follows a special token, too
-    once: bool = False  # not before a space
-    split: bool = False
-    steps: tuple[tuple[str, ...], ...] = ()
-
-    @property
-    def behaviour(self) -> object:
-        steps = tuple(step for step in self.steps if step != (" ", SPACE))
-        return self.prefix, self.prefix and (self.legacy, self.once), self.split, steps
-
-
-def _first_space(data: Mapping[str, Any], config: Mapping[str, Any], path: str) -> FirstSpace:
-    """What a tokenizer.json says of the space before a text and its parts, or its class."""
-    normalizer, cut = data.get("normalizer"), data.get("pre_tokenizer")
-    prepends, steps = _steps(normalizer, path)
-    if type(cut) is dict and cut.get("type") == "Sequence":
-        inner = field_of(cut, "pretokenizers", list, path, at="pre_tokenizer.")
-        cut = inner[0] if len(inner) == 1 else cut
-    if type(cut) is dict and cut.get("type") == "Metaspace" and not prepends:
-        scheme, split = _metaspace(cut, path)
-        legacy, prefix = scheme != "first", scheme != "never"
-        found = FirstSpace(normalizer, cut, prefix, legacy, True, split, steps)
-    elif (cut is None or cut == SPLIT) and (" ", SPACE) in steps:
-        found = FirstSpace(normalizer, cut, prepends, steps=steps)
-    else:
-        allowed = "Metaspace, or null where the normalizer replaces a space by ▁"
-        raise FormatError(path, "pre_tokenizer", cut, allowed, "unsafe")
-    named = piece_settings.scheme_of(config, path)
-    if named is None:
-        return found
-    legacy, prefix = named != "first", named != "never"
-    told = FirstSpace(None, METASPACE | {"prepend_scheme": named}, prefix, legacy, True)
-    if told.behaviour == found.behaviour:
-        return found
-    name = config["tokenizer_class"]
-    what = f"a text gets its first space as {name} has it ({named}), the class that"
-    notice(path, f"{what} tokenizer_config.json names; so transformers reads it")
-    return told
-
-
-def _steps(normalizer: object, path: str) -> tuple[bool, tuple[tuple[str, ...], ...]]:
-    """Whether a ▁ is put first, and what else the normalizer does."""
-    rows = [normalizer] if normalizer is not None else []
-    if type(normalizer) is dict and normalizer.get("type") == "Sequence":
-        rows = field_of(normalizer, "normalizers", list, path, at="normalizer.")
-    if len(rows) > MOST_STEPS:
-        raise FormatError(path, "normalizer", len(rows), f"at most {MOST_STEPS} steps", "limit")
-    steps: list[tuple[str, ...]] = []
-    for row in rows:
-        match row:
-            case {"type": "Prepend", "prepend": str(text)} if text == SPACE and not steps:
-                steps.append(())
-            case {"type": "Replace", "pattern": {"String": str(old)}, "content": str(new)} if (
-                old and max(len(old), len(new)) <= LONGEST_STEP
-            ):
-                steps.append((old, new))
-            case {"type": "NFC" | "NFD" | "NFKC" | "NFKD" as form}:
-                steps.append((form,))
-            case _:
-                raise FormatError(path, "normalizer", row, KNOWN, "unsafe")
-    return () in steps, tuple(step for step in steps if step)
-
-
-def _metaspace(cut: Mapping[str, Any], path: str) -> tuple[str, bool]:
-    """When a Metaspace puts a space first, and whether every ▁ begins a word."""
-    at = "pre_tokenizer."
-    known = ("type", "replacement", "str_rep", "add_prefix_space", "prepend_scheme", "split")
-    refuse_unknown(cut, known, path, at)
-    for key in ("replacement", "str_rep"):
-        one_of(cut.get(key, SPACE), {SPACE: None}, path, at + key)
-    spaced = field_of(cut, "add_prefix_space", bool, path, at=at, none=True)
-    usual = "never" if spaced is False else "always"
-    schemes = {"always": "always", "first": "first", "never": "never"}
-    scheme = one_of(cut.get("prepend_scheme", usual), schemes, path, at + "prepend_scheme")
-    return scheme, field_of(cut, "split", bool, path, at=at, none=True) is not False
 
 
 def _pairs(pieces: list[str], types: bytearray) -> Iterator[tuple[int, list[tuple[str, str]]]]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
@@ -33,7 +33,6 @@ FORMS: dict[str, Callable[[str], str]] = {
     "NFKC": lambda text: nfc(_compatible(text)),
     "NFKD": lambda text: nfd(_compatible(text)),
 }
-FEW = 16
 WORDS = re.compile(f"{SPACE}*[^{SPACE}]+|{SPACE}+")  # joined, they are the text
 WORDS_OF_ONE_SPACE = re.compile(f"{SPACE}?[^{SPACE}]+|{SPACE}")
 
@@ -80,8 +79,10 @@ class Merges:
         self._words = Words(self._merge)
         first = SPACE if model.dummy_prefix and not rules.once else ""
         names = {self.normalize(first + t.text): (i, t) for i, t in normalized.items()}
-        self._found = found_in({name: i for name, (i, _) in names.items()},
-                               {name: t.flags for name, (_, t) in names.items()})  # fmt: skip
+        self._found = Finder(
+            {name: i for name, (i, _) in names.items()},
+            {name: token.flags for name, (_, token) in names.items()},
+        )
 
     def encode(self, text: str, prefix: bool) -> list[int]:
         """The ids of a text, or of what stands between two added tokens; `prefix`: a space first,
@@ -139,23 +140,6 @@ class Merges:
                 "remove that character"
             )
         return self.rules.unk
-
-
-def found_in(ids: Mapping[str, int], flags: Mapping[str, Sequence[str]]) -> Finder:
-    """A Finder for thousands of tokens, as Gemma has them.
-
-    An alternation tries one name after the other: so they are sorted by how they begin, and only
-    those that begin as the text does are tried. The longest still goes first.
-    """
-    finder = Finder(ids, flags)
-    if len(ids) > FEW:
-        begins: dict[str, list[str]] = {}
-        for name in sorted(ids, key=len, reverse=True):
-            begins.setdefault(name[:2], []).append(re.escape(name[2:]))
-        rows = sorted(begins.items(), key=lambda row: -len(row[0]))
-        names = "|".join(f"{re.escape(start)}(?:{'|'.join(rest)})" for start, rest in rows)
-        finder._pattern = re.compile(f"({names})")
-    return finder
 
 
 def _ranked(

@@ -30,7 +30,7 @@ from typing import Any
 
 from minift.errors import ConfigError, EncodeError, FormatError
 from minift.tokenizers import chat, piece_json, piece_model, piece_settings
-from minift.tokenizers.piece_merges import MergeRules, Merges, found_in
+from minift.tokenizers.piece_merges import MergeRules, Merges
 from minift.tokenizers.piece_model import (
     BYTE,
     BYTES,
@@ -41,7 +41,7 @@ from minift.tokenizers.piece_model import (
     PieceModel,
 )
 from minift.tokenizers.piece_settings import Settings
-from minift.tokenizers.tokens import TokenBytes
+from minift.tokenizers.tokens import Finder, TokenBytes
 from minift.tokenizers.vocabulary import FLAGS, Added
 from minift.tokenizers.wrapping import after as opened_by
 
@@ -97,7 +97,7 @@ class SentencePiece:
             always = prefix and settings.legacy
             self._merges = Merges(self.model, rules, late, always, path)
         early = {t.text: (i, t) for i, t in ordinary.items() if i not in late}
-        self._added = found_in(
+        self._added = Finder(
             {text: i for text, (i, _) in early.items()},
             {text: t.flags for text, (_, t) in early.items()},
         )

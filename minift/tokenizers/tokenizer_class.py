@@ -117,7 +117,7 @@ def resolve(
         name = "BertTokenizer" if kind == "WordPiece" else "GPT2Tokenizer"
         row = CLASSES[name]
         if kind == "BPE":
-            notice(path, "no file names the class of the tokenizer: read as GPT-2's")
+            notice(path, "no file names the tokenizer's class: it is read as GPT2Tokenizer")
     tokens = _Tokens(field_of(model, "vocab", dict, path, at="model."), data, path)
     tokens.list_more(beside, settings, row)
     if kind == "BPE" and settings.get("eos_token") is None:
@@ -135,13 +135,14 @@ def resolve(
     made["added_tokens"] = tokens.rows()
     if row is not None and whole and (keys := list(_differences(data, made, tokens.special, path))):
         what = ", ".join(keys[:6])
-        notice(path, f"{name}, its class, sets {what} otherwise, as transformers 5 does")
+        text = f"the class {name} sets its own {what}, as in transformers 5"
+        notice(path, f"{text}; what this file says of that is not used")
     if kind == "BPE":
         settings.pop("add_bos_token", None)
         opens = _opens(made, tokens.special, path)
         if whole and add_bos is not None and add_bos != opens and settings.get("bos_token"):
             does = "puts the BOS token before texts" if opens else "puts no BOS token before texts"
-            notice(path, f"{does}; add_bos_token {json.dumps(add_bos)} of {CONFIG} does not count")
+            notice(path, f"{does}; add_bos_token {json.dumps(add_bos)} in {CONFIG} is ignored")
     return made, settings
 
 
@@ -205,7 +206,7 @@ class _Tokens:
             (none if there is None else new if there else []).append(repr(text))
         for found, what in (
             (new, "special tokens that are not in the vocabulary are added to it"),
-            (none, "tokens that are not in the vocabulary, nor have a free id, are left out"),
+            (none, "tokens without an id, or without a row of the embedding, are left out"),
         ):
             if found:
                 more_of_them = f" and {len(found) - 3:,} more" if len(found) > 3 else ""

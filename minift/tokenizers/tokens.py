@@ -57,8 +57,14 @@ class Finder:
     def __init__(self, ids: Mapping[str, int], flags: Mapping[str, Sequence[str]] | None = None):
         self.ids = ids
         self._flags = {text: set(own) & LOOKING_ON for text, own in (flags or {}).items()}
-        names = "|".join(map(re.escape, sorted(ids, key=len, reverse=True)))
-        self._pattern = re.compile(f"({names})") if ids else None
+        # An alternation tries its names one after the other, and Gemma has thousands: so names are
+        # grouped by their first two characters. The longest of a group still goes first.
+        groups: dict[str, list[str]] = {}
+        for name in sorted(filter(None, ids), key=len, reverse=True):
+            groups.setdefault(name[:2], []).append(re.escape(name[2:]))
+        rows = sorted(groups.items(), key=lambda row: -len(row[0]))
+        names = "|".join(f"{re.escape(start)}(?:{'|'.join(rest)})" for start, rest in rows)
+        self._pattern = re.compile(f"({names})") if rows else None
 
     def cut(self, text: str) -> list[str]:
         """The text in parts, of which every second one is such a token."""

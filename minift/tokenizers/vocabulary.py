@@ -112,8 +112,8 @@ def from_gguf(metadata: Mapping[str, Any], path: str) -> Vocabulary:
     one_of(take("model", str), {"gpt2": None}, path, at + "model")
     pre = take("pre", str, none=True)
     if pre is None or pre == "default":
-        what = "names no pre-tokenizer: words are cut by llama.cpp's default, which may be other"
-        notice(path, f"{at}pre {what} words than the model was trained with")
+        what = "names no pre-tokenizer: text is split as llama.cpp splits it by default"
+        notice(path, f"{at}pre {what}; the model may have been trained on another split")
     pattern, nfc, whole = one_of(pre or "default", GGUF_NAMES, path, at + "pre")
     tokens, types, merges = (
         take("tokens", list),

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 
+from minift.checkpoints.tokenizers import tokenizer_in
 from minift.cli import models
 from minift.cli.main import main
+from minift.errors import Notice
 from minift.peft.files import stored
 
 
@@ -132,3 +135,19 @@ def test_a_run_of_an_older_version_means_a_dense_base(nf4_run, tmp_path):
     (tmp_path / "out/run.json").write_text(json.dumps(facts))
     assert models.base_kind(None, stored(tmp_path / "out")) is None
     assert models.base_kind(None) is None
+
+
+@pytest.mark.parametrize("room", [True, False])
+def test_an_adapters_tokenizer_needs_a_row_for_each_token(tiny_model, run_folder, tmp_path, room):
+    shutil.copytree(Path(run_folder) / "adapter", folder := tmp_path / "adapter")
+    for file in Path(tiny_model).glob("*token*"):
+        shutil.copy(file, folder)
+    base = tokenizer_in(Path(tiny_model))
+    assert models.with_new_tokens(base, stored(folder), base.vocab_size) is base
+    data = json.loads((folder / "tokenizer.json").read_text())
+    more = {"id": base.vocab_size, "content": "[PAD]", "special": True}
+    data["added_tokens"].append(dict(data["added_tokens"][0]) | more)
+    (folder / "tokenizer.json").write_text(json.dumps(data))
+    with pytest.warns(Notice, match="is used: it has" if room else "of the base is used"):
+        own = models.with_new_tokens(base, stored(folder), base.vocab_size + room)
+    assert own.vocab_size == base.vocab_size + room

@@ -353,7 +353,7 @@ def test_a_state_that_leads_elsewhere_is_refused(name, value, tmp_path):
         for tensor in tensors.values():
             tensor.view(-1)[0] = value
 
-    refused_state(edited_state(tmp_path, name, edit), "leads elsewhere")
+    refused_state(edited_state(tmp_path, name, edit), "a state that gives another")
 
 
 @pytest.mark.parametrize("name", WITH_STATE)
@@ -451,6 +451,36 @@ def test_a_name_that_is_taken_leaves_its_adapter_alone(tmp_path):
     with pytest.raises(ConfigError, match='an adapter "default" already'):
         load_adapter(model, tmp_path / "a")
     assert active(model) == "default"
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_a_classifier_that_fails_gives_the_model_its_old_head_back(late, tmp_path, monkeypatch):
+    model = load_model(GOLDEN / str(np.load(GOLDEN / "lora_qv.npz")["base"]))
+    head, plain = model.head, model(torch.tensor([[5, 9, 2]]))
+    learned = {key: parameter.requires_grad for key, parameter in model.named_parameters()}
+
+    def edit(tensors):
+        tensors["base_model.model.score.weight"] = torch.ones(3, model.config.dim)
+        if not late:
+            tensors["base_model.model.unknown.weight"] = torch.ones(1)
+
+    def fail(*_):
+        raise FormatError(tmp_path, "late", "anything", "nothing", "limit")
+
+    if late:  # when all is attached
+        monkeypatch.setattr("minift.peft.files.head.fill", fail)
+    folder = broken(tmp_path, lambda c: c.update(task_type="SEQ_CLS"), edit)
+    with pytest.raises(FormatError, match="late" if late else "unexpected base_model.model.unk"):
+        load_adapter(model, folder)
+    assert model.head is head
+    assert model.config.head == "lm"
+    assert learned == {key: parameter.requires_grad for key, parameter in model.named_parameters()}
+    # And what is attached to the old head afterwards is asked.
+    attach(model, LoRA(rank=1, targets=("head",)))
+    with torch.no_grad():
+        for parameter in trainable(model).values():
+            parameter.fill_(0.1)
+    assert not torch.allclose(model(torch.tensor([[5, 9, 2]])), plain)
 
 
 def hostile():

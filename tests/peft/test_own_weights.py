@@ -62,7 +62,7 @@ def test_a_head_without_the_rows_of_its_table_is_refused_and_the_model_stays(tmp
     base = load_model(GOLDEN / APART)
     plain, embed = base(TOKENS), base.embed
     table = torch.zeros(base.config.vocab + 2, base.config.dim)
-    with pytest.raises(FormatError, match="or as many of the output matrix too"):
+    with pytest.raises(FormatError, match="or as many rows of the output matrix"):
         load_adapter(base, folder(tmp_path, APART, {TABLE: table}))
     assert base.embed is embed
     assert names(base) == []

@@ -35,6 +35,12 @@ def test_labels_are_as_many_as_the_head_has_rows(tmp_path, key, options):
     assert found.labels == ("LABEL_0", "LABEL_1", "LABEL_2")
 
 
+@pytest.mark.parametrize("key", ["default", "modules_to_save", "modules_to_save.default", "weight"])
+def test_a_tensor_of_no_module_is_no_head(tmp_path, key):
+    assert folder(tmp_path, {key: torch.zeros(3, 4)}, task_type="SEQ_CLS").labels == ()
+    assert not folder(tmp_path, {key: torch.zeros(3, 4)}).classifies
+
+
 def test_labels_of_its_own_are_json_and_nothing_beside(tmp_path):
     tensors = {SCORE: torch.zeros(2, 4)}
     named = folder(tmp_path, tensors, {LABELS: '["bad", "good"]'}, task_type="SEQ_CLS")

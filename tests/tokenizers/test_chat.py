@@ -63,7 +63,7 @@ def test_ids_are_those_of_the_jinja_template(name: str) -> None:
             assert len(mask) == len(ids)
 
 
-@pytest.mark.filterwarnings("ignore:chat template. it ends the last answer with no token")
+@pytest.mark.filterwarnings("ignore:chat template. it writes no token after the last answer")
 @pytest.mark.parametrize("name", CHATS["templates"])
 def test_ids_and_mask_are_those_of_transformers(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """By the model's own text, which marks for transformers what is said, and by its name."""
@@ -231,7 +231,7 @@ def test_mask_covers_answers_and_their_end() -> None:
     assert mask == [bit for part, bit in parts for _ in part]
 
 
-@pytest.mark.filterwarnings("ignore:chat template. it ends the last answer with no token")
+@pytest.mark.filterwarnings("ignore:chat template. it writes no token after the last answer")
 @pytest.mark.parametrize("name", sorted(TEMPLATES))
 @pytest.mark.parametrize("answer", ["Yes.", "\n Yes", "  ", "é"])
 def test_generation_continues_exactly_what_training_saw(name: str, answer: str) -> None:
@@ -316,7 +316,7 @@ def test_a_system_message_that_a_template_of_no_name_leaves_out_is_said() -> Non
 
 def test_where_no_token_ends_an_answer_it_is_said() -> None:
     ours = tokenizer("{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}")
-    with pytest.warns(Notice, match="ends the last answer with no token"):
+    with pytest.warns(Notice, match="writes no token after the last answer"):
         ids, mask = ours.chat(TALK[:2])
     # Without a prompt in the template, the model itself has to write who speaks.
     said = [i for i, bit in zip(ids, mask, strict=True) if bit]
@@ -348,7 +348,7 @@ def test_a_vocabulary_without_the_tokens_of_the_template() -> None:
         ours.chat(TALK)
 
 
-@pytest.mark.filterwarnings("ignore:chat template. it ends the last answer with no token")
+@pytest.mark.filterwarnings("ignore:chat template. it writes no token after the last answer")
 @pytest.mark.parametrize("name", sorted(TEMPLATES))
 def test_a_chosen_template_is_saved_and_recognised(name: str) -> None:
     ours = complete()

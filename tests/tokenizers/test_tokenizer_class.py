@@ -33,16 +33,16 @@ SHARED = {
 # What is said of a folder, where it is read otherwise than one of its files says.
 SAID = {
     "gpt2: BOS beside tokenizer.json": "puts no BOS token before texts; add_bos_token true",
-    "gpt2: a space before texts": "sets pre_tokenizer.add_prefix_space otherwise",
+    "gpt2: a space before texts": "sets its own pre_tokenizer.add_prefix_space, as",
     "gpt2: a new token for padding": "are added to it: '\\[P\\]' \\(pad_token\\)",
     "gpt2: named tokens": "are added to it: '<image>', '<boi>'",
-    "smollm: the class of GPT-2": "GPT2Tokenizer, .* sets pre_tokenizer otherwise",
-    "roberta: tokenizer.json": "RobertaTokenizer, its class, sets post_processor otherwise",
-    "neox: without a word": "GPTNeoXTokenizer, .* sets normalizer otherwise",
-    "qwen2: another class, another file": "normalizer, pre_tokenizer.pretokenizers other",
+    "smollm: the class of GPT-2": "GPT2Tokenizer sets its own pre_tokenizer, as",
+    "roberta: tokenizer.json": "class RobertaTokenizer sets its own post_processor, as",
+    "neox: without a word": "GPTNeoXTokenizer sets its own normalizer, as",
+    "qwen2: another class, another file": "own normalizer, pre_tokenizer.pretokenizers, as",
     "llama3: the class of Llama, no BOS": "puts the BOS token before texts; add_bos_token false",
-    "bert: tokenizer.json alone, which keeps the case": "sets normalizer.lowercase",
-    "bert: accents and Chinese": "normalizer.handle_chinese_chars, normalizer.strip_accents other",
+    "bert: tokenizer.json alone, which keeps the case": "sets its own normalizer.lowercase",
+    "bert: accents and Chinese": "normalizer.handle_chinese_chars, normalizer.strip_accents, as",
 }
 
 
@@ -126,7 +126,8 @@ def test_a_token_that_the_embedding_has_no_row_for_is_left_out(tmp_path: Path) -
     model = {"model_type": "gpt2", "vocab_size": 700}
     files = BARE | {"config.json": model, "tokenizer_config.json": {"pad_token": "[P]"}}
     tokenizer = read(
-        write(tmp_path, files), r"nor have a free id, are left out: '\[P\]' \(pad_token\)"
+        write(tmp_path, files),
+        r"without a row of the embedding, are left out: '\[P\]' \(pad_token\)",
     )
     assert (tokenizer.vocab_size, tokenizer.pad) == (700, None)
 
@@ -194,7 +195,7 @@ def test_files_of_a_class_that_is_not_known_are_not_guessed(tmp_path: Path) -> N
         for name in files:
             (tmp_path / name).unlink()
     files = BARE | {"tokenizer_config.json": {"eos_token": "<|im_end|>"}}
-    assert read(write(tmp_path, files), "read as GPT-2's").eos == 2
+    assert read(write(tmp_path, files), "read as GPT2Tokenizer").eos == 2
 
 
 def hostile() -> dict[str, tuple[Callable[[Path], object], str]]:

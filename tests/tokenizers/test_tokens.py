@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from minift.errors import EncodeError
@@ -67,3 +69,15 @@ def test_tokens_that_are_looked_for_before_and_after_the_text_is_normalized() ->
     tokens = {1: Added("A", False), 2: Added("B", False, ("normalized",))}
     raw, normalized = finders(tokens, str.lower)
     assert (raw.ids, normalized.ids) == ({"A": 1}, {"b": 2})
+
+
+def test_thousands_of_added_tokens_are_found_the_longest_first() -> None:
+    names = [f"<unused{n}>" for n in range(3000)] + ["a", "ab", "abc", "\n", "\n\n"]
+    finder = Finder({name: n for n, name in enumerate(["", *names])})
+    parts = finder.cut("<unused12>x<unused2999>abcabxa\n\n\n<unused")
+    found = ["<unused12>", "<unused2999>", "abc", "ab", "a", "\n\n", "\n"]
+    assert parts[1::2] == found
+    assert "".join(parts[::2]) == "xx<unused"
+    begin = time.process_time()
+    finder.cut("<p>" * 100_000)
+    assert time.process_time() - begin < 3

@@ -143,7 +143,7 @@ def test_a_file_without_a_pre_tokenizer_is_cut_by_the_default_and_that_is_said(
     data = metadata(pre="default")
     if not named:
         del data["tokenizer.ggml.pre"]
-    with pytest.warns(Notice, match="words are cut by llama.cpp's default"):
+    with pytest.warns(Notice, match="text is split as llama.cpp splits it by default"):
         assert from_gguf(data, "x.gguf").pattern == "default"
 
 

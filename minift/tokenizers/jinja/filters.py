@@ -161,6 +161,8 @@ def _tojson(
     _collect(work, value, texts, 0)
     if isinstance(indent, int | str) and (indent if isinstance(indent, int) else len(indent)) > 32:
         raise JinjaError("JSON indented by over 32 characters")
+    if separators is not None and max(map(len, separators), default=0) > 32:
+        raise JinjaError("JSON whose separators have over 32 characters")
     made = json.dumps(
         value,
         ensure_ascii=bool(ensure_ascii),

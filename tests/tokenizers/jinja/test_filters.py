@@ -33,6 +33,14 @@ def test_json_is_charged_for() -> None:
         filtered(work(), "tojson", nested)
 
 
+@pytest.mark.parametrize("named", [
+    {"indent": 33}, {"indent": " " * 33}, {"separators": (",", ":" * 33)},
+])  # fmt: skip
+def test_what_json_puts_between_its_values_is_short(named: dict[str, object]) -> None:
+    with pytest.raises(JinjaError, match="over 32 characters"):
+        filtered(work(), "tojson", [1, 2], **named)
+
+
 def test_a_filter_that_makes_one_text_of_two_says_that_it_is_a_messages() -> None:
     mixed = traced.join([traced.traced("a", traced.TEMPLATE), traced.traced("b", 3)])
     made = filtered(work(), "tojson", [mixed, traced.traced("c", 0)])
