@@ -40,7 +40,7 @@ BASES = {
     "smollm": "llama",
 }  # fmt: skip
 # What minift does not have, and a word of the line that says so.
-NOT_HERE = {"kasa_config": "kasa_config"}
+NOT_HERE = {"kasa_config": "kasa_config", "TOKEN_CLS": "TOKEN_CLS", "QUESTION_ANS": "QUESTION_ANS"}
 CALLED_BIN = "loftq_config"  # configurations without it are of the time of adapter_model.bin
 
 
@@ -123,7 +123,7 @@ def jobs_of(real: Path | None, work: Path) -> list[dict[str, Any]]:
         configs = {file.parent.name: json.loads(file.read_text()) for file in files}
     jobs = []
     for number, (name, config) in enumerate(configs.items()):
-        old = real is not None and config["peft_type"] == "LORA" and CALLED_BIN not in config
+        old = real is not None and config.get("peft_type") == "LORA" and CALLED_BIN not in config
         job = {"name": name, "config": config, "family": family_of(config), "bin": old}
         how = HOW.get(name, {}) if real is None else {}
         jobs.append(job | {"folder": str(work / str(number))} | how)
@@ -226,7 +226,11 @@ def show(jobs: list[dict[str, Any]], rows: dict[str, dict[str, Any]]) -> list[st
         cells = " ".join(f"{'-' if n is None else f'{n:.1e}':>8}" for n in numbers)
         words = "; ".join([row[k] for k in ("refused", "peer") if k in row] + row.get("said", []))
         print(f"{name:<26} {job['family']:<12} {cells}  {words}"[:400])
-        unknown = [config["peft_type"], *(k for k in config if config[k] is not None)]
+        unknown = [
+            config.get("peft_type"),
+            config.get("task_type"),
+            *(k for k in config if config[k] is not None),
+        ]
         expected = next((NOT_HERE[key] for key in unknown if key in NOT_HERE), None)
         if expected is not None:
             fine = expected in row.get("refused", "") or "peer" in row

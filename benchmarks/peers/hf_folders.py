@@ -83,6 +83,8 @@ def cut(config):
             "hidden_size") else 8  # fmt: skip
     if found.get("sliding_window") is not None:
         found["sliding_window"] = 8
+    if found.get("layer_types") is not None:  # the last of Gemma 3's sees all, the first do not
+        found["layer_types"] = [*config["layer_types"][:3], config["layer_types"][-1]]
     if isinstance(found.get("max_window_layers"), int):
         found["max_window_layers"] = 2
     if found.get("query_pre_attn_scalar") is not None:
@@ -298,8 +300,9 @@ def class_of(config):
 
 def settings_of(folder):
     data = json.loads((folder / "config.json").read_text())
-    if "model_type" not in data:
-        return hf.BertConfig(**data)
+    if "model_type" not in data:  # its users name the class
+        named = (data.get("architectures") or ["BertModel"])[0]
+        return getattr(hf, named).config_class(**data)
     return hf.AutoConfig.from_pretrained(folder)
 
 
@@ -655,7 +658,8 @@ def tokenized(folder, texts, conversations):
         return {"error": "no vocabulary at hand"}
     kind = hf.AutoTokenizer
     if "model_type" not in json.loads((folder / "config.json").read_text()):
-        kind = hf.BertTokenizerFast  # as its users load it
+        roberta = (folder / "merges.txt").exists()
+        kind = hf.RobertaTokenizerFast if roberta else hf.BertTokenizerFast  # as its users load it
     tokenizer = kind.from_pretrained(folder)
     pairs = list(zip(texts, texts[1:] + texts[:1], strict=True))
     said = {
@@ -720,8 +724,11 @@ def main():
         for source in sorted([*real.glob("models/*"), *real.glob("templates/*")]):
             name = source.name if source.parent.name == "models" else f"template-{source.name}"
             if not wanted or name in wanted:
-                folder, model = prepare(real, work, name, source)
-                said[name] = told(folder, model, source.parent.name, given)
+                try:
+                    folder, model = prepare(real, work, name, source)
+                    said[name] = told(folder, model, source.parent.name, given)
+                except Exception as error:
+                    said[name] = {"error": f"{type(error).__name__}: {error}"[:300]}
     versions = {"transformers": hf.__version__, "tokenizers": tk.__version__}
     Path(sys.argv[4]).write_text(json.dumps({"versions": versions, "folders": said}))
 

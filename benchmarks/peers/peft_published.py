@@ -42,7 +42,9 @@ vocab_size=97, n_embd=32, n_layer=2, n_head=4, n_positions=64,
 vocab_size=97, dim=32, n_layers=2, n_heads=4, hidden_dim=48,
                                       max_position_embeddings=64, pad_token_id=0)),
 }  # fmt: skip
-CLASSES = {"SEQ_CLS": "ForSequenceClassification", "FEATURE_EXTRACTION": "Model"}
+CLASSES = {"SEQ_CLS": "ForSequenceClassification", "FEATURE_EXTRACTION": "Model",
+           "TOKEN_CLS": "ForTokenClassification",
+           "QUESTION_ANS": "ForQuestionAnswering"}  # fmt: skip
 
 
 def class_of(job, config):
@@ -59,8 +61,9 @@ def base_of(job, config):
     name, sizes = FAMILIES[job["family"]]
     kind = "Gemma3Text" if name == "Gemma3" else name
     torch.manual_seed(3)
-    settings = getattr(hf, f"{kind}Config")(**sizes, num_labels=job.get("labels", 3))
     cls = class_of(job, config)
+    labels = 2 if cls.endswith("QuestionAnswering") else job.get("labels", 3)
+    settings = getattr(hf, f"{kind}Config")(**sizes, num_labels=labels)
     cls = "Gemma3TextModel" if cls == "Gemma3Model" else cls
     model = getattr(hf, cls)(settings).eval()
     with torch.no_grad():  # norms and biases too: what starts at one or zero hides mistakes
@@ -99,6 +102,7 @@ def make(job):
         for name, parameter in model.named_parameters():
             if parameter.requires_grad or "lora_" in name:
                 parameter.add_(0.1 * torch.randn_like(parameter))
+    model.eval()  # a prompt is saved as its encoder computes it: without dropout
     place = job["folder"] + "/adapter"
     kept = {"save_embedding_layers": True} if job.get("tokens") else {}
     model.save_pretrained(place, safe_serialization=not job.get("bin"), **kept)
@@ -137,7 +141,7 @@ def rename(place, how):
 def answer(model):
     tokens = (torch.arange(14).view(2, 7) * 17 + 5) % 60 + 4
     out = model(input_ids=tokens, attention_mask=torch.ones_like(tokens))
-    found = out.logits if "logits" in out else out.last_hidden_state
+    found = out.get("logits", out.get("last_hidden_state", out.get("start_logits")))
     return found[:, -7:].numpy() if found.dim() == 3 else found.numpy()
 
 

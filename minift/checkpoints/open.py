@@ -73,7 +73,7 @@ def check_fit(tokenizer: Tokenizer, found: Headers) -> None:
     """Every token has a row of the embedding."""
     if tokenizer.vocab_size > found.config.vocab:
         tokens, most = f"{tokenizer.vocab_size:,} tokens", f"{found.config.vocab:,}"
-        allowed = f"at most the embedding's {most}"
+        allowed = f"at most the embedding's {most} (take the tokenizer files of this very model)"
         raise FormatError(found.path, "tokenizer", tokens, allowed, "shape-mismatch")
 
 

@@ -13,6 +13,7 @@ from minift.storage import read_file
 from minift.tokenizers import chat
 from minift.tokenizers.beside import ADDED, CONFIG, MAP, Beside
 from minift.tokenizers.byte_bpe import ByteBPE
+from minift.tokenizers.fitting import fitting
 from minift.tokenizers.interface import Tokenizer
 from minift.tokenizers.piece_json import is_pieces
 from minift.tokenizers.sentencepiece import SentencePiece
@@ -42,8 +43,9 @@ def tokenizer_in(folder: Path) -> Tokenizer:
     beside = beside_in(folder)
     if not os.path.exists(path):
         return without_json(folder, beside)
-    data = strict_json.read(path, limit_bytes=LIMIT)
+    data: Mapping[str, Any] = strict_json.read(path, limit_bytes=LIMIT)
     check_top(data, str(path))
+    data, beside = fitting(data, beside, str(path))
     model = field_of(data, "model", dict, str(path))
     # Old files leave the type out: only WordPiece has a longest word.
     usual = "WordPiece" if "max_input_chars_per_word" in model else "BPE"
@@ -93,6 +95,7 @@ def sentencepiece_in(folder: Path, beside: Beside) -> SentencePiece:
     """The tokenizer of a tokenizer.model."""
     path = folder / "tokenizer.model"
     raw = bytes_in(path)
+    _, beside = fitting({}, beside, str(path))
     return SentencePiece.from_model(raw, with_family(beside), str(path), added=beside.added)
 
 

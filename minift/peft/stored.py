@@ -190,7 +190,8 @@ def stored(path: str | os.PathLike[str]) -> AnyStored:
     if kind == adalora.TYPE:
         kind, data = "LORA", adalora.options(data, tensor_file(folder))
     if not isinstance(kind, str) or kind not in FORMATS:
-        raise FormatError(folder / CONFIG, "peft_type", kind, ", ".join(FORMATS), "out-of-range")
+        found = kind if "peft_type" in data else "no such key: PEFT did not write this file"
+        raise FormatError(folder / CONFIG, "peft_type", found, ", ".join(FORMATS), "out-of-range")
     base = data.get("base_model_name_or_path")
     if type(base) is not str and base is not None:
         raise FormatError(folder / CONFIG, "base_model_name_or_path", base, "a text", "bad-type")

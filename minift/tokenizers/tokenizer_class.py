@@ -21,6 +21,7 @@ from typing import Any
 from minift.errors import FormatError, notice
 from minift.tokenizers import post_processor
 from minift.tokenizers.beside import CONFIG, Beside
+from minift.tokenizers.fitting import rows_of
 from minift.tokenizers.tokenizer_json import added_tokens, byte_level_parts, shape
 from minift.tokenizers.vocabulary import FLAGS, MOST_TOKENS, Added, field_of
 from minift.tokenizers.wrapping import Part, Wrapping, around, twice_around
@@ -182,7 +183,7 @@ class _Tokens:
         keys = [(role, role + "_token") for role in ORDER]
         explicit = {settings[key] for _, key in keys if settings.get(key)}
         more = beside.more_special(settings)
-        rows, new, none = _rows_of(beside.model), list[str](), list[str]()
+        rows, new, none = rows_of(beside.model), list[str](), list[str]()
         for i, token in sorted(beside.listed(explicit | set(more)).items()):
             if token.text in explicit and not token.special:
                 token = Added(token.text, True, token.flags)
@@ -248,15 +249,6 @@ class _Tokens:
 
 def _are_texts(parts: object) -> bool:
     return isinstance(parts, list) and all(isinstance(part, str) for part in parts)
-
-
-def _rows_of(model: Mapping[str, Any]) -> int | None:
-    """How many rows the embedding of a model has, as its config.json says."""
-    inner = model.get("text_config")
-    for config in (model, inner if isinstance(inner, dict) else {}):
-        if type(rows := config.get("vocab_size")) is int and 0 < rows <= MOST_TOKENS:
-            return rows
-    return None
 
 
 def _end_of_text(

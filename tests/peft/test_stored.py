@@ -50,6 +50,15 @@ def test_labels_of_its_own_are_json_and_nothing_beside(tmp_path):
             _ = folder(tmp_path, tensors, {LABELS: text}, task_type="SEQ_CLS").labels
 
 
+def test_a_file_of_another_program_is_told_from_an_unknown_method(tmp_path):
+    (tmp_path / CONFIG).write_text('{"lora_parameters": {"rank": 8}, "model": "x"}')
+    with pytest.raises(FormatError, match="peft_type: found no such key: PEFT did not write"):
+        stored(tmp_path)
+    (tmp_path / CONFIG).write_text('{"peft_type": "VERA", "r": 8}')
+    with pytest.raises(FormatError, match="peft_type: found VERA, allowed LORA"):
+        stored(tmp_path)
+
+
 def test_a_name_of_the_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(ConfigError, match='no adapter folder "me/mine" here, nor whole in'):
