@@ -734,7 +734,7 @@ def family_of(name: object, known: Mapping[str, Family], path: str, where: str) 
     """The family that a file names, or the list of those that there are."""
     if not isinstance(name, str) or name not in known:
         allowed = f"a family that minift knows: {', '.join(known)}"
-        raise FormatError(path, where, name, allowed, "out-of-range")
+        raise FormatError(path, where, name or "nothing", allowed, "out-of-range")
     return known[name]
 
 

@@ -115,7 +115,7 @@ class Headers:
     def tokenizer(self) -> Tokenizer:
         if self.metadata is not None:
             return tokenizer_of(self.metadata, str(self.path))
-        return tokenizer_in(self.path)
+        return tokenizer_in(self.path, self.config.family)
 
 
 def headers(name: str | os.PathLike[str]) -> Headers:

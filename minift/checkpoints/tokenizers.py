@@ -33,14 +33,14 @@ CONFIG_LIMIT = 16 << 20  # of those beside it: published ones list 6,400 added t
 NEEDED = "a tokenizer.json, a tokenizer.model, a vocab.json with its merges.txt, or a vocab.txt"
 
 
-def tokenizer_in(folder: Path) -> Tokenizer:
+def tokenizer_in(folder: Path, family: str | None = None) -> Tokenizer:
     """The tokenizer of a Hugging Face folder.
 
     tokenizer.json says which it is; a tokenizer.model serves where there is none. Folders of older
     times have a vocab.json with a merges.txt, or a vocab.txt.
     """
     path, pieces = folder / "tokenizer.json", folder / "tokenizer.model"
-    beside = beside_in(folder)
+    beside = beside_in(folder, family)
     if not os.path.exists(path):
         return without_json(folder, beside)
     data: Mapping[str, Any] = strict_json.read(path, limit_bytes=LIMIT)
@@ -75,8 +75,11 @@ def without_json(folder: Path, beside: Beside) -> Tokenizer:
     raise FormatError(folder, "tokenizer", "no tokenizer.json", NEEDED, "bad-path")
 
 
-def beside_in(folder: Path) -> Beside:
-    """The files beside a vocabulary, and the chat template that may stand in one of its own."""
+def beside_in(folder: Path, family: str | None = None) -> Beside:
+    """The files beside a vocabulary, and the chat template that may stand in one of its own.
+
+    `family` is the model's, where config.json names none.
+    """
 
     def read(name: str, limit_bytes: int = CONFIG_LIMIT) -> dict[str, Any] | None:
         path = folder / name
@@ -87,7 +90,7 @@ def beside_in(folder: Path) -> Beside:
         config = (config or {}) | {"chat_template": text_in(template)}
     elif (config or {}).get("chat_template") is None and (other := read("chat_template.json")):
         config = (config or {}) | {"chat_template": other.get("chat_template")}
-    model = read("config.json", strict_json.CONFIG_LIMIT) or {}
+    model = {"model_type": family} | (read("config.json", strict_json.CONFIG_LIMIT) or {})
     return Beside(str(folder), config, read(MAP), read(ADDED), model)
 
 

@@ -21,7 +21,7 @@ from minift.generation.decode import generate
 from minift.model.config import ModelConfig
 from minift.model.transformer import Transformer
 from minift.storage import write_folder
-from minift.tokenizers.byte_bpe import ByteBPE
+from minift.tokenizers.byte_bpe import ALPHABET, ByteBPE
 from minift.tokenizers.chat import TEMPLATES
 from minift.tokenizers.sentencepiece import SentencePiece
 from minift.tokenizers.wordpiece import WordPiece
@@ -313,3 +313,12 @@ def hostile():
     cases["no file at all"] = {}, "bad-path"
     cases["a dead link"] = {"tokenizer.json": link("nowhere")}, "bad-path"
     return {name: (partial(attempt, files=files), code) for name, (files, code) in cases.items()}
+
+
+def test_the_models_family_decides_where_config_json_names_none(tmp_path):
+    ids = {text: i for i, text in enumerate(["<s>", "<pad>", "</s>", "<unk>", *ALPHABET, "<mask>"])}
+    (tmp_path / "vocab.json").write_text(json.dumps(ids))
+    (tmp_path / "merges.txt").write_text("#version: 0.2\n")
+    (tmp_path / "config.json").write_text(json.dumps({"vocab_size": len(ids)}))
+    tokenizer = tokenizer_in(tmp_path, "roberta")
+    assert tokenizer.wrap([9], [8])[0] == [0, 9, 2, 2, 8, 2]
