@@ -127,6 +127,11 @@ def measured() -> str:
     gguf = memory["loading"]["gguf to float32"]
     fuzzed = result("fuzz")["readers"]
     batching = result("batching")["arms"]
+    classifiers: dict[str, float] = {}
+    for row in result("classifiers")["models"].values():
+        worst = max(v for key, v in row.items() if key.startswith(("texts", "pairs")))
+        classifiers[row["family"]] = max(worst, classifiers.get(row["family"], 0.0))
+    encoders = ("bert", "distilbert", "roberta")
     mixed, like = batching["random, packed"], batching["like, padded"]
     rows = [
         [
@@ -144,6 +149,12 @@ def measured() -> str:
             "an adapter of one read by the other, float64 (`parity`)",
             "",
             f"PEFT: largest difference of a logit {adapters:.1e}",
+        ],
+        [
+            "published classifiers on 100 texts and 100 pairs, probabilities (`classifiers`)",
+            "",
+            f"transformers: largest difference {max(classifiers[f] for f in encoders):.0e} for "
+            f"encoders, {max(classifiers.values()):.0e} for decoders",
         ],
         [
             "fifty LoRA steps in float64, four layers (`reference_float64`)",

@@ -314,7 +314,7 @@ def test_all_problems_of_the_options_at_once(tmp_path):
 
 def test_a_config_of_nobody_is_refused(tmp_path):
     folder = rewritten(copied("llama_houlsby", tmp_path), config="pfeiffer")
-    assert "peft_type: found None" in refusal(folder)
+    assert "peft_type: found no such key" in refusal(folder)
 
 
 def changed(name, tmp_path, change):
