@@ -393,7 +393,7 @@ def test_the_class_tells_a_family_that_is_not_named(tmp_path):
 
 def test_where_several_families_fit_none_is_guessed(tmp_path):
     untold = dropping("model_type", "architectures")
-    with pytest.raises(FormatError, match=r"model_type: found None, allowed a family .*: llama"):
+    with pytest.raises(FormatError, match=r"model_type: found nothing, allowed a family .*: llama"):
         load_model(folder(tmp_path, "llama_gqa", config=untold))
 
 
