@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import sys
 import time
@@ -14,6 +15,15 @@ hostile = importlib.util.module_from_spec(SPEC)
 PATH = list(sys.path)
 SPEC.loader.exec_module(hostile)
 sys.path[:] = PATH  # the program puts its own checkout first; the tests may be of an installed one
+
+
+@pytest.fixture(autouse=True)
+def _only_its_own_garbage():
+    """What other tests left is not looked through for garbage while a file is timed."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.mark.parametrize("form", hostile.FORMATS)

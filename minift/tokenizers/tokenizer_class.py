@@ -248,7 +248,7 @@ class _Tokens:
 
 
 def _are_texts(parts: object) -> bool:
-    return isinstance(parts, list) and all(isinstance(part, str) for part in parts)
+    return isinstance(parts, list) and len(parts) == 2 and type(parts[0]) is type(parts[1]) is str
 
 
 def _end_of_text(

@@ -112,7 +112,7 @@ def of_merges(ids: Mapping[str, Any], merges: str, path: str) -> dict[str, Any]:
         if not line or line.startswith("#version"):
             continue
         parts = line.split(" ")
-        if len(parts) != 2 or not all(parts):
+        if len(parts) != 2 or not (parts[0] and parts[1]):
             raise FormatError(path, f"line {n + 1:,}", line, "two tokens with a space", "bad-type")
         rows.append(parts)
     return {"version": "1.0", "model": {"type": "BPE", "vocab": dict(ids), "merges": rows}}

@@ -196,9 +196,11 @@ def to_gguf(v: Vocabulary, template: str | None, size: int) -> dict[str, Any]:
 def merge_parts(merge: object, path: str, where: str) -> tuple[str, str]:
     """A merge, which is written "a b" or ["a", "b"]."""
     parts = merge.split(" ") if type(merge) is str else merge
-    if type(parts) is not list or len(parts) != 2 or not all(type(p) is str and p for p in parts):
-        raise FormatError(path, where, merge, "two parts", "bad-type")
-    return parts[0], parts[1]
+    if type(parts) is list and len(parts) == 2:
+        first, second = parts  # not in a loop: a vocabulary has half a million of them
+        if type(first) is str and type(second) is str and first and second:
+            return first, second
+    raise FormatError(path, where, merge, "two parts", "bad-type")
 
 
 def checked_ids(tokens: list[str], where: str, path: str) -> dict[str, int]:
