@@ -109,7 +109,7 @@ def read(
     if spelled is None:
         return IA3()
     ours = spelled.targets(data, there, problems)
-    wide = {path for path, leaves in there.items() if leaves.get("ia3_l", (0,))[0] == 1}
+    wide = {path for path, leaves in there.items() if leaves.get("ia3_l", ())[:1] == (1,)}
     within = data.get("feedforward_modules")
     if within not in (None, [], ""):
         said = spelled.named(within, "feedforward_modules", problems)

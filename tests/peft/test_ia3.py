@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from minift.checkpoints import safetensors
 from minift.checkpoints.open import load_model
-from minift.errors import ConfigError
-from minift.peft.files import save_adapter
+from minift.errors import ConfigError, FormatError
+from minift.peft.files import load_adapter, save_adapter
 from minift.peft.ia3 import IA3, count
 from minift.peft.methods import attach
 from minift.peft.places import changes
@@ -59,3 +60,14 @@ def test_inputs_of_a_fused_matrix_are_saved_as_one_or_not_at_all(config, tmp_pat
     with pytest.raises(ConfigError, match=r"inputs of a part of transformer\.h\.0\.attn\.c_attn"):
         save_adapter(adapted, tmp_path / "other")
     assert not (tmp_path / "other").exists()
+
+
+def test_a_number_in_place_of_a_vector_is_refused(tmp_path):
+    save_adapter(attach(model(), IA3()), tmp_path / "a")
+    path = tmp_path / "a/adapter_model.safetensors"
+    file = safetensors.read(path)
+    tensors = {key: file.load(key) for key in file.tensors}
+    tensors[next(iter(tensors))] = torch.tensor(1.0)
+    safetensors.write(path, tensors)
+    with pytest.raises(FormatError, match=r"is \(\), not"):
+        load_adapter(model(), tmp_path / "a")
