@@ -37,6 +37,7 @@ from minift.tokenizers.tokenizer_json import by_id, refuse_unknown
 from minift.tokenizers.vocabulary import (
     FLAGS,
     Added,
+    added_rows,
     checked_ids,
     field_of,
     merge_parts,
@@ -295,12 +296,7 @@ def to_json(
         "version": "1.0",
         "truncation": None,
         "padding": None,
-        "added_tokens": [
-            {"id": i, "content": token.text}
-            | {flag: flag in token.flags for flag in FLAGS}
-            | {"special": token.special}
-            for i, token in sorted(added.items())
-        ],
+        "added_tokens": added_rows(added),
         "normalizer": rules.document["normalizer"],
         "pre_tokenizer": rules.document["pre_tokenizer"],
         "post_processor": post,

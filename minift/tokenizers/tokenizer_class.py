@@ -23,7 +23,7 @@ from minift.tokenizers import post_processor
 from minift.tokenizers.beside import CONFIG, Beside
 from minift.tokenizers.fitting import rows_of
 from minift.tokenizers.tokenizer_json import added_tokens, byte_level_parts, shape
-from minift.tokenizers.vocabulary import FLAGS, MOST_TOKENS, Added, field_of
+from minift.tokenizers.vocabulary import MOST_TOKENS, Added, added_rows, field_of
 from minift.tokenizers.wrapping import Part, Wrapping, around, twice_around
 
 ORDER = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")  # in which missing tokens are added
@@ -240,11 +240,7 @@ class _Tokens:
 
     def rows(self) -> list[dict[str, Any]]:
         """The `added_tokens` of tokenizer.json."""
-        return [
-            {"id": i, "content": token.text, "special": token.special}
-            | {flag: flag in token.flags for flag in FLAGS}
-            for i, token in sorted(self.added.items())
-        ]
+        return added_rows(self.added)
 
 
 def _are_texts(parts: object) -> bool:

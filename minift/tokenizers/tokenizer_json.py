@@ -15,6 +15,7 @@ from minift.tokenizers.vocabulary import (
     ROLES,
     Added,
     Vocabulary,
+    added_rows,
     field_of,
     merge_parts,
     one_of,
@@ -296,12 +297,6 @@ def to_files(v: Vocabulary, template: str | None) -> dict[str, bytes]:
     def name(i: int | None) -> str | None:
         return None if i is None else v.tokens[i]
 
-    added = [
-        {"id": i, "content": token.text}
-        | {flag: flag in token.flags for flag in FLAGS}
-        | {"special": token.special}
-        for i, token in sorted(v.added.items())
-    ]
     parts = byte_level_parts(v.pattern, v.nfc, v.prefix_space)
     post: dict[str, Any] = parts["decoder"]
     wrapping = v.wrapping or after(v.bos if v.add_bos else None)
@@ -311,7 +306,7 @@ def to_files(v: Vocabulary, template: str | None) -> dict[str, bytes]:
         "version": "1.0",
         "truncation": None,
         "padding": None,
-        "added_tokens": added,
+        "added_tokens": added_rows(v.added),
         "normalizer": parts["normalizer"],
         "pre_tokenizer": parts["pre_tokenizer"],
         "post_processor": post,

@@ -60,6 +60,16 @@ class Added:
     flags: tuple[str, ...] = ()  # those of FLAGS that the file sets, kept for saving
 
 
+def added_rows(added: Mapping[int, Added]) -> list[dict[str, Any]]:
+    """The `added_tokens` of a tokenizer.json, in the order of their ids."""
+    return [
+        {"id": i, "content": token.text}
+        | {flag: flag in token.flags for flag in FLAGS}
+        | {"special": token.special}
+        for i, token in sorted(added.items())
+    ]
+
+
 @dataclass(frozen=True)
 class Vocabulary:
     """Tokens by id, merges by rank, and what stands beside them."""

@@ -11,7 +11,7 @@ from minift.errors import FormatError
 from minift.tokenizers import post_processor
 from minift.tokenizers.tokenizer_json import added_tokens, by_id, check_top
 from minift.tokenizers.tokens import WHITE
-from minift.tokenizers.vocabulary import FLAGS, Added, field_of, one_of
+from minift.tokenizers.vocabulary import Added, added_rows, field_of, one_of
 from minift.tokenizers.wrapping import Wrapping, around
 
 LONGEST_WORD = 1000  # characters, that a file may ask for: matching takes their square
@@ -135,12 +135,7 @@ def to_files(v: WordVocabulary) -> dict[str, bytes]:
         "version": "1.0",
         "truncation": None,
         "padding": None,
-        "added_tokens": [
-            {"id": i, "content": token.text}
-            | {flag: flag in token.flags for flag in FLAGS}
-            | {"special": token.special}
-            for i, token in sorted(added.items())
-        ],
+        "added_tokens": added_rows(added),
         "normalizer": {
             "type": "BertNormalizer",
             "clean_text": settings.clean,
