@@ -19,6 +19,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,8 @@ from minift.kernels.lora.reference import Adapted
 from minift.kernels.mlp.dispatch import mlp
 from minift.kernels.norm.dispatch import rms_norm
 from minift.kernels.rope.dispatch import rotate
-from minift.runtime import machine, tuned
+from minift.runtime import rates as measured
+from minift.runtime import tuned
 
 D, F, V, HEADS, KV, E, R, ROW = 576, 1536, 49_152, 9, 3, 64, 8, 256
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
@@ -141,7 +143,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="the folder of the result file")
     options = parser.parse_args()
     torch.manual_seed(0)
-    rates = {"float32": machine(options.threads).rate, "bf16": machine(options.threads).bf16}
+    rates = asdict(measured(options.threads))
     result: dict[str, Any] = {}
     with tuned(options.threads):
         for dtype, kind in DTYPES.items():

@@ -166,7 +166,7 @@ def worker(name: str, side: str, steps: int, adapter: str) -> dict[str, Any]:
     import minift
     from minift.cli.models import base_dtype
     from minift.peft.places import linears
-    from minift.runtime import machine, peak_memory
+    from minift.runtime import peak_memory, rates
 
     case = CASES[name]
     objective = Fixed(case, steps, "off" if side == "padded" else "auto")
@@ -188,7 +188,7 @@ def worker(name: str, side: str, steps: int, adapter: str) -> dict[str, Any]:
 
     kernels = "reference" if side == "readable" else "auto"
     run = minift.fit(model, objective, config_of(case, steps, kernels), watch=watch)
-    rate = getattr(machine(2), "bf16" if dtype == "bf16" else "rate")
+    rate = getattr(rates(2), "bf16" if dtype == "bf16" else "float32")
     head = model.head.weight.numel()
     frozen = sum(linear.in_features * linear.out_features for _, linear in linears(model))
     operations = 4 * (frozen * tokens[-1] + head * targets[-1])  # a product and its dx
@@ -258,7 +258,7 @@ def main() -> None:
         return
     from certificate import certificate, write
 
-    from minift.runtime import machine
+    from minift.runtime import rates
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--peer-python", required=True, help="with transformers and PEFT")
@@ -267,11 +267,11 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=22)
     parser.add_argument("--out", type=Path, help="the folder of the result file")
     options = parser.parse_args()
-    found = machine(2)
+    found = rates(2)
     path = (options.out or RESULTS) / "sft_step.json"
     before = json.loads(path.read_text())["cases"] if path.exists() else {}
     result: dict[str, Any] = {
-        "gflops": {"float32": round(found.rate), "bf16": round(found.bf16)},
+        "gflops": {"float32": round(found.float32), "bf16": round(found.bf16)},
         "cases": before,
     }
     bad = []

@@ -1,21 +1,27 @@
 """What this machine can do, and the process-wide settings that follow, for as long as work lasts.
 
-Three settings, each found by a test on the spot and undone at the end of `tuned`:
-  - matrix products in float32: on CPUs where MKL takes its slow path, oneDNN's kernels are twice
-    as fast at the same precision. torch reaches them through `set_float32_matmul_precision`, which
-    on a CPU with AMX would really round to bf16: so it is used only without AMX, and only where a
-    self-test against float64 shows float32 accuracy and a gain;
+Three settings, undone at the end of `tuned`:
+  - matrix products in float32: on CPUs where MKL takes its slow path, oneDNN's kernels are faster
+    at the same precision. torch reaches them through `set_float32_matmul_precision`, which on a CPU
+    with AMX would really round to bf16: so never with AMX;
   - memory: glibc hands freed blocks back to the system and pays for fresh pages at the next
     allocation; told to keep them, a training step stops faulting gigabytes;
   - threads: one a core that this process may use.
 Linux-only pieces do nothing elsewhere.
+
+What decides numbers follows from what the processor has and from a self-test of exactness, never
+from a clock: a busy machine computes what an idle one does. The self-test runs once for a
+processor, a version of torch and a number of threads, and is kept in minift's cache. Rates are
+measured, and only plans are made of them.
 """
 
 from __future__ import annotations
 
 import ctypes
 import functools
+import json
 import os
+import platform
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -27,12 +33,17 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from minift.errors import ConfigError
+from minift.errors import ConfigError, FormatError, StorageError
+from minift.storage import cache_dir, read_file, write_file
 
 Result = TypeVar("Result")
-STATUS = Path("/proc/self/status")
+STATUS, CPUINFO = Path("/proc/self/status"), Path("/proc/cpuinfo")
 SHAPE = (256, 576, 1536)  # rows, in, out of the test product: a small model's MLP
-MEASURED, ROUNDS = 0.06, 3  # seconds, and how often each is run at least: no choice by one run
+FLOAT32, BF16 = 1e-6, 4e-3  # largest relative errors that the self-test lets pass
+MEASURED, ROUNDS = 0.06, 3  # seconds, and how often each is run at least
+NOTES = "machine.json"  # in the cache: what the self-test found
+NOTES_LIMIT = 1 << 20
+DTYPES = {torch.bfloat16: "bf16"}  # as --dtype has it
 WARM = 3  # calls before a capture, as torch's notes on CUDA graphs have it
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
 KEEP_MEMORY = ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2**31 - 1))
@@ -41,25 +52,19 @@ GLIBC_DEFAULTS = ((M_MMAP_MAX, 65_536), (M_TRIM_THRESHOLD, 128 << 10))
 
 @dataclass(frozen=True)
 class Machine:
-    """What the self-test found. Rates are GFLOP/s on `threads` threads."""
+    """What decides how this machine computes; the same whatever else runs on it."""
 
     threads: int
-    float32: float  # torch's default route
-    routed: float  # through oneDNN; 0 where it is unavailable or not exact
+    route: bool  # products in float32 go through oneDNN
+    bf16: bool  # it multiplies bf16 in units of its own
+
+
+@dataclass(frozen=True)
+class Rates:
+    """GFLOP/s of the self-test's product, for plans."""
+
+    float32: float
     bf16: float
-
-    @property
-    def route(self) -> bool:
-        return self.routed > 1.15 * self.float32
-
-    @property
-    def rate(self) -> float:
-        """The float32 rate that `tuned` gives."""
-        return self.routed if self.route else self.float32
-
-    @property
-    def prefers_bf16(self) -> bool:
-        return self.bf16 > 1.2 * self.rate
 
 
 def device_of(choice: str) -> str:
@@ -86,26 +91,108 @@ def cores() -> int:
 
 @functools.cache
 def machine(threads: int | None = None) -> Machine:
-    """Measure once a process, in about a tenth of a second."""
+    """By the processor and the self-test, which an earlier process may have run."""
+    count = threads or cores()
+    key = f"{processor()} · torch {torch.__version__} · {count} threads"
+    notes = _notes()
+    found = notes.get(key)
+    if type(found) is not dict or not all(type(found.get(k)) is bool for k in ("route", "bf16")):
+        found = dict(zip(("route", "bf16"), _self_test(count), strict=True))
+        try:
+            text = json.dumps(notes | {key: found}, indent=1, ensure_ascii=False)
+            write_file(cache_dir() / NOTES, text.encode())
+        except (ConfigError, StorageError, OSError):
+            pass  # tested again the next time
+    return Machine(count, found["route"], found["bf16"])
+
+
+def processor() -> str:
+    """Maker, model and instructions, in words."""
+    units = (
+        ("AMX", torch.cpu._is_amx_tile_supported()),
+        ("AVX512-BF16", torch.cpu._is_avx512_bf16_supported()),
+    )
+    kinds = [torch.backends.cpu.get_cpu_capability(), *(name for name, there in units if there)]
+    name = _cpuinfo("model name") or platform.processor() or platform.machine()
+    return " ".join([_cpuinfo("vendor_id") or platform.system(), name, *kinds])
+
+
+def _cpuinfo(field: str) -> str:
+    """The first value of a field of /proc/cpuinfo; empty where there is none."""
+    try:
+        text = CPUINFO.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+    rows = (line.partition(":") for line in text.splitlines())
+    return next((value.strip() for name, _, value in rows if name.strip() == field), "")
+
+
+def _notes() -> dict[str, object]:
+    """What earlier self-tests found; nothing where the file is missing or odd."""
+    try:
+        notes = json.loads(read_file(cache_dir() / NOTES, limit_bytes=NOTES_LIMIT))
+    except (FormatError, ValueError, RecursionError, OSError, RuntimeError):
+        return {}
+    return notes if type(notes) is dict else {}
+
+
+def _self_test(threads: int) -> tuple[bool, bool]:
+    """Whether oneDNN's route and bf16 are to be used: there, of use, exact, the same twice.
+
+    The route is of use where MKL takes its slow path, on processors that Intel did not make (1.2
+    to 2.1 times faster there, benchmarks/LOG.md); on Intel's MKL is as fast. bf16 is of use where
+    there are units for it, AVX512-BF16 or AMX: without, it is converted back and forth, and slower
+    than float32. On ARM neither has been measured: float32 as torch has it.
+    """
+    amx, vendor = torch.cpu._is_amx_tile_supported(), _cpuinfo("vendor_id")
+    units = amx or torch.cpu._is_avx512_bf16_supported()
+    slow = vendor not in ("", "GenuineIntel") and torch.backends.mkldnn.is_available() and not amx
+    x, w = _operands()
+    with _threads(threads):
+        route = slow and _exact(lambda: _routed(x, w), x, w, FLOAT32)
+        xb, wb = x.bfloat16(), w.bfloat16()
+        linear = torch.nn.functional.linear
+        return route, units and _exact(lambda: linear(xb, wb), xb, wb, BF16)
+
+
+def _exact(product: Callable[[], Tensor], x: Tensor, w: Tensor, most: float) -> bool:
+    one, other = product(), product()
+    return torch.equal(one, other) and _error(one, x.double() @ w.double().T) < most
+
+
+def _operands() -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
     rows, inputs, outputs = SHAPE
     x = torch.randn(rows, inputs, generator=generator)
-    w = torch.randn(outputs, inputs, generator=generator)
-    exact = x.double() @ w.double().T
+    return x, torch.randn(outputs, inputs, generator=generator)
+
+
+def _routed(x: Tensor, w: Tensor) -> Tensor:
+    with _precision("medium"):
+        return torch.nn.functional.linear(x, w)
+
+
+@functools.cache
+def rates(threads: int | None = None) -> Rates:
+    """Measured once a process, in a twentieth of a second: for plans, never for a choice."""
+    here = machine(threads)
+    x, w = _operands()
     xb, wb = x.bfloat16(), w.bfloat16()
     linear = torch.nn.functional.linear
+    float32 = _routed if here.route else linear
+    with _threads(here.threads):
+        return Rates(*_rates([lambda: float32(x, w), lambda: linear(xb, wb)]))
 
-    def routed() -> Tensor:
-        with _precision("medium"):
-            return linear(x, w)
 
-    wanted = threads or cores()
-    with _threads(wanted):
-        products = [lambda: linear(x, w), lambda: linear(xb, wb)]
-        if not torch.cpu._is_amx_tile_supported() and _error(routed(), exact) < 1e-6:
-            products.append(routed)
-        float32, bf16, *other = _rates(products)
-    return Machine(wanted, float32, other[0] if other else 0.0, bf16)
+def numerics(model_dtype: torch.dtype, device: torch.device, kernels: str) -> dict[str, object]:
+    """What decides the last bit of a result, in words, for run.json."""
+    here = machine(torch.get_num_threads()) if device.type == "cpu" else None
+    return {
+        "dtype": DTYPES.get(model_dtype, str(model_dtype).removeprefix("torch.")),
+        "route": "onednn" if here is not None and here.route else "default",
+        "kernels": kernels,
+        "threads": torch.get_num_threads(),
+    }
 
 
 def advice(threads: int | None = None, dtype: str | None = None) -> list[str]:
@@ -116,13 +203,8 @@ def advice(threads: int | None = None, dtype: str | None = None) -> list[str]:
             f"threads: found {threads} on {cores()} cores, where they wait for each other; "
             f"{cores()} is right here"
         )
-    if dtype == "bf16":
-        here = machine(threads)
-        if here.bf16 < here.rate:
-            found.append(
-                f"dtype: bf16 has no units of its own here: {here.bf16:.0f} GFLOP/s, "
-                f"float32 {here.rate:.0f}; it saves memory, not time"
-            )
+    if dtype == "bf16" and not machine(threads).bf16:
+        found.append("dtype: bf16 has no units of its own here; it saves memory, not time")
     return found
 
 

@@ -23,6 +23,7 @@ import signal
 import stat
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from minift.errors import ConfigError, FormatError, StorageError, one_line
@@ -248,6 +249,16 @@ def recover(path: str | os.PathLike[str]) -> None:
                         _io(os.rename, dead, target)
                     else:
                         _remove(dead)
+
+
+def cache_dir() -> Path:
+    """$MINIFT_CACHE, else $XDG_CACHE_HOME/minift, else ~/.cache/minift. Not created here."""
+    if own := os.environ.get("MINIFT_CACHE"):
+        return Path(own).expanduser().absolute()
+    shared = os.environ.get("XDG_CACHE_HOME", "")
+    # The XDG specification: a relative path there is to be ignored.
+    root = Path(shared) if os.path.isabs(shared) else Path.home() / ".cache"
+    return root / "minift"
 
 
 # ---- reading -------------------------------------------------------------------------------------

@@ -6,7 +6,6 @@ import ctypes
 import sys
 import time
 from contextlib import nullcontext
-from dataclasses import fields
 
 import pytest
 import torch
@@ -14,17 +13,21 @@ import torch
 from minift import runtime
 from minift.errors import ConfigError
 from minift.runtime import Machine, advice, cores, device_of, machine, peak_memory, tuned
+from minift.storage import cache_dir
 
-FAST = Machine(threads=2, float32=100.0, routed=200.0, bf16=50.0)
-PLAIN = Machine(threads=2, float32=100.0, routed=0.0, bf16=50.0)
+FAST = Machine(threads=2, route=True, bf16=True)
+PLAIN = Machine(threads=2, route=False, bf16=False)
 
 
 @pytest.fixture
-def fresh():
-    """What is measured here stays here."""
+def fresh(monkeypatch, tmp_path):
+    """What is found here stays here, and nothing is known from before."""
+    monkeypatch.setenv("MINIFT_CACHE", str(tmp_path / "cache"))
     machine.cache_clear()
+    runtime.rates.cache_clear()
     yield
     machine.cache_clear()
+    runtime.rates.cache_clear()
 
 
 def settings():
@@ -79,40 +82,134 @@ def test_a_gpu_is_current_and_never_rounds_to_tf32_unasked(monkeypatch, before):
 
 
 @pytest.mark.usefixtures("fresh")
-def test_the_self_test_measures_and_changes_nothing():
+def test_the_self_test_changes_no_setting():
     before = settings()
     found = machine(1)
     assert settings() == before
-    assert [f.name for f in fields(found)] == ["threads", "float32", "routed", "bf16"]
     assert found.threads == 1
-    assert found.float32 > 0
-    assert found.bf16 > 0
-    assert found.routed >= 0
     assert machine(1) is found  # once a process
 
 
 @pytest.mark.usefixtures("fresh")
-def test_threads_are_the_cores_unless_given(monkeypatch):
-    monkeypatch.setattr(runtime, "_rates", lambda products: [1.0] * len(products))
+def test_threads_are_the_cores_unless_given():
     assert machine().threads == cores() >= 1
     with tuned(1) as found:
         assert found.threads == torch.get_num_threads() == 1
 
 
+ZEN, LAKE, OLD = "AuthenticAMD", "GenuineIntel", ""
+
+
 @pytest.mark.usefixtures("fresh")
-@pytest.mark.parametrize(("error", "amx", "route"), [
-    (1e-7, False, True), (1e-3, False, False), (float("nan"), False, False), (1e-7, True, False),
+@pytest.mark.parametrize(("vendor", "avx512_bf16", "amx", "error", "route", "bf16"), [
+    (ZEN, True, False, 1e-7, True, True),
+    (ZEN, False, False, 1e-7, True, False),  # no units: bf16 is slower than float32
+    (ZEN, True, False, 1e-5, False, True),  # the route rounds to bf16
+    (ZEN, True, False, 1e-1, False, False),
+    (ZEN, True, False, float("nan"), False, False),
+    (LAKE, True, False, 1e-7, False, True),  # MKL is fast there
+    (LAKE, True, True, 1e-7, False, True),
+    (ZEN, True, True, 1e-7, False, True),  # with AMX the route would round to bf16
+    (OLD, False, False, 1e-7, False, False),  # ARM: nothing is known
 ])  # fmt: skip
-def test_the_route_needs_an_exact_result_and_no_amx(monkeypatch, error, amx, route):
-    monkeypatch.setattr(runtime, "_rates", lambda products: [100.0, 70.0, 300.0][: len(products)])
+def test_what_the_processor_has_decides(monkeypatch, vendor, avx512_bf16, amx, error, route, bf16):
+    monkeypatch.setattr(runtime, "_cpuinfo", lambda field: vendor)
     monkeypatch.setattr(runtime, "_error", lambda y, exact: error)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
-    found = machine(1)
-    assert found == Machine(1, 100.0, 300.0 if route else 0.0, 70.0)
-    assert found.route is route
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512_bf16)
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
+    assert machine(1) == Machine(1, route, bf16)
     before = torch.get_float32_matmul_precision()
     with tuned(1):
         assert torch.get_float32_matmul_precision() == ("medium" if route else before)
+
+
+@pytest.mark.usefixtures("fresh")
+def test_a_product_that_differs_from_run_to_run_is_not_used(monkeypatch):
+    products = iter([torch.zeros(2, 2), torch.ones(2, 2)])
+    monkeypatch.setattr(runtime, "_error", lambda y, exact: 0.0)
+    assert not runtime._exact(lambda: next(products), torch.zeros(2, 1), torch.zeros(2, 1), 1.0)
+
+
+@pytest.mark.usefixtures("fresh")
+def test_no_choice_asks_a_clock(monkeypatch):
+    def clock():
+        raise AssertionError("a clock was asked")
+
+    for name in ("perf_counter", "monotonic", "time", "process_time"):
+        monkeypatch.setattr(time, name, clock)
+    machine(1)
+    with tuned(1):
+        pass
+    advice(1, "bf16")
+
+
+@pytest.mark.usefixtures("fresh")
+def test_the_self_test_is_kept_for_the_next_process(monkeypatch):
+    tests = []
+    monkeypatch.setattr(runtime, "_self_test", lambda n: tests.append(n) or (True, False))
+    for threads in (1, 1, 2):
+        machine.cache_clear()
+        assert machine(threads) == Machine(threads, True, False)
+    assert tests == [1, 2]
+    monkeypatch.setattr(torch, "__version__", "9.9.9")
+    machine.cache_clear()
+    machine(1)
+    assert tests == [1, 2, 1]  # another torch, another test
+
+
+@pytest.mark.usefixtures("fresh")
+@pytest.mark.parametrize("text", [
+    b"", b"[]", b"{", b"\xff", b"[" * 100_000, b'{"KEY": 1}',
+    b'{"KEY": {"route": 1, "bf16": true}}',
+    b'{"KEY": {"route": true}}', b" " * (runtime.NOTES_LIMIT + 1),
+])  # fmt: skip
+def test_odd_notes_are_tested_again(monkeypatch, text):
+    monkeypatch.setattr(runtime, "_self_test", lambda n: (False, True))
+    key = f"{runtime.processor()} · torch {torch.__version__} · 1 threads"
+    cache_dir().mkdir(parents=True)
+    (cache_dir() / runtime.NOTES).write_bytes(text.replace(b"KEY", key.encode()))
+    assert machine(1) == Machine(1, False, True)
+    machine.cache_clear()
+    monkeypatch.setattr(runtime, "_self_test", lambda n: pytest.fail("the notes are whole again"))
+    assert machine(1) == Machine(1, False, True)
+
+
+@pytest.mark.usefixtures("fresh")
+def test_a_cache_that_cannot_be_written_is_no_error(monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("MINIFT_CACHE", str(tmp_path / "file" / "below"))
+    assert machine(1).threads == 1
+
+
+def test_the_processor_is_named(monkeypatch, tmp_path):
+    monkeypatch.setattr(runtime, "CPUINFO", tmp_path / "cpuinfo")
+    (tmp_path / "cpuinfo").write_text(
+        "vendor_id\t: Maker\nmodel name\t: Fast: one\n\nvendor_id: B\n"
+    )
+    assert runtime.processor().startswith("Maker Fast: one ")
+    (tmp_path / "cpuinfo").unlink()
+    assert runtime.processor()
+
+
+@pytest.mark.usefixtures("fresh")
+def test_rates_are_measured_once_and_above_nothing():
+    found = runtime.rates(1)
+    assert found.float32 > 0
+    assert found.bf16 > 0
+    assert runtime.rates(1) is found
+
+
+@pytest.mark.usefixtures("fresh")
+@pytest.mark.parametrize(("route", "dtype", "words"), [
+    (True, torch.bfloat16, ("bf16", "onednn")), (False, torch.float32, ("float32", "default")),
+])  # fmt: skip
+def test_what_decides_the_last_bit_is_said(monkeypatch, route, dtype, words):
+    monkeypatch.setattr(runtime, "machine", lambda threads: Machine(threads, route, True))
+    assert runtime.numerics(dtype, torch.device("cpu"), "fused") == {
+        "dtype": words[0], "route": words[1], "kernels": "fused", "threads": torch.get_num_threads()
+    }  # fmt: skip
+    assert runtime.numerics(dtype, torch.device("cuda"), "fused")["route"] == "default"
 
 
 def test_the_best_run_counts_and_all_meet_the_same_busy_moment(monkeypatch):
@@ -157,15 +254,6 @@ def test_the_error_is_relative():
     assert runtime._error(torch.tensor([[3.0, 4.5]]), exact) == pytest.approx(0.1)
 
 
-@pytest.mark.parametrize(("routed", "bf16", "route", "rate", "prefers"), [
-    (0.0, 100.0, False, 100.0, False), (110.0, 130.0, False, 100.0, True),
-    (200.0, 130.0, True, 200.0, False), (200.0, 300.0, True, 200.0, True),
-])  # fmt: skip
-def test_a_gain_has_to_be_worth_it(routed, bf16, route, rate, prefers):
-    found = Machine(1, 100.0, routed, bf16)
-    assert (found.route, found.rate, found.prefers_bf16) == (route, rate, prefers)
-
-
 @pytest.mark.parametrize(("gpus", "choice", "found"), [
     (0, "auto", "cpu"), (0, "cpu", "cpu"), (2, "auto", "cuda:0"), (2, "cuda", "cuda:0"),
     (2, "cuda:1", "cuda:1"), (2, "cpu", "cpu"),
@@ -186,14 +274,14 @@ def test_a_device_that_is_not_here_is_refused(monkeypatch, gpus, choice, allowed
 
 def test_advice_names_what_is_right_here(monkeypatch):
     monkeypatch.setattr(runtime, "cores", lambda: 2)
-    monkeypatch.setattr(runtime, "machine", lambda threads: Machine(2, 90.0, 200.0, 30.0))
+    monkeypatch.setattr(runtime, "machine", lambda threads: PLAIN)
     assert advice() == advice(2, "float32") == []
     [threads, dtype] = advice(8, "bf16")
     assert threads == (
         "threads: found 8 on 2 cores, where they wait for each other; 2 is right here"
     )
-    assert "30 GFLOP/s, float32 200" in dtype
-    monkeypatch.setattr(runtime, "machine", lambda threads: Machine(2, 90.0, 200.0, 300.0))
+    assert dtype == "dtype: bf16 has no units of its own here; it saves memory, not time"
+    monkeypatch.setattr(runtime, "machine", lambda threads: FAST)
     assert advice(2, "bf16") == []
 
 

@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from minift.errors import ConfigError, FormatError, StorageError
-from minift.storage import read_file, write_file
+from minift.storage import cache_dir, read_file, write_file
 
 CHUNK = 1 << 20
 STAMP_LIMIT = 1 << 20
@@ -130,16 +130,6 @@ ASSETS = {
         ),
     )
 }
-
-
-def cache_dir() -> Path:
-    """$MINIFT_CACHE, else $XDG_CACHE_HOME/minift, else ~/.cache/minift. Not created here."""
-    if own := os.environ.get("MINIFT_CACHE"):
-        return Path(own).expanduser().absolute()
-    shared = os.environ.get("XDG_CACHE_HOME", "")
-    # The XDG specification: a relative path there is to be ignored.
-    root = Path(shared) if os.path.isabs(shared) else Path.home() / ".cache"
-    return root / "minift"
 
 
 def find_asset(name: str) -> Asset:

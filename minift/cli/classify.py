@@ -51,7 +51,7 @@ def classify(parsed: Parsed, screen: Screen) -> int:
     model, tokenizer = load(name, dtype=dtype, device=device, base=base)
     most = longest(parsed, before_run, model, LONGEST)
     model = with_labels(model, labels, seed=config.seed)
-    screen.say(headline())
+    screen.say(headline(config.threads))
     if base is not None:
         screen.say(base_line(model))
     objective = Classification(tokenizer, train, held, max_length=most)

@@ -14,17 +14,17 @@ from minift.errors import ConfigError, FormatError, notice, one_line
 from minift.kernels.quantized.linear import base_of
 from minift.model.transformer import Transformer
 from minift.peft.files import AnyStored, load_adapter, stored
-from minift.runtime import device_of, machine
+from minift.runtime import device_of, machine, rates
 from minift.tokenizers.interface import Tokenizer
 
 
 def base_dtype(choice: str, threads: int | None = None, device: str = "cpu") -> str:
-    """`auto`: bf16 on a GPU, and where this machine multiplies it faster than float32."""
+    """`auto`: bf16 on a GPU, and on a processor that has units for it; else float32."""
     if choice != "auto":
         return choice
     if device != "cpu":
         return "bf16"
-    return "bf16" if machine(threads).prefers_bf16 else "float32"
+    return "bf16" if machine(threads).bf16 else "float32"
 
 
 def base_kind(choice: str | None, adapter: AnyStored | None = None) -> str | None:
@@ -163,15 +163,16 @@ def open_speaker(parsed: Parsed) -> tuple[Transformer, Tokenizer]:
     return open_model(parsed)
 
 
-def headline(screen_text: str = "") -> str:
+def headline(threads: int | None = None) -> str:
     """The first line of a long command: versions and what the self-test found."""
     import torch
 
     from minift import __version__
 
-    found = machine()
+    here, speed = machine(threads), rates(threads)
     parts = [f"minift {__version__}", f"torch {torch.__version__.partition('+')[0]}"]
-    parts.append(f"{found.threads} threads")
-    route = " through oneDNN, self-test passed" if found.route else ""
-    parts.append(f"{found.rate:.0f} GFLOP/s float32{route}, {found.bf16:.0f} bf16")
-    return " · ".join([*parts, screen_text] if screen_text else parts)
+    parts.append(f"{here.threads} threads")
+    route = " by oneDNN" if here.route else ""
+    tested = " · self-tested" if here.route or here.bf16 else ""
+    parts.append(f"float32{route} {speed.float32:.0f} GFLOP/s, bf16 {speed.bf16:.0f}{tested}")
+    return " · ".join(parts)

@@ -48,7 +48,7 @@ def quickstart(parsed: Parsed, screen: Screen) -> int:
         kernels=parsed.flag("kernels"),
     )
     check_out(out, parsed.flag("overwrite"))
-    screen.say(headline())
+    screen.say(headline(config.threads))
     screen.say()
     fetched = fetch(screen)
     start = time.perf_counter()
@@ -58,7 +58,7 @@ def quickstart(parsed: Parsed, screen: Screen) -> int:
         test = Rows(test, np.arange(min(len(test), parsed.flag("limit"))))
     device = device_of(parsed.flag("device"))
     model, tokenizer = load(
-        MODEL, dtype=base_dtype(parsed.flag("dtype"), device=device), device=device
+        MODEL, dtype=base_dtype(parsed.flag("dtype"), config.threads, device), device=device
     )
     objective = SFT(tokenizer, train, max_length=LONGEST)
     look(screen, objective, train, test)

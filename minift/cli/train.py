@@ -22,7 +22,7 @@ from minift.peft.adapters import config_of, trainable
 from minift.peft.files import load_adapter, stored
 from minift.peft.methods import attach
 from minift.peft.places import linears
-from minift.runtime import device_of, machine, peak_memory
+from minift.runtime import device_of, peak_memory, rates
 from minift.tokenizers.interface import Tokenizer
 from minift.train.classification import Classification
 from minift.train.loop import Progress, Run, TrainConfig, check_out, fit
@@ -47,7 +47,7 @@ def sft(parsed: Parsed, screen: Screen) -> int:
     if model.config.head != "lm":
         raise ConfigError(f"{name} is no language model: minift classify trains it on labels")
     tokenizer.chat_template = parsed.flag("chat_template")
-    screen.say(headline())
+    screen.say(headline(config.threads))
     most, pack = parsed.flag("max_length"), parsed.flag("pack")
     objective = SFT(tokenizer, train, held, max_length=most, pack=pack)
     if base is not None:
@@ -125,7 +125,9 @@ def describe(model: Transformer, seconds: float | None) -> str:
     )
 
 
-def estimate(model: Transformer, steps: int, tokens: float) -> float | None:
+def estimate(
+    model: Transformer, steps: int, tokens: float, threads: int | None = None
+) -> float | None:
     """Seconds for so many steps of so many tokens each; None on a GPU, whose rate is not measured.
 
     The frozen linears take 4 operations a weight and token, forward and backward (Kaplan et al.
@@ -135,12 +137,12 @@ def estimate(model: Transformer, steps: int, tokens: float) -> float | None:
     weight = model.embed.weight
     if weight.device.type != "cpu":
         return None
-    here = machine()
-    rate = here.bf16 if weight.dtype == torch.bfloat16 else here.rate
+    here = rates(threads)
+    rate = here.bf16 if weight.dtype == torch.bfloat16 else here.float32
     sizes = [(one.in_features, one.out_features) for _, one in linears(model)]
     products = 4e-9 * sum(i * o for i, o in sizes) * tokens / rate
     between = CALLS * len(sizes) + NUMBERS * tokens * sum(i + o for i, o in sizes)
-    return steps * (products + between * RATE / here.rate)
+    return steps * (products + between * RATE / here.float32)
 
 
 def train_shown(
@@ -156,7 +158,7 @@ def train_shown(
     steps = config.resolved_steps(objective.rows)
     sample = objective.lengths(range(0, objective.rows, max(1, objective.rows // 200)))
     tokens = config.batch * sum(sample) / len(sample)
-    plan = estimate(model, steps, tokens)
+    plan = estimate(model, steps, tokens, config.threads)
     screen.say(f"{label:<12} {describe(model, plan)}")
     bar: Bar = screen.bar(steps, "steps")
 

@@ -28,13 +28,13 @@ from minift.checkpoints.save import as_json
 from minift.checkpoints.tensor_names import file_names
 from minift.data.batches import row_batches
 from minift.errors import ConfigError, FormatError
-from minift.kernels.choice import KERNELS, using
+from minift.kernels.choice import KERNELS, using, word
 from minift.kernels.quantized.linear import base_of, numbers, quantized
 from minift.model.transformer import Transformer
 from minift.peft import methods
 from minift.peft.adapters import active, config_of, trainable
 from minift.peft.files import save_adapter
-from minift.runtime import peak_memory, tuned
+from minift.runtime import numerics, peak_memory, tuned
 from minift.storage import append_line, free_space, write_file
 from minift.train.evaluate import held_out_loss
 from minift.train.objectives import Counted, Objective
@@ -258,8 +258,9 @@ def fit(
     try:
         # "auto" leaves the choice to whoever called.
         choice = nullcontext() if config.kernels == "auto" else using(config.kernels)
-        here = tuned(config.threads, model.embed.weight.device)
-        with choice, here as machine, interruptible() as interrupted:
+        weight = model.embed.weight
+        here = tuned(config.threads, weight.device)
+        with choice, here, interruptible() as interrupted:
             work = planned(objective, config, steps, rate)
             if config.graph == "on":
                 one_by_one = captured.steps(
@@ -307,7 +308,10 @@ def fit(
             if run.out is not None:
                 if active(model) is not None:
                     save_adapter(model, run.out / "adapter", overwrite=True)
-                facts = {"data": objective.summary(), "threads": machine.threads}
+                facts = {
+                    "data": objective.summary(),
+                    "numerics": numerics(weight.dtype, weight.device, word(weight)),
+                }
                 write_file(run.out / "run.json", as_json(record(model, run) | facts))
     finally:
         optimizer.release()

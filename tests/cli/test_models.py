@@ -13,6 +13,7 @@ from minift.cli import models
 from minift.cli.main import main
 from minift.errors import Notice
 from minift.peft.files import stored
+from minift.runtime import Machine, Rates
 
 
 def test_the_adapter_knows_its_base(cli, run_folder, tiny_model, data):
@@ -36,19 +37,23 @@ def test_an_adapter_without_a_base_asks_for_one(cli, run_folder, data, tmp_path)
     assert "add --model" in err
 
 
-@pytest.mark.parametrize(("prefers", "expected"), [(True, "bf16"), (False, "float32")])
-def test_auto_is_what_is_faster_here(monkeypatch, prefers, expected):
-    found = type("Found", (), {"prefers_bf16": prefers})()
-    monkeypatch.setattr(models, "machine", lambda threads=None: found)
+@pytest.mark.parametrize(("units", "expected"), [(True, "bf16"), (False, "float32")])
+def test_auto_is_what_the_processor_has_units_for(monkeypatch, units, expected):
+    monkeypatch.setattr(models, "machine", lambda threads=None: Machine(2, False, units))
     assert models.base_dtype("auto") == expected
     assert models.base_dtype("float64") == "float64"
 
 
 def test_the_headline_names_versions_and_fits():
+    assert "torch 2." in models.headline()
+
+
+def test_the_headline_fits_a_line(monkeypatch):
+    monkeypatch.setattr(models, "machine", lambda threads=None: Machine(64, True, True))
+    monkeypatch.setattr(models, "rates", lambda threads=None: Rates(478.4, 921.2))
     line = models.headline()
-    assert line.startswith("minift ")
-    assert "torch 2." in line
-    assert len(line) <= 120
+    assert line.endswith("· 64 threads · float32 by oneDNN 478 GFLOP/s, bf16 921 · self-tested")
+    assert len(line) <= 100
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import pytest
 from minift.cli import train
 from minift.model.config import ModelConfig
 from minift.model.transformer import Transformer
-from minift.runtime import Machine
+from minift.runtime import Rates
 from minift.train import loop
 
 
@@ -60,13 +60,13 @@ def test_a_graph_on_a_cpu_is_refused_in_one_line_before_anything_is_made(
 def test_the_plan_by_hand(monkeypatch):
     """Two layers of seven linears: 18,432 weights, 1,024 numbers read or written for a token."""
     model = Transformer(ModelConfig("llama", 61, 32, 2, 4, 2, 8, 64, 64))
-    monkeypatch.setattr(train, "machine", lambda: Machine(1, 457.0, 0.0, 914.0))
+    monkeypatch.setattr(train, "rates", lambda threads: Rates(457.0, 914.0))
     between = 14 * 0.7e-3 + 100 * 1024 * 1.5e-9
     products = 4 * 18_432 * 100 / 457e9
     assert train.estimate(model, 10, 100) == pytest.approx(10 * (between + products))
     half = train.estimate(model.bfloat16(), 10, 100)
     assert half == pytest.approx(10 * (between + products / 2))
-    monkeypatch.setattr(train, "machine", lambda: Machine(1, 100.0, 228.5, 457.0))
+    monkeypatch.setattr(train, "rates", lambda threads: Rates(228.5, 457.0))
     assert train.estimate(model, 10, 100) == pytest.approx(2 * half)
     assert train.estimate(model.to("meta"), 10, 100) is None
 
