@@ -12,7 +12,7 @@ Linux-only pieces do nothing elsewhere.
 What decides numbers follows from what the processor has and from a self-test of exactness, never
 from a clock: a busy machine computes what an idle one does. The self-test runs once for a
 processor, a version of torch and a number of threads, and is kept in minift's cache. Rates are
-measured, and only plans are made of them.
+measured, the best are kept there too, and only plans are made of them.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ STATUS, CPUINFO = Path("/proc/self/status"), Path("/proc/cpuinfo")
 SHAPE = (256, 576, 1536)  # rows, in, out of the test product: a small model's MLP
 FLOAT32, BF16 = 1e-6, 4e-3  # largest relative errors that the self-test lets pass
 MEASURED, ROUNDS = 0.06, 3  # seconds, and how often each is run at least
+MOST = 1e5  # GFLOP/s that are believed
 NOTES = "machine.json"  # in the cache: what the self-test found
 NOTES_LIMIT = 1 << 20
 DTYPES = {torch.bfloat16: "bf16"}  # as --dtype has it
@@ -93,17 +94,12 @@ def cores() -> int:
 def machine(threads: int | None = None) -> Machine:
     """By the processor and the self-test, which an earlier process may have run."""
     count = threads or cores()
-    key = f"{processor()} · torch {torch.__version__} · {count} threads"
-    notes = _notes()
-    found = notes.get(key)
-    if type(found) is not dict or not all(type(found.get(k)) is bool for k in ("route", "bf16")):
-        found = dict(zip(("route", "bf16"), _self_test(count), strict=True))
-        try:
-            text = json.dumps(notes | {key: found}, indent=1, ensure_ascii=False)
-            write_file(cache_dir() / NOTES, text.encode())
-        except (ConfigError, StorageError, OSError):
-            pass  # tested again the next time
-    return Machine(count, found["route"], found["bf16"])
+    found = _noted(count)
+    route, bf16 = found.get("route"), found.get("bf16")
+    if not (isinstance(route, bool) and isinstance(bf16, bool)):
+        route, bf16 = _self_test(count)
+        _note(count, {"route": route, "bf16": bf16})
+    return Machine(count, route, bf16)
 
 
 def processor() -> str:
@@ -128,12 +124,29 @@ def _cpuinfo(field: str) -> str:
 
 
 def _notes() -> dict[str, object]:
-    """What earlier self-tests found; nothing where the file is missing or odd."""
+    """What earlier processes found; nothing where the file is missing or odd."""
     try:
         notes = json.loads(read_file(cache_dir() / NOTES, limit_bytes=NOTES_LIMIT))
     except (FormatError, ValueError, RecursionError, OSError, RuntimeError):
         return {}
-    return notes if type(notes) is dict else {}
+    return notes if isinstance(notes, dict) else {}
+
+
+def _key(threads: int) -> str:
+    return f"{processor()} · torch {torch.__version__} · {threads} threads"
+
+
+def _noted(threads: int) -> dict[str, object]:
+    found = _notes().get(_key(threads))
+    return found if isinstance(found, dict) else {}
+
+
+def _note(threads: int, facts: dict[str, object]) -> None:
+    """Keep them for the next process; where that is not possible, it finds them itself."""
+    notes = _notes() | {_key(threads): _noted(threads) | facts}
+    with suppress(ConfigError, StorageError, OSError, RuntimeError):
+        text = json.dumps(notes, indent=1, ensure_ascii=False)
+        write_file(cache_dir() / NOTES, text.encode())
 
 
 def _self_test(threads: int) -> tuple[bool, bool]:
@@ -174,14 +187,28 @@ def _routed(x: Tensor, w: Tensor) -> Tensor:
 
 @functools.cache
 def rates(threads: int | None = None) -> Rates:
-    """Measured once a process, in a twentieth of a second: for plans, never for a choice."""
+    """Measured once a process, in a twentieth of a second: for plans, never for a choice.
+
+    The best that any process measured here, since a busy moment makes all of them small.
+    """
     here = machine(threads)
     x, w = _operands()
     xb, wb = x.bfloat16(), w.bfloat16()
     linear = torch.nn.functional.linear
     float32 = _routed if here.route else linear
     with _threads(here.threads):
-        return Rates(*_rates([lambda: float32(x, w), lambda: linear(xb, wb)]))
+        found = _rates([lambda: float32(x, w), lambda: linear(xb, wb)])
+    before = _noted(here.threads).get("gflops")
+    if not isinstance(before, list) or len(before) != 2 or not all(map(_is_rate, before)):
+        before = [0.0, 0.0]
+    best = [max(pair) for pair in zip(found, before, strict=True)]
+    if any(new > 1.02 * old for new, old in zip(best, before, strict=True)):
+        _note(here.threads, {"gflops": best})
+    return Rates(*best)
+
+
+def _is_rate(value: object) -> bool:
+    return isinstance(value, float) and 0 < value < MOST
 
 
 def numerics(model_dtype: torch.dtype, device: torch.device, kernels: str) -> dict[str, object]:
@@ -252,11 +279,22 @@ def _on(device: torch.device) -> AbstractContextManager[object]:
 @contextmanager
 def _threads(count: int) -> Iterator[None]:
     before = torch.get_num_threads()
-    torch.set_num_threads(count)
+    torch.set_num_threads(count)  # which tells MKL, too, to take them all
+    _take_all_threads()
     try:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def _take_all_threads() -> None:
+    """Where OMP_DYNAMIC is set, OpenMP takes fewer threads the busier the machine is (libgomp: the
+    cores less the load average), which cuts sums otherwise. Switched off in this thread for good.
+    """
+    if sys.platform == "linux" and os.environ.get("OMP_DYNAMIC"):
+        library = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
+        with suppress(AttributeError, OSError):  # a torch with another runtime
+            ctypes.CDLL(str(library)).omp_set_dynamic(0)
 
 
 @contextmanager

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import os
+import subprocess
 import sys
 import time
 from contextlib import nullcontext
@@ -201,6 +203,29 @@ def test_rates_are_measured_once_and_above_nothing():
 
 
 @pytest.mark.usefixtures("fresh")
+def test_the_best_rates_are_kept_for_the_next_process(monkeypatch):
+    measured = iter([[100.0, 300.0], [101.0, 150.0], [400.0, 150.0]])
+    monkeypatch.setattr(runtime, "_rates", lambda products: next(measured))
+    for best in ((100.0, 300.0), (101.0, 300.0), (400.0, 300.0)):
+        runtime.rates.cache_clear()
+        assert runtime.rates(1) == runtime.Rates(*best)
+    machine.cache_clear()
+    monkeypatch.setattr(runtime, "_self_test", lambda n: pytest.fail("kept beside the rates"))
+    machine(1)
+
+
+@pytest.mark.usefixtures("fresh")
+@pytest.mark.parametrize("odd", [
+    [1e9, 1.0], [float("nan"), 1.0], [True, 1.0], [2, 3], [500.0], [-1.0, 500.0], {"a": 1}, None,
+])  # fmt: skip
+def test_odd_rates_are_measured_again(monkeypatch, odd):
+    monkeypatch.setattr(runtime, "_rates", lambda products: [100.0, 300.0])
+    runtime._note(1, {"gflops": odd})
+    assert runtime.rates(1) == runtime.Rates(100.0, 300.0)
+    assert runtime._noted(1)["gflops"] == [100.0, 300.0]
+
+
+@pytest.mark.usefixtures("fresh")
 @pytest.mark.parametrize(("route", "dtype", "words"), [
     (True, torch.bfloat16, ("bf16", "onednn")), (False, torch.float32, ("float32", "default")),
 ])  # fmt: skip
@@ -297,6 +322,26 @@ def test_without_mallopt_nothing_breaks(monkeypatch, platform):
     with tuned():
         assert torch.get_num_threads() == 2
     assert torch.get_num_threads() == 1
+
+
+SUMS = """
+import torch
+from minift.runtime import tuned
+x = torch.randn(70001, 64, generator=torch.Generator().manual_seed(0))
+with tuned(8):
+    print(float(x.sum()), float(torch.cumsum(x, 0).sum()))
+"""
+
+
+def test_openmp_takes_no_fewer_threads_on_a_busy_machine(tmp_path):
+    """Of 8 threads, OMP_DYNAMIC=true leaves as many as cores are idle."""
+    found = set()
+    for dynamic in ("false", "true"):
+        own = {"OMP_DYNAMIC": dynamic, "MINIFT_CACHE": str(tmp_path), "OMP_NUM_THREADS": "8"}
+        done = subprocess.run([sys.executable, "-c", SUMS], env=os.environ | own, check=True,
+                              capture_output=True, text=True)  # fmt: skip
+        found.add(done.stdout)
+    assert len(found) == 1
 
 
 def test_cores_where_affinity_is_unknown(monkeypatch):

@@ -501,12 +501,12 @@ def test_callers_at_the_same_time(toy: Toy) -> None:
     with run(toy) as one, run(toy) as two:
         for thread in threads:
             thread.start()
-        end = time.monotonic() + 20
+        end = time.monotonic() + 60
         while time.monotonic() < end and not any("waiting for" in line for line in said):
             time.sleep(0.01)
         gate.set()
         for thread in threads:
-            thread.join(30)
+            thread.join(120)
         lines = [process.communicate()[0].strip() for process in (one, two)]
     assert found == [Path(line) for line in lines] == [cached("org/toy")] * 2
     assert any(line == "waiting for another download of model.safetensors" for line in said)
@@ -731,10 +731,10 @@ HOSTILE = {
 @pytest.mark.parametrize("case", HOSTILE)
 def test_hostile_listings(toy: Toy, case: str) -> None:
     toy.twist("*", "/api/", says(200, {}, HOSTILE[case]))
-    begin = time.monotonic()
+    begin = time.process_time()
     with pytest.raises(FormatError) as caught:
         download("org/toy")
-    assert time.monotonic() - begin < 1
+    assert time.process_time() - begin < 1
     assert "\n" not in str(caught.value)
     assert tree() == {}
 

@@ -210,10 +210,10 @@ HOSTILE = {
 def test_hostile_files_are_refused_at_once(tmp_path, name):
     for raw in HOSTILE[name]:
         (tmp_path / name).write_bytes(raw)
-        begin = time.perf_counter()
+        begin = time.process_time()
         with pytest.raises(FormatError) as caught:
             tokenizer_in(tmp_path)
-        assert time.perf_counter() - begin < 1, raw[:60]
+        assert time.process_time() - begin < 1, raw[:60]
         assert "\n" not in str(caught.value)
 
 

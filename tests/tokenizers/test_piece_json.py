@@ -228,10 +228,10 @@ def test_hostile_files(place: str, value: Any, text: str, code: str) -> None:
 )
 def test_a_megabyte_of_long_pieces_takes_no_time(pieces: list[str]) -> None:
     data = by_hand(model__vocab=BAD_VOCAB | {text: 265 + i for i, text in enumerate(pieces)})
-    begin = time.perf_counter()
+    begin = time.process_time()
     with contextlib.suppress(FormatError):
         SentencePiece.from_json(data, None, "tokenizer.json")
-    assert time.perf_counter() - begin < 1
+    assert time.process_time() - begin < 1
 
 
 def test_pairs_of_one_piece_stand_together_where_scores_shall_say_them() -> None:
