@@ -59,10 +59,13 @@ def classify(parsed: Parsed, screen: Screen) -> int:
         load_adapter(model, adapter, trainable=True)
     else:
         attach(model, method, seed=config.seed)
+    objective.check(model)
     screen.say(
         f"data         {len(train):,} texts to train on · {len(held or ()):,} held out · "
         f"labels {names(labels)}"
     )
+    for line in objective.cut_lines():
+        screen.say(f"             {line}")
     show_example(screen, objective)
     accuracy = partial(measure, parsed, screen, model, tokenizer, max_length=most)
     before = accuracy(held) if held is not None else None
