@@ -85,10 +85,8 @@ class Counted:
     def say(self, rows: Rowset, usual: str, of: str, what: str) -> None:
         """One notice, if there are any."""
         if self.count:
-            have = "row has" if self.count == 1 else "rows have"
-            first = f" (first: {line_of(rows, self.first)})" if self.count > 1 else ""
-            where = f"{line_of(rows, self.first)}: " if self.count == 1 else ""
-            text = f"{where}{self.count:,} of {len(rows):,} {have} {of}{first}; {what}"
+            have, place = "has" if self.count == 1 else "have", line_of(rows, self.first)
+            text = f"{self.count:,} of {len(rows):,} rows {have} {of} (first: {place}); {what}"
             notice(name_of(rows, usual), text)
 
 

@@ -519,6 +519,9 @@ def test_a_cpu_another_objective_and_readable_kernels_are_refused_together():
     class NoSFT:
         rows, lengths = 1, None
 
+        def check(self, model):
+            pass
+
     config = TrainConfig(**STEPS, graph="on")
     text = (
         "graph: found on with the device cpu, allowed a GPU; and readable kernels, allowed the "
