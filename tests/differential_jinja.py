@@ -44,7 +44,14 @@ NOT_READ = (
 
 MORE_TALKS = [
     [{"role": role, "content": text} for role, text in zip(roles, texts, strict=False)]
-    for roles in (("user", "assistant") * 3, ("system", *("user", "assistant") * 3))
+    for roles in (
+        ("user", "assistant") * 3,
+        ("system", *("user", "assistant") * 3),
+        ("user", "user", "assistant", "assistant", "user"),
+        ("assistant", "user", "system", "user", "assistant"),
+        ("user", "assistant", "system", "user", "system"),
+        ("system", "system", "assistant", "user", "assistant"),
+    )
     for texts in (
         (" Hi \n",),
         ("\nHi", "Yes. \n"),

@@ -30,7 +30,7 @@ from minift.peft.files import adapter_folder, load_adapter, stored
 from minift.peft.methods import attach
 from minift.runtime import device_of
 from minift.tokenizers.interface import Tokenizer
-from minift.train.classification import LABEL, LONGEST, TEXT, Classification, class_accuracy
+from minift.train.classification import LABEL, TEXT, Classification, class_accuracy
 from minift.train.evaluate import Accuracy
 from minift.train.loop import TrainConfig, check_out
 
@@ -49,7 +49,7 @@ def classify(parsed: Parsed, screen: Screen) -> int:
     device = device_of(parsed.flag("device"))
     dtype = base_dtype(parsed.flag("dtype"), config.threads, device)
     model, tokenizer = load(name, dtype=dtype, device=device, base=base)
-    most = longest(parsed, before_run, model, LONGEST)
+    most = parsed.given.get("max_length", before_run.get("max_length"))
     model = with_labels(model, labels, seed=config.seed)
     screen.say(headline(config.threads))
     if base is not None:
@@ -59,11 +59,15 @@ def classify(parsed: Parsed, screen: Screen) -> int:
         load_adapter(model, adapter, trainable=True)
     else:
         attach(model, method, seed=config.seed)
+    objective.check(model)
     screen.say(
         f"data         {len(train):,} texts to train on · {len(held or ()):,} held out · "
         f"labels {names(labels)}"
     )
+    for line in objective.cut_lines():
+        screen.say(f"             {line}")
     show_example(screen, objective)
+    most = objective.max_length  # no more than the model has room for
     accuracy = partial(measure, parsed, screen, model, tokenizer, max_length=most)
     before = accuracy(held) if held is not None else None
     if before is not None:
@@ -127,10 +131,8 @@ def read(parsed: Parsed, labels: tuple[str, ...], run: Mapping[str, Any], path: 
     )
 
 
-def longest(
-    parsed: Parsed, run: Mapping[str, Any], model: Transformer, usual: int | None = None
-) -> int:
-    """Tokens of a text: as given, in training or usual; never more than the model has room for."""
+def longest(parsed: Parsed, run: Mapping[str, Any], model: Transformer) -> int:
+    """Tokens of a text: as given or in training; never more than the model has room for."""
     room = room_left(model)
     if "max_length" in parsed.given:
         most: int = parsed.flag("max_length")
@@ -138,7 +140,7 @@ def longest(
             raise ConfigError(f"--max-length: found {most}, allowed at most {room}, "
                               "the model's context")  # fmt: skip
         return most
-    return min(run.get("max_length", usual or room), room)
+    return min(run.get("max_length", room), room)
 
 
 def show_example(screen: Screen, objective: Classification) -> None:

@@ -30,13 +30,16 @@ def eval(parsed: Parsed, screen: Screen) -> int:
     records = read(parsed, parsed.need("data"))
     model, tokenizer = open_model(parsed)
     if records.labels:
-        most = parsed.flag("max_length")
+        most = parsed.given.get("max_length")
         accuracy, _ = measure(parsed, screen, model, tokenizer, records, most)
         low, high = accuracy.interval
         data = {"accuracy": accuracy.share, "interval": [low, high], "rows": accuracy.total}
         screen.result(f"accuracy     {accuracy}   {accuracy.total:,} rows", data)
         return 0
-    objective = SFT(tokenizer, records, records, max_length=parsed.flag("max_length"))
+    objective = SFT(tokenizer, records, records, max_length=parsed.given.get("max_length"))
+    objective.check(model)
+    for line in objective.cut_lines()[:1]:  # both sides are the same rows
+        screen.say(f"data         {line}")
     with tuned(parsed.flag("threads"), model.embed.weight.device):
         loss = held_out_loss(model, objective, 4096)
     assert loss is not None
@@ -52,7 +55,7 @@ def measure(
     model: Transformer,
     tokenizer: Tokenizer,
     records: Records | Rows,
-    max_length: int,
+    max_length: int | None,
 ) -> tuple[Accuracy, Tensor]:
     """`label_accuracy` with a bar beside it."""
     bar = screen.bar(len(records), "rows")

@@ -48,7 +48,7 @@ def sft(parsed: Parsed, screen: Screen) -> int:
         raise ConfigError(f"{name} is no language model: minift classify trains it on labels")
     tokenizer.chat_template = parsed.flag("chat_template")
     screen.say(headline(config.threads))
-    most, pack = parsed.flag("max_length"), parsed.flag("pack")
+    most, pack = parsed.given.get("max_length"), parsed.flag("pack")
     objective = SFT(tokenizer, train, held, max_length=most, pack=pack)
     if base is not None:
         screen.say(base_line(model))
@@ -56,7 +56,10 @@ def sft(parsed: Parsed, screen: Screen) -> int:
         load_adapter(model, adapter, trainable=True)
     else:
         attach(model, method, seed=config.seed)
+    objective.check(model)
     screen.say(f"data         {len(train):,} rows to train on · {len(held or ()):,} held out")
+    for line in objective.cut_lines():
+        screen.say(f"             {line}")
     show_example(screen, objective, tokenizer)
     run = train_shown(screen, model, objective, config, out, parsed.flag("overwrite"))
     data_out = {"out": str(out), "loss": run.losses[-1], "held_out": run.evaluations}

@@ -16,14 +16,18 @@ The model's own template is what is rendered. Gemma 1 and 2 and the first Mistra
 message, and Mistral's v3 drops it from a conversation that ends with an answer; for these the named
 template is used (chat_templates.py) that otherwise writes the same. A template that asks for the
 date gets today's, one for the whole process.
+
+Which turns may follow each other is the template's to say: most write any order, those of Llama 2,
+Mistral and Gemma raise an exception. An answer of "weight" 0 is written and not learned.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from functools import cache, lru_cache
 from itertools import pairwise
+from typing import Any
 
 from minift.errors import ConfigError, EncodeError, notice, one_line
 from minift.tokenizers.chat_templates import TEMPLATES
@@ -35,7 +39,7 @@ from minift.tokenizers.jinja.traced import TEMPLATE, Text, runs_of
 from minift.tokenizers.tokens import Finder
 
 ROLES = ("system", "user", "assistant")
-Messages = Sequence[Mapping[str, str]]
+Messages = Sequence[Mapping[str, Any]]
 Span = tuple[int, int]
 Values = tuple[tuple[str, str | None], ...]  # variables of a template: its special tokens
 
@@ -63,6 +67,14 @@ PROBES = (
     _conversation("Hi", "Yes.", system="Be brief."),
 )
 PROBE_DATE = datetime(2001, 2, 3)
+
+
+class Unwritten(ConfigError):
+    """A template cannot write a conversation: `number` is the first message that it stops at."""
+
+    def __init__(self, text: str, number: int, reason: str):
+        super().__init__(text)
+        self.number, self.reason = number, reason
 
 
 @cache
@@ -186,10 +198,32 @@ def render(
 
     `messages` are {"role": ..., "content": ...}. `reply` ends with the prompt for an answer.
     """
+    ids, mask, _ = render_with_sources(tokenizer, messages, reply=reply)
+    return ids, mask
+
+
+def render_with_sources(
+    tokenizer: Tokenizer, messages: Messages, *, reply: bool = False, apart: Collection[int] = ()
+) -> tuple[list[int], list[int], list[int]]:
+    """Ids, mask, and the message that each id is of; 0 = the template's.
+
+    The texts of the messages `apart` are encoded by themselves, so that their ids can be cut. Of
+    other messages there are those that are learned.
+    """
     source = source_of(tokenizer)
     check(messages, reply=reply)
     text = _conversation_text(tokenizer, source, messages, reply)
-    return _encode(tokenizer, text, _answers(tokenizer, source, messages, text))
+    answers = _answers(tokenizer, source, messages, text)
+    texts = {n: place for n, place in _places(text).items() if n in apart}
+    ids, starts = _encode(tokenizer, text, [*answers.values(), *texts.values()])
+    learned = {n: span for n, span in answers.items() if is_learned(messages[n - 1])}
+    mask = [int(n > 0) for n in _spans_of(starts, learned)]
+    return ids, mask, _spans_of(starts, learned | texts)
+
+
+def is_learned(message: Mapping[str, Any]) -> bool:
+    """Whether a message is an answer that counts."""
+    return message["role"] == "assistant" and message.get("weight") != 0
 
 
 def _conversation_text(tokenizer: Tokenizer, source: str, messages: Messages, reply: bool) -> Text:
@@ -212,19 +246,40 @@ def _conversation_text(tokenizer: Tokenizer, source: str, messages: Messages, re
             raise ConfigError("messages: found system alone, allowed a user's message after it")
         if text is not None:
             notice("chat template", "it leaves out the system message of a conversation")
-    for n, message in enumerate(messages, 1):
-        if text is not None and message["role"] == "user" and n not in places:
-            text, reason = None, f"it leaves out message {n}"
     if text is None:
-        raise _unwritten(source, reason)
+        raise _unwritten(source, _stops_at(tokenizer, sources, messages), messages, reason)
+    for n, message in enumerate(messages, 1):
+        late = message["role"] == "system" and n > 1 and message["content"].strip()
+        if (message["role"] == "user" or late) and n not in places:
+            raise _unwritten(source, n, messages, f"it leaves out message {n}")
     return text
 
 
-def _unwritten(source: str, reason: str) -> ConfigError:
-    return ConfigError(
-        f'the chat template, "{one_line(source, 60)}", does not write this conversation: '
-        f"{one_line(reason, 160)}; choose one with --chat-template ({', '.join(TEMPLATES)})"
+def _stops_at(tokenizer: Tokenizer, sources: Sequence[str], messages: Messages) -> int:
+    """The number of the message that follows the longest part that a template does write."""
+    for n in range(len(messages) - 1, 0, -1):
+        for source in sources:
+            try:
+                _write(source, _values(tokenizer), messages[:n], False, today())
+            except JinjaError:
+                continue
+            return n + 1
+    return 1
+
+
+def turn_of(messages: Messages, n: int) -> str:
+    """Whose turn message n is and whom it follows, for an error."""
+    role: str = messages[n - 1]["role"]
+    return f"{role} first" if n == 1 else f"{role} after {messages[n - 2]['role']}"
+
+
+def _unwritten(source: str, n: int, messages: Messages, reason: str) -> Unwritten:
+    text = (
+        f"message {n}: found {turn_of(messages, n)}; the chat template, "
+        f'"{one_line(source, 60)}", does not write this conversation: {one_line(reason, 160)}; '
+        f"choose one with --chat-template ({', '.join(TEMPLATES)})"
     )
+    return Unwritten(text, n, reason)
 
 
 def _places(text: Text) -> dict[int, Span]:
@@ -238,36 +293,62 @@ def _places(text: Text) -> dict[int, Span]:
     return found
 
 
-def _answers(tokenizer: Tokenizer, source: str, messages: Messages, text: Text) -> list[Span]:
-    """The characters that are to be learned: each answer, from its prompt's end through its own.
+def _answers(tokenizer: Tokenizer, source: str, messages: Messages, text: Text) -> dict[int, Span]:
+    """The characters of each answer, from its prompt's end through its own.
 
     The prompt is what the template writes behind a question when an answer is to come. Where it is
     not what stands before an answer (some begin a thought in it), the answer alone is learned.
     """
     numbers = [n for n, message in enumerate(messages, 1) if message["role"] == "assistant"]
     if not numbers:
-        return []
-    last, closing = numbers[-1], _closing(tokenizer, source)
-    asked = _conversation_text(tokenizer, source, messages[: last - 1], reply=True)
-    prompt = asked[_places(asked)[last - 1][1] :]
-    places, found = _places(text), []
+        return {}
+    closing, prompt, header = _closing(tokenizer, source), "", ""
+    replies = [n for n in numbers if n > 1 and messages[n - 2]["role"] == "user"]
+    if replies:
+        asked = _conversation_text(tokenizer, source, messages[: replies[-1] - 1], reply=True)
+        prompt = asked[_places(asked)[replies[-1] - 1][1] :]
+    if len(replies) < len(numbers):
+        header = _header(tokenizer, source)
+    places = _places(text)
+    found: dict[int, Span] = {}
     for n in numbers:
         if n not in places:  # nothing but a thought, of which the template keeps none
             continue
         begin, end = places[n]
         if any(begin < there[1] and there[0] < end for k, there in places.items() if k != n):
-            raise _unwritten(source, f"it writes message {n} in parts, with others between them")
-        prompted = places[n - 1][1] + len(prompt)
-        if prompted <= begin and text.startswith(prompt, prompted - len(prompt)):
-            begin = prompted
+            reason = f"it writes message {n} in parts, with others between them"
+            raise _unwritten(source, n, messages, reason)
+        if n in replies:
+            prompted = places[n - 1][1] + len(prompt)
+            if prompted <= begin and text.startswith(prompt, prompted - len(prompt)):
+                begin = prompted
+        else:  # behind what is no question, its header alone stands
+            before = [stop for _, stop in (*places.values(), *found.values()) if stop <= begin]
+            start = max(before, default=0)
+            if header:
+                at = text.rfind(header, start, begin)
+                begin = begin if at < 0 else at + len(header)
+            else:
+                stops = [stop for _, stop, _ in _tokens(tokenizer, text) if stop <= begin]
+                begin = max([start, *stops])
         if closing and text.startswith(closing, end):
             end += len(closing)
-        elif n == last:
+        elif n == numbers[-1]:
             notice(
                 "chat template", "it writes no token after the last answer: a model learns no end"
             )
-        found.append((begin, end))
-    return sorted(found)
+        found[n] = (begin, end)
+    return found
+
+
+def _header(tokenizer: Tokenizer, source: str) -> str:
+    """What a template adds to a conversation for an answer to come; "" where it adds nothing."""
+    values = _values(tokenizer)
+    try:
+        written, asked = (_write(source, values, PROBES[0], r, PROBE_DATE) for r in (False, True))
+    except JinjaError:
+        return ""
+    return str(asked)[len(written) :] if asked.startswith(written) else ""
 
 
 def _closing(tokenizer: Tokenizer, source: str) -> Text:
@@ -300,18 +381,17 @@ def _tokens(tokenizer: Tokenizer, text: Text) -> list[tuple[int, int, int]]:
     return found
 
 
-def _encode(tokenizer: Tokenizer, text: Text, learned: list[Span]) -> tuple[list[int], list[int]]:
-    """Special tokens as their ids, the text between them as the vocabulary has it, and the mask."""
+def _encode(tokenizer: Tokenizer, text: Text, spans: Sequence[Span]) -> tuple[list[int], list[int]]:
+    """Special tokens as their ids, the text between them as the vocabulary has it.
+
+    With each id, where the text begins that it is of; no such text crosses an end of `spans`.
+    """
     tokens = {start: (stop, i) for start, stop, i in _tokens(tokenizer, text)}
     borders = {0, len(text), *tokens, *(stop for stop, _ in tokens.values())}
-    borders |= {place for span in learned for place in span}
+    borders |= {place for span in spans for place in span}
     ids: list[int] = []
-    mask: list[int] = []
-    spans = iter([*learned, (len(text), len(text))])
-    begin, end = next(spans)
+    starts: list[int] = []
     for start, stop in pairwise(sorted(borders)):
-        while start >= end and end < len(text):
-            begin, end = next(spans)
         if start in tokens:
             new = [tokens[start][1]]
         else:
@@ -320,8 +400,19 @@ def _encode(tokenizer: Tokenizer, text: Text, learned: list[Span]) -> tuple[list
             except EncodeError as error:
                 raise _located(tokenizer, text, start, stop, error) from None
         ids += new
-        mask += [int(begin <= start < end)] * len(new)
-    return ids, mask
+        starts += [start] * len(new)
+    return ids, starts
+
+
+def _spans_of(starts: Sequence[int], spans: Mapping[int, Span]) -> list[int]:
+    """Which of the spans each place lies in; 0 = in none."""
+    rows = sorted((span, n) for n, span in spans.items())
+    found, k = [], 0
+    for start in starts:
+        while k < len(rows) and rows[k][0][1] <= start:
+            k += 1
+        found.append(rows[k][1] if k < len(rows) and rows[k][0][0] <= start else 0)
+    return found
 
 
 def _located(
@@ -338,7 +429,7 @@ def _located(
 
 
 def check(messages: Messages, *, reply: bool = False) -> None:
-    """Raise ConfigError unless: system or none, then user and assistant in turn, all with text."""
+    """Raise ConfigError unless these are messages with text; their order the template decides."""
 
     def refuse(n: int, name: str, found: object, allowed: str) -> None:
         raise ConfigError(
@@ -347,24 +438,24 @@ def check(messages: Messages, *, reply: bool = False) -> None:
 
     if not isinstance(messages, list | tuple) or not messages:
         raise ConfigError(f"messages: found {one_line(messages)}, allowed a list of at least one")
-    before = ""
     for n, message in enumerate(messages, 1):
         if not isinstance(message, Mapping):
             raise ConfigError(f"message {n}: found {one_line(message)}, allowed role and content")
         for name in message:
-            if name not in ("role", "content"):
-                refuse(n, str(name), "an unknown field", "role, content")
+            if name not in ("role", "content", "weight"):
+                refuse(n, str(name), "an unknown field", "role, content, weight")
         role, text = message.get("role"), message.get("content")
-        turn = {"": ("system", "user"), "system": ("user",), "user": ("assistant",)}
-        allowed = turn.get(before, ("user",))
         if role not in ROLES:
             refuse(n, "role", role, ", ".join(ROLES))
-        if role not in allowed:
-            refuse(n, "role", role, " or ".join(allowed) + (f" after {before}" if before else ""))
         if not isinstance(text, str):
             refuse(n, "content", text, "text")
         elif role != "system" and not text.strip():
             refuse(n, "content", text, "text that is not empty")
-        before = str(role)
-    if reply and before != "user":
-        refuse(len(messages), "role", before, "user, for an answer to come")
+        if "weight" in message:
+            weight = message["weight"]
+            if role != "assistant":
+                refuse(n, "weight", weight, f"no such field, as {role} turns are not learned")
+            if type(weight) not in (int, float) or weight not in (0, 1):
+                refuse(n, "weight", weight, "0 (not learned) or 1")
+    if reply and messages[-1]["role"] == "assistant":
+        refuse(len(messages), "role", "assistant", "user, for an answer to come")

@@ -34,6 +34,11 @@ def _chatml(system: str | None = None) -> Template:
     )
 
 
+# In the loop over messages: those models know a question and its answer, in turn.
+_IN_TURN = (
+    "{% if message['role'] != ('assistant' if loop.index0 % 2 else 'user') %}"
+    "{{ raise_exception('user and assistant must take turns') }}{% endif %}"
+)
 # A conversation that starts with a system message: its text, and the messages without it.
 _SPLIT_SYSTEM = (
     "{% if messages[0]['role'] == 'system' %}{% set system_message = messages[0]['content'] %}"
@@ -67,8 +72,10 @@ def _mistral(user: str, answer: str, into: str = "loop.first") -> Template:
     """Mistral's forms differ in their spaces. How a message and an answer are written, and which
     message takes the system's text."""
     return Template(
-        _SPLIT_SYSTEM + "{{ bos_token }}{% for message in loop_messages %}"
-        "{% set content = message['content'] %}"
+        _SPLIT_SYSTEM
+        + "{{ bos_token }}{% for message in loop_messages %}"
+        + _IN_TURN
+        + "{% set content = message['content'] %}"
         f"{{% if {into} and system_message is defined and message['role'] == 'user' %}}"
         "{% set content = system_message + '\\n\\n' + message['content'] %}{% endif %}"
         f"{{% if message['role'] == 'user' %}}{{{{ {user} }}}}"
@@ -124,8 +131,10 @@ TEMPLATES = {
     "llama3.1": _llama3("'26 Jul 2024'"),
     "llama3.2": _llama3("strftime_now('%d %b %Y')"),  # today's
     "llama2": Template(
-        _SPLIT_SYSTEM + "{% for message in loop_messages %}"
-        "{% if loop.first and system_message is defined %}"
+        _SPLIT_SYSTEM
+        + "{% for message in loop_messages %}"
+        + _IN_TURN
+        + "{% if loop.first and system_message is defined %}"
         "{% set content = '<<SYS>>\\n' + system_message + '\\n<</SYS>>\\n\\n'"
         " + message['content'] %}"
         "{% else %}{% set content = message['content'] %}{% endif %}"
@@ -148,8 +157,10 @@ TEMPLATES = {
         "loop.revindex <= 2",
     ),
     "gemma": Template(
-        _SPLIT_SYSTEM + "{{ bos_token }}{% for message in loop_messages %}"
-        "{% set role = 'model' if message['role'] == 'assistant' else message['role'] %}"
+        _SPLIT_SYSTEM
+        + "{{ bos_token }}{% for message in loop_messages %}"
+        + _IN_TURN
+        + "{% set role = 'model' if message['role'] == 'assistant' else message['role'] %}"
         "{{ '<start_of_turn>' + role + '\\n' }}"
         "{% if loop.first and system_message is defined %}{{ system_message + '\\n\\n' }}"
         "{% endif %}"

@@ -28,8 +28,10 @@ from minift.model.transformer import Transformer
 from minift.peft.adapters import room_left
 from minift.runtime import tuned
 from minift.tokenizers.interface import Tokenizer
+from minift.train import checks
+from minift.train.checks import Cuts, Rowset
 from minift.train.evaluate import Accuracy
-from minift.train.objectives import WINDOW, Rowset
+from minift.train.objectives import WINDOW
 
 TEXT, LABEL = "{text}", "label"  # the template and the target of a file with these two columns
 LONGEST = 256  # tokens of a text in training
@@ -78,11 +80,12 @@ class Classification:
         held_out: str | os.PathLike[str] | Rowset | None = None,
         *,
         labels: Sequence[str] | None = None,
-        max_length: int = LONGEST,
+        max_length: int | None = None,
     ):
-        if max_length < 3:
+        if max_length is not None and max_length < 3:
             raise ConfigError(f"max_length: found {max_length}, allowed 3 or more")
-        self.tokenizer, self.max_length = tokenizer, max_length
+        self.tokenizer = tokenizer
+        self.max_length, self.by_default = max_length or LONGEST, max_length is None
         self.labels = labels_of(train, labels)
         self.train = texts_of(train, self.labels)
         self.held_out = texts_of(held_out, self.labels) if held_out is not None else ()
@@ -90,6 +93,62 @@ class Classification:
             raise ConfigError("train: found no rows, allowed one or more")
         self.truncated: set[tuple[bool, int]] = set()
         self.window: dict[int, Encoded] = {}  # rows whose ids are at hand
+        self.cuts: dict[bool, Cuts] = {}  # of the training data, and of what is held out
+        self.checked: int | None = None
+
+    def check(self, model: Transformer) -> None:
+        """Raise for a head, a label, a text or a length that cannot be, and count what is cut."""
+        config = model.config
+        if config.head != "label":
+            raise self.no_head(model)
+        if tuple(config.labels) != self.labels:
+            raise ConfigError(f"labels: found {', '.join(self.labels)}, allowed those of "
+                              f"{model.source}, {', '.join(config.labels)}")  # fmt: skip
+        usual, most = self.max_length, checks.check_room(self.max_length, model, self.by_default)
+        if most == self.checked:
+            return
+        self.max_length, self.window = most, {}
+        vocabulary = checks.Vocabulary(self.tokenizer)
+        self.cuts = {False: self.check_rows(vocabulary, False)}
+        if len(self.held_out):
+            self.cuts[True] = self.check_rows(vocabulary, True)
+        self.truncated.clear()
+        checks.say_capped(usual, most, self.cuts.values())
+        self.checked = most
+
+    def check_rows(self, vocabulary: checks.Vocabulary, held_out: bool) -> Cuts:
+        """Check one side of the data."""
+        rows, name = (self.held_out, "held_out") if held_out else (self.train, "train")
+        empty: list[int] = []
+        added = [len(self.tokenizer.wrap(empty, other)[0]) for other in (None, empty)]
+        tried, spelled, long = set[bool](), checks.Counted(), []
+        for i in range(len(rows)):
+            text, other, _ = texts_and_label(rows, i, self.labels)
+            texts, paired = [text, other or ""], other is not None
+            # Whether there is room for a token of each, and whether there is a token at all.
+            doubtful = paired not in tried or any(map(vocabulary.may_refuse, texts))
+            if doubtful or (not added[paired] and vocabulary.may_be_nothing("".join(texts))):
+                self.encode(i, held_out)
+            tried.add(paired)
+            if any(map(vocabulary.spells_special, texts)):
+                spelled.add(i)
+            if added[paired] + sum(map(checks.most_tokens, texts)) > self.max_length:
+                long.append(i)
+        spelled.say(rows, name, "a special token in a text", "it is read as plain text")
+
+        def is_cut(i: int) -> bool:
+            self.encode(i, held_out)
+            return (held_out, i) in self.truncated
+
+        return checks.count_cuts(long, len(rows), is_cut)
+
+    def cut_lines(self) -> list[str]:
+        """What is cut, for a person."""
+        return [
+            f"{cuts}{' held out' if held_out else ''} {cuts.verb} cut to {self.max_length:,} tokens"
+            for held_out, cuts in self.cuts.items()
+            if cuts.cut
+        ]
 
     @property
     def rows(self) -> int:
@@ -130,9 +189,14 @@ class Classification:
         """Summed cross-entropy of the labels, in nats."""
         scores = scores_of(model, batch)  # (B, C)
         if scores.shape != (batch.count, len(self.labels)):
-            raise ConfigError(f"classification: {model.source} has no head for {len(self.labels)} "
-                              "labels; minift.with_labels gives it one")  # fmt: skip
+            raise self.no_head(model)
         return F.cross_entropy(scores.float(), batch.labels.to(scores.device), reduction="sum")
+
+    def no_head(self, model: Transformer) -> ConfigError:
+        return ConfigError(
+            f"classification: {model.source} has no head for {len(self.labels)} "
+            "labels; minift.with_labels gives it one"
+        )
 
     def example(self) -> tuple[list[int], list[int]]:
         """The first text, of which no token is learned: what is learned is `labels[i]`."""
@@ -147,6 +211,7 @@ class Classification:
             facts[f"{name}_rows"] = len(rows)
             if isinstance(rows, Records | Rows):
                 facts[f"{name}_file"], facts[f"{name}_sha256"] = str(rows.path), rows.sha256
+        facts |= checks.cut_facts(self.cuts)
         if isinstance(self.train, Records | Rows):  # so that others can be read the same way
             facts["template"], facts["target"] = self.train.template, self.train.target
             if self.train.pair is not None:

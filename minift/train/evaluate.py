@@ -15,12 +15,13 @@ from torch import Tensor
 
 from minift.data.read import Records
 from minift.data.split import Rows
-from minift.errors import ConfigError
+from minift.errors import ConfigError, EncodeError
 from minift.generation.decode import opened
 from minift.model.transformer import Transformer
 from minift.runtime import tuned
 from minift.tokenizers.interface import Tokenizer
-from minift.train.objectives import Objective
+from minift.train.checks import check_room
+from minift.train.objectives import LONGEST, Objective
 
 ROWS, TOKENS = 64, 1024  # at once: more would leave the cache, fewer slow the products
 
@@ -45,17 +46,19 @@ def label_accuracy(
     tokenizer: Tokenizer,
     records: Records | Rows,
     *,
-    max_length: int = 1024,
+    max_length: int | None = None,
     threads: int | None = None,
     progress: Callable[[int], object] = lambda rows: None,
 ) -> tuple[Accuracy, Tensor]:
     """How often the likeliest label word is the right one, and log p of every label (N, C).
 
-    `records` come from `open_records` with a template, a target and labels. A prompt over
-    `max_length` tokens loses its beginning. Raises ConfigError where a row has no label.
+    `records` come from `open_records` with a template, a target and labels. A prompt that is, with
+    a label, over `max_length` tokens loses its beginning, but for BOS; that is 1024, or what the
+    model has room for if it is less. Raises ConfigError where a row has no label.
     """
     gold = gold_of(records)
-    prompts, words = label_ids(tokenizer, records, max_length)
+    most = check_room(max_length or LONGEST, model, by_default=max_length is None)
+    prompts, words = label_ids(tokenizer, records, most)
     with tuned(threads, model.embed.weight.device):
         scores = label_logprobs(model, prompts, words, progress)
     right = int((scores.argmax(1) == torch.tensor(gold)).sum())
@@ -76,13 +79,28 @@ def gold_of(records: Records | Rows) -> list[int]:
 def label_ids(
     tokenizer: Tokenizer, records: Records | Rows, max_length: int
 ) -> tuple[list[list[int]], list[list[int]]]:
-    """Ids of every prompt (its end, where it is too long) and of every label word."""
+    """Ids of every prompt (BOS and its end, where it is too long) and of every label word."""
     rows = [records[i] for i in range(len(records))]
-    prompts = [opened(tokenizer, str(row["prompt"]))[-max_length:] for row in rows]
+    prompts = []
+    for i, row in enumerate(rows):
+        try:
+            prompts.append(opened(tokenizer, str(row["prompt"])))
+        except EncodeError as error:
+            allowed = "text that the vocabulary spells"
+            raise records.error(i, None, str(error), allowed) from None
     spaced = str(rows[0]["completion"]).startswith(" ")
     labels = records.labels or ()
     last = next((prompt[-1] for prompt in prompts if prompt), None)
     words = [tokenizer.encode(" " + word if spaced else word, after=last) for word in labels]
+    longest = max(map(len, words), default=0)
+    opening = int(tokenizer.add_bos and tokenizer.bos is not None)
+    room = max_length - longest - opening
+    if room < 1:
+        raise ConfigError(f"max_length: found {max_length}, allowed {max_length - room + 1} or "
+                          "more: a label and a token before it")  # fmt: skip
+    for i, prompt in enumerate(prompts):
+        if len(prompt) > opening + room:
+            prompts[i] = prompt[:opening] + prompt[-room:]
     return prompts, words
 
 

@@ -229,6 +229,7 @@ def fit(
     parameters = trainable(model)
     if not parameters:
         raise ConfigError("fit: nothing is trainable; attach a method first")
+    objective.check(model)  # what it finds may change the number of its rows
     steps = config.resolved_steps(objective.rows)
     rate = methods.learning_rate(model) if config.lr is None else config.lr
     config = replace(config, lr=rate)

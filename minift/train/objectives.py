@@ -11,7 +11,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from minift.data.batches import micro_batches, packed_batches
@@ -19,9 +21,14 @@ from minift.data.read import Records, open_records
 from minift.data.split import Rows
 from minift.errors import ConfigError, EncodeError
 from minift.model.transformer import Transformer
+from minift.tokenizers import chat
+from minift.tokenizers.chat_truncate import render_within
 from minift.tokenizers.interface import Tokenizer
+from minift.train import checks
+from minift.train.checks import Cuts, Rowset
+from minift.train.chunks import Chunks, count_of, part_of
 
-Rowset = Sequence[Mapping[str, object]] | Records | Rows
+LONGEST = 1024  # tokens of a row, unless the model has room for fewer
 WINDOW = 512  # held-out rows tokenized at a time
 PACK = ("auto", "on", "off")
 GRAIN = 32  # tokens: a packed batch has a multiple of them
@@ -59,6 +66,9 @@ class Counted(Protocol):
 class Objective(Protocol):
     """What `fit` needs."""
 
+    def check(self, model: Transformer) -> None:
+        """Raise, before the first step, for all that the data alone decides."""
+
     @property
     def rows(self) -> int:
         """Rows to train on."""
@@ -88,8 +98,12 @@ class SFT:
     A row is {"prompt", "completion"}, {"messages": [...]} or {"text"}; of the first only the
     completion and the end token are learned, of a conversation what the assistant says, of a text
     everything. `train` and `held_out` are paths or sequences of such rows. Prompt and completion
-    are tokenized apart, so that no token straddles the border. A row over `max_length` loses its
-    beginning, never its last answer; an answer (or a text) longer than that loses its end.
+    are tokenized apart, so that no token straddles the border.
+
+    A text over `max_length` tokens becomes several rows (chunks.py), and nothing of it is lost. A
+    prompt loses its beginning, a conversation its oldest turns (chat_truncate.py), BOS and the
+    system turn excepted; an answer longer than that loses its end. `max_length` is 1024, or what
+    the model has room for if that is less.
 
     `pack`: "on" puts the rows of a batch behind each other in one row without padding, each blind
     to the others; "off" pads them; "auto" packs where padding would cost more than packing does.
@@ -102,24 +116,130 @@ class SFT:
         train: str | os.PathLike[str] | Rowset,
         held_out: str | os.PathLike[str] | Rowset | None = None,
         *,
-        max_length: int = 1024,
+        max_length: int | None = None,
         pack: str = "auto",
     ):
-        if max_length < 2:
+        if max_length is not None and max_length < 2:
             raise ConfigError(f"max_length: found {max_length}, allowed 2 or more")
         if pack not in PACK:
             raise ConfigError(f"pack: found {pack}, allowed {', '.join(PACK)}")
-        self.tokenizer, self.max_length, self.pack = tokenizer, max_length, pack
+        self.tokenizer, self.pack = tokenizer, pack
+        self.max_length, self.by_default = max_length or LONGEST, max_length is None
         self.train = rows_of(train)
         self.held_out: Rowset = rows_of(held_out) if held_out is not None else ()
         if not len(self.train):
             raise ConfigError("train: found no rows, allowed one or more")
         self.truncated: set[tuple[bool, int]] = set()
         self.window: dict[int, tuple[list[int], list[int]]] = {}  # rows whose ids are at hand
+        self.long: dict[tuple[bool, int], NDArray[np.int32]] = {}  # ids of texts in parts
+        self.chunks = {held: self.chunked(held) for held in (False, True)}
+        self.cuts: dict[bool, Cuts] = {}  # of the training data, and of what is held out
+        self.checked: object = None
+
+    def chunked(self, held_out: bool) -> Chunks:
+        """Which texts are over the length, and into how many rows each is cut."""
+        rows, counts = self.held_out if held_out else self.train, dict[int, int]()
+        if not isinstance(rows, Records | Rows) or rows.kind == "text":
+            for i, row in enumerate(rows):
+                text = (
+                    row.get("text") if isinstance(row, Mapping) and kind_of(row) == "text" else None
+                )
+                if not isinstance(text, str) or checks.most_tokens(text) + 2 <= self.max_length:
+                    continue
+                if (held_out, i) not in self.long:
+                    self.long[held_out, i] = np.array(self.whole(i, held_out)[0], np.int32)
+                parts = count_of(len(self.long[held_out, i]), self.max_length)
+                if parts > 1:
+                    counts[i] = parts
+        for i in [i for held, i in self.long if held == held_out and i not in counts]:
+            del self.long[held_out, i]
+        return Chunks(len(rows), counts)
+
+    def check(self, model: Transformer) -> None:
+        """Raise for what is wrong with a row or its length, and count what will be cut."""
+        usual, most = self.max_length, checks.check_room(self.max_length, model, self.by_default)
+        if most != self.max_length:
+            self.max_length, self.window = most, {}
+            self.chunks = {held: self.chunked(held) for held in (False, True)}
+        state = most, self.tokenizer.chat_template, self.tokenizer.template
+        if state == self.checked:
+            return
+        vocabulary = checks.Vocabulary(self.tokenizer)
+        self.cuts = {False: self.check_rows(vocabulary, False)}
+        if len(self.held_out):
+            same = self.held_out is self.train
+            self.cuts[True] = self.cuts[False] if same else self.check_rows(vocabulary, True)
+        self.truncated.clear()
+        checks.say_capped(usual, most, self.cuts.values())
+        self.checked = state
+
+    def check_rows(self, vocabulary: checks.Vocabulary, held_out: bool) -> Cuts:
+        """Check one side of the data."""
+        rows, name = (self.held_out, "held_out") if held_out else (self.train, "train")
+        shapes: dict[object, tuple[int, bool]] = {}  # tokens of the first, whether any is learned
+        marks: list[str] | None = None
+        spelled, unlearned, long = checks.Counted(), checks.Counted(), []
+        for i, row in enumerate(rows):
+            kind = kind_of(row)
+            if kind == "messages":
+                messages: Any = row["messages"]
+                if not isinstance(rows, Records | Rows):
+                    self.checked_messages(rows, i)
+                marks = checks.marks_of(self.tokenizer) if marks is None else marks
+                shape = checks.shape_of(messages, marks)
+                if shape not in shapes:
+                    ids, mask = self.whole(i, held_out)
+                    shapes[shape] = len(ids), any(mask)
+                    if len(ids) > self.max_length:  # is there room for what the template writes?
+                        self.encode(i, held_out)
+                texts, (around, learned) = [m["content"] for m in messages], shapes[shape]
+                if not learned:
+                    unlearned.add(i)
+            else:
+                texts, around = [row[field] for field in FIELDS[kind]], 2
+                for field, text in zip(FIELDS[kind], texts, strict=True):
+                    if not isinstance(text, str):
+                        raise checks.row_error(rows, i, text, "text", field)
+            if any(map(vocabulary.may_refuse, texts)):
+                self.whole(i, held_out)
+            if any(map(vocabulary.spells_special, texts)):
+                spelled.add(i)
+            if around + sum(map(checks.most_tokens, texts)) > self.max_length and kind != "text":
+                long.append(i)
+        if unlearned.count == len(rows):
+            raise ConfigError(f"{checks.name_of(rows, name)}: no row has anything to learn: every "
+                              'assistant turn has "weight" 0, or there is none')  # fmt: skip
+        unlearned.say(rows, name, "nothing to learn", 'every assistant turn has "weight" 0')
+        spelled.say(rows, name, "a special token in a text", "it is read as plain text")
+        cuts = checks.count_cuts(
+            long, len(rows), lambda i: len(self.whole(i, held_out)[0]) > self.max_length
+        )
+        return cuts
+
+    def checked_messages(self, rows: Rowset, i: int) -> None:
+        try:
+            chat.check(rows[i]["messages"])  # type: ignore[arg-type]
+        except ConfigError as error:
+            raise ConfigError(f"row {i + 1}: {error}") from None
+
+    def cut_lines(self) -> list[str]:
+        """What is cut and what becomes several rows, for a person."""
+        lines = []
+        for held_out, cuts in self.cuts.items():
+            where, chunks = " held out" if held_out else "", self.chunks[held_out]
+            if chunks.counts:
+                lines.append(
+                    f"{len(chunks.counts):,} of {cuts.rows:,} texts{where} are longer than "
+                    f"{self.max_length:,} tokens: {len(chunks):,} rows in all, nothing is cut"
+                )
+            if cuts.cut:
+                lines.append(f"{cuts}{where} {cuts.verb} cut to {self.max_length:,} tokens")
+        return lines
 
     @property
     def rows(self) -> int:
-        return len(self.train)
+        """Rows to train on, the parts of long texts one each."""
+        return len(self.chunks[False])
 
     @property
     def packs(self) -> bool:
@@ -129,20 +249,32 @@ class SFT:
         self.window = {i: self.encode(i) for i in indices}
         return [len(ids) for ids, _ in self.window.values()]
 
+    def whole(self, i: int, held_out: bool = False) -> tuple[list[int], list[int]]:
+        """(ids, mask) of row i of the data, however long."""
+        rows = self.held_out if held_out else self.train
+        try:
+            return encode_row(self.tokenizer, rows[i])
+        except ConfigError as error:
+            raise refused(rows, i, error) from None
+
     def encode(self, i: int, held_out: bool = False) -> tuple[list[int], list[int]]:
         """(ids, mask) of one row; mask is 1 on the tokens to be learned, the end token included."""
-        rows = self.held_out if held_out else self.train
-        row = rows[i]
-        try:
-            ids, mask = encode_row(self.tokenizer, row)
-        except EncodeError as error:
-            if isinstance(rows, Records | Rows):
-                raise rows.error(i, None, str(error), "text that the vocabulary spells") from None
-            raise ConfigError(f"row {i + 1}: {error}") from None
-        if len(ids) > self.max_length:
-            self.truncated.add((held_out, i))
-            ids, mask = fit_length(ids, mask, self.max_length)
-        return ids, mask
+        rows, most = (self.held_out if held_out else self.train), self.max_length
+        text, k = self.chunks[held_out].place(i)
+        opens = self.tokenizer.add_bos and self.tokenizer.bos is not None
+        if text in self.chunks[held_out].counts:
+            ids = self.long[held_out, text].tolist()
+            return part_of(ids, [0 if opens else 1, *[1] * (len(ids) - 1)], k, most, opens)
+        ids, mask = self.whole(text, held_out)
+        if len(ids) <= most:
+            return ids, mask
+        self.truncated.add((held_out, i))
+        if kind_of(rows[text]) == "messages":
+            try:
+                return render_within(self.tokenizer, rows[text]["messages"], most)[:2]  # type: ignore[arg-type]
+            except ConfigError as error:
+                raise refused(rows, text, error) from None
+        return fit_length(ids, mask, most, int(opens))
 
     def encoded(self, indices: Sequence[int]) -> list[tuple[list[int], list[int]]]:
         """(ids, mask) of these rows of the training data."""
@@ -153,7 +285,12 @@ class SFT:
         return pieces(self.encoded(indices), max_tokens, self.pack)
 
     def held_out_batches(self, max_tokens: int) -> Iterator[Batch]:
-        order = sorted(range(len(self.held_out)), key=lambda i: size(self.held_out[i]))
+        places = [self.chunks[True].place(i) for i in range(len(self.chunks[True]))]
+        parts = self.chunks[True].counts
+        order = sorted(
+            range(len(places)),
+            key=lambda i: size(self.held_out[places[i][0]]) // parts.get(places[i][0], 1),
+        )
         for k in range(0, len(order), WINDOW):
             rows = [self.encode(i, True) for i in order[k : k + WINDOW]]
             yield from pieces(rows, max_tokens, self.pack)
@@ -184,7 +321,9 @@ class SFT:
             facts[f"{name}_rows"] = len(rows)
             if isinstance(rows, Records | Rows):
                 facts[f"{name}_file"], facts[f"{name}_sha256"] = str(rows.path), rows.sha256
-        return facts
+            if self.chunks[name == "held_out"].counts:
+                facts[f"{name}_chunks"] = len(self.chunks[name == "held_out"])
+        return facts | checks.cut_facts(self.cuts)
 
 
 def rows_of(data: str | os.PathLike[str] | Rowset) -> Rowset:
@@ -198,34 +337,61 @@ def size(row: Mapping[str, object]) -> int:
     return sum(len(value) for value in row.values() if isinstance(value, str))
 
 
-def encode_row(tokenizer: Tokenizer, row: Mapping[str, object]) -> tuple[list[int], list[int]]:
-    """(ids, mask) of a row of any of the three kinds, ending with the end token."""
-    if "messages" in row:
-        return tokenizer.chat(row["messages"])  # type: ignore[arg-type]
-    head = [tokenizer.bos] if tokenizer.add_bos and tokenizer.bos is not None else []
-    if "prompt" in row:
-        prompt = head + tokenizer.encode(str(row["prompt"]))
-        last = prompt[-1] if prompt else None
-        answer = [*tokenizer.encode(str(row["completion"]), after=last), tokenizer.eos]
-        return prompt + answer, [0] * len(prompt) + [1] * len(answer)
-    if "text" in row:
-        text = [*tokenizer.encode(str(row["text"])), tokenizer.eos]
-        return head + text, [0] * len(head) + [1] * len(text)
+FIELDS = {"prompt": ("prompt", "completion"), "text": ("text",)}
+
+
+def kind_of(row: Mapping[str, object]) -> str:
+    """Which of the three kinds a row is."""
+    for kind, fields in (("messages", ("messages",)), *FIELDS.items()):
+        if all(field in row for field in fields):
+            return kind
     raise ConfigError(f"a row has the keys {', '.join(row)}; allowed: prompt and completion, "
                       "messages, or text")  # fmt: skip
 
 
-def fit_length(ids: list[int], mask: list[int], most: int) -> tuple[list[int], list[int]]:
-    """The last `most` tokens, or as much as fits of a last answer that is longer than that."""
-    answer = len(mask)  # where the last run of learned tokens begins
-    while answer > 0 and mask[answer - 1] == 0:
-        answer -= 1
-    while answer > 0 and mask[answer - 1] == 1:
-        answer -= 1
-    cut = len(ids) - most
-    if 1 in mask:
-        cut = min(cut, max(0, answer - 1))  # something must stand before the first target
-    return ids[cut : cut + most], mask[cut : cut + most]
+def refused(rows: Rowset, i: int, error: ConfigError) -> ValueError:
+    """The error of a row by its file and line, or by its number."""
+    if isinstance(error, chat.Unwritten):
+        messages: Any = rows[i]["messages"]
+        found = f"{chat.turn_of(messages, error.number)}"
+        allowed = f"what the chat template writes ({error.reason}), or another --chat-template"
+        return checks.row_error(rows, i, found, allowed, f"messages[{error.number - 1}].role")
+    if isinstance(error, EncodeError) and isinstance(rows, Records | Rows):
+        return rows.error(i, None, str(error), "text that the vocabulary spells")
+    where = checks.line_of(rows, i)
+    where = f"{rows.path} {where}" if isinstance(rows, Records | Rows) else where
+    return ConfigError(f"{where}: {error}")
+
+
+def encode_row(tokenizer: Tokenizer, row: Mapping[str, object]) -> tuple[list[int], list[int]]:
+    """(ids, mask) of a row of any of the three kinds, ending with the end token."""
+    kind = kind_of(row)
+    if kind == "messages":
+        return tokenizer.chat(row["messages"])  # type: ignore[arg-type]
+    head = [tokenizer.bos] if tokenizer.add_bos and tokenizer.bos is not None else []
+    if kind == "prompt":
+        prompt = head + tokenizer.encode(str(row["prompt"]))
+        last = prompt[-1] if prompt else None
+        answer = [*tokenizer.encode(str(row["completion"]), after=last), tokenizer.eos]
+        return prompt + answer, [0] * len(prompt) + [1] * len(answer)
+    text = [*tokenizer.encode(str(row["text"])), tokenizer.eos]
+    return head + text, [0] * len(head) + [1] * len(text)
+
+
+def fit_length(
+    ids: list[int], mask: list[int], most: int, opening: int = 0
+) -> tuple[list[int], list[int]]:
+    """`most` tokens of a prompt and its answer: without the beginning, but for `opening` tokens.
+
+    An answer that is longer than that loses its end; something stands before its first token.
+    """
+    answer = mask.index(1) if 1 in mask else len(ids)
+    prompt = min(answer - opening, max(0, most - opening - (len(ids) - answer)))
+    if not opening and answer:
+        prompt = max(1, prompt)
+    start = answer - prompt
+    ids, mask = ids[:opening] + ids[start:], mask[:opening] + mask[start:]
+    return ids[:most], mask[:most]
 
 
 def pieces(

@@ -154,13 +154,113 @@ def test_masks_by_hand() -> None:
     )
 
 
+def turns(text: str, **weights: int) -> list[dict[str, Any]]:
+    """Messages by the first letters of their roles: "ua" is a question and its answer."""
+    roles = {"u": "user", "a": "assistant", "s": "system"}
+    rows: list[dict[str, Any]] = [{"role": roles[c], "content": f"{c}{n}"}
+                                  for n, c in enumerate(text, 1)]  # fmt: skip
+    for name, weight in weights.items():
+        rows[int(name[1:]) - 1]["weight"] = weight
+    return rows
+
+
+def marked(ours: ByteBPE, talk: list[dict[str, Any]]) -> str:
+    """A conversation with its learned parts in ‹ ›."""
+    text, before = "", 0
+    for i, bit in zip(*ours.chat(talk), strict=True):
+        text += ("‹" if bit > before else "›" if bit < before else "") + ours.token_bytes(
+            i
+        ).decode()
+        before = bit
+    return text + ("›" if before else "")
+
+
+@pytest.mark.parametrize(
+    ("order", "written"),
+    [
+        ("uua", "User: u1\nUser: u2\nAssistant:‹ a3#›\n"),
+        ("au", "Assistant:‹ a1#›\nUser: u2\n"),
+        ("a", "Assistant:‹ a1#›\n"),
+        ("aua", "Assistant:‹ a1#›\nUser: u2\nAssistant:‹ a3#›\n"),
+        ("uaa", "User: u1\nAssistant:‹ a2#›\nAssistant:‹ a3#›\n"),
+        ("uasua", "User: u1\nAssistant:‹ a2#›\ns3\nUser: u4\nAssistant:‹ a5#›\n"),
+        ("usa", "User: u1\ns2\nAssistant:‹ a3#›\n"),
+        ("sa", "s1\nAssistant:‹ a2#›\n"),
+        ("ssu", "s1\ns2\nUser: u3\n"),
+    ],
+)
+def test_turns_in_any_order_that_the_template_writes(order: str, written: str) -> None:
+    ours = complete()
+    ours.chat_template = "plain"
+    assert marked(ours, turns(order)) == written.replace("#", "<|im_end|>")
+
+
+def test_an_answer_behind_no_question_begins_behind_its_header() -> None:
+    ours = complete()
+    for name, start, end in (
+        ("chatml", "<|im_start|>assistant\n‹", "<|im_end|>›\n"),
+        ("llama3", "<|start_header_id|>assistant<|end_header_id|>\n\n‹", "<|eot_id|>›"),
+    ):
+        ours.chat_template = name
+        both = marked(ours, turns("aa"))
+        assert both.removeprefix("<|begin_of_text|>") == f"{start}a1{end}{start}a2{end}"
+        assert f"{start}a2{end}" in marked(ours, turns("sa"))
+    # Nothing stands there in this one: learned is all that an answer begins with.
+    ours = tokenizer("{{ bos_token }}{% for m in messages %}{{ ' ' + m.content + eos_token }}"
+                     "{% endfor %}")  # fmt: skip
+    assert marked(ours, turns("aa")) == "<|begin_of_text|>‹ a1<|im_end|> a2<|im_end|>›"
+
+
+@pytest.mark.parametrize("name", sorted(TEMPLATES))
+@pytest.mark.filterwarnings("ignore:chat template. it writes no token after the last answer")
+def test_an_answer_of_weight_0_is_written_and_not_learned(name: str) -> None:
+    ours = complete()
+    ours.chat_template = name
+    ids, mask = ours.chat(TALK)
+    talk = [TALK[0], TALK[1] | {"weight": 0}, TALK[2], TALK[3] | {"weight": 1}]
+    weighed, bits = ours.chat(talk)
+    assert weighed == ids
+    second = mask.index(0, mask.index(1))  # behind the first answer and its end
+    assert bits == [0] * second + mask[second:]
+    assert not any(ours.chat([talk[0], talk[1]])[1])
+
+
+@pytest.mark.parametrize("name", ["llama2", "mistral-v0.1", "mistral-v3", "gemma"])
+@pytest.mark.parametrize(
+    ("order", "number", "found"),
+    [
+        ("uua", 2, "user after user"),
+        ("au", 1, "assistant first"),
+        ("uasua", 3, "system after assistant"),
+        ("suua", 3, "user after user"),
+        ("uaa", 3, "assistant after assistant"),
+        ("usa", 2, "system after user"),
+        ("sa", 2, "assistant after system"),
+    ],
+)
+def test_a_template_that_takes_turns_names_the_message(
+    name: str, order: str, number: int, found: str
+) -> None:
+    ours = complete()
+    ours.chat_template = name
+    with pytest.raises(chat.Unwritten, match=f"message {number}: found {found}; .*take turns") as e:
+        ours.chat(turns(order))
+    assert (e.value.number, e.value.reason) == (number, "user and assistant must take turns")
+
+
+def test_a_late_system_turn_that_a_template_leaves_out_is_refused() -> None:
+    text = "{% for m in messages if m.role != 'system' %}{{ m.content }}{{ eos_token }}{% endfor %}"
+    with pytest.raises(chat.Unwritten, match=r"message 3: found system after assistant; .*leaves"):
+        tokenizer(text).chat(turns("uasua"))
+
+
 @pytest.mark.parametrize("name", ["llama2", "mistral-v1", "mistral-v3", "gemma"])
 def test_a_system_message_needs_a_user_where_it_has_no_turn_of_its_own(name: str) -> None:
     ours = complete()
     ours.chat_template = name
     with pytest.raises(ConfigError, match="found system alone"):
         ours.chat([{"role": "system", "content": "Be brief."}])
-    with pytest.raises(ConfigError, match=r"message 3, .*found user, allowed assistant"):
+    with pytest.raises(ConfigError, match="message 3: found user after user"):
         ours.chat([{"role": "system", "content": "x"}, TALK[0], TALK[0]])
 
 
@@ -368,12 +468,12 @@ def test_a_chosen_template_is_saved_and_recognised(name: str) -> None:
         ([{"role": "user"}], 'message 1, field "content": found None'),
         ([{"content": "Hi"}], 'message 1, field "role": found None'),
         ([TALK[0], {"role": "tool", "content": "x"}], 'message 2, field "role": found tool'),
-        ([TALK[1]], 'message 1, field "role": found assistant, allowed system or user'),
-        ([TALK[0], TALK[0]], 'message 2, field "role": found user, allowed assistant after user'),
-        ([TALK[0], TALK[1], TALK[1]], "message 3, .*allowed user after assistant"),
-        ([TALK[0], {"role": "system", "content": "x"}], "message 2, .*found system"),
         ([{"role": "user", "content": 5}], 'field "content": found 5, allowed text'),
         ([{"role": "user", "content": " \n"}], "text that is not empty"),
+        ([TALK[0] | {"weight": 0}], 'message 1, field "weight": found 0, allowed no such field'),
+        ([TALK[0], TALK[1] | {"weight": 0.5}], 'message 2, field "weight": found 0.5, allowed 0'),
+        ([TALK[0], TALK[1] | {"weight": True}], 'message 2, field "weight": found True'),
+        ([TALK[0] | {"role": "developer"}], 'message 1, field "role": found developer'),
         ([TALK[0] | {"tool_calls": []}], 'field "tool_calls": found an unknown field'),
     ],
 )

@@ -30,6 +30,7 @@ from minift.peft.prefix import Prefix
 from minift.peft.prompt import Prompt
 from minift.train import captured, loop
 from minift.train.captured import Captured, Unwaiting, laid, rounded, shape_of
+from minift.train.chunks import Chunks
 from minift.train.loop import Diverged, TrainConfig, fit
 from minift.train.objectives import SFT, pieces
 from minift.train.optimizer import AdamW
@@ -44,9 +45,13 @@ class Ids(SFT):
 
     def __init__(self, train, held_out=()):
         self.train, self.held_out, self.pack, self.window = list(train), list(held_out), "auto", {}
+        self.chunks = {False: Chunks(len(self.train), {})}
 
     def encode(self, i, held_out=False):
         return (self.held_out if held_out else self.train)[i]
+
+    def check(self, model):
+        pass
 
     def held_out_batches(self, max_tokens):
         yield from pieces(self.held_out, max_tokens) if self.held_out else ()
@@ -513,6 +518,9 @@ def test_what_cannot_be_fixed_is_refused(anywhere, tmp_path, model, text):
 def test_a_cpu_another_objective_and_readable_kernels_are_refused_together():
     class NoSFT:
         rows, lengths = 1, None
+
+        def check(self, model):
+            pass
 
     config = TrainConfig(**STEPS, graph="on")
     text = (

@@ -44,6 +44,9 @@ class Fixed:
     def batches(self, indices, max_tokens):
         return pieces([self.train[i] for i in indices], max_tokens)
 
+    def check(self, model):
+        pass
+
     def held_out_batches(self, max_tokens):
         yield from pieces(self.held_out, max_tokens) if self.held_out else ()
 

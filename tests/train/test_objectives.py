@@ -8,7 +8,7 @@ import json
 import pytest
 import torch
 
-from minift.errors import ConfigError, DataError, EncodeError
+from minift.errors import ConfigError, DataError, EncodeError, Notice
 from minift.model.config import ModelConfig
 from minift.model.transformer import Transformer
 from minift.peft.adapters import trainable
@@ -17,6 +17,7 @@ from minift.peft.methods import attach
 from minift.peft.prefix import Prefix
 from minift.peft.prompt import Prompt
 from minift.tokenizers import chat
+from minift.train.loop import TrainConfig, fit
 from minift.train.objectives import SFT, collate, fit_length, packed, pieces
 
 START, END = 256, 257
@@ -102,8 +103,10 @@ def test_a_long_row_loses_the_beginning_of_its_prompt(most, prompt):
 
 def test_an_answer_too_long_by_itself_loses_its_end():
     assert encoded(PAIR, max_length=3) == ([*b"=4."], [0, 1, 1])
-    assert encoded(TEXT, max_length=3) == ([*b"onc"], [1, 1, 1])
-    assert encoded(TEXT, WithStart(), max_length=3) == ([START, *b"on"], [0, 1, 1])
+    assert encoded(PAIR, WithStart(), max_length=3) == ([START, *b"4."], [0, 1, 1])
+    assert encoded(PAIR, WithStart(), max_length=6) == (
+        [START, *b"2=4.", END], [0, 0, 0, 1, 1, 1]
+    )  # fmt: skip
 
 
 def test_every_cut_keeps_a_token_before_the_first_target():
@@ -272,11 +275,142 @@ def test_refusals():
 
 @pytest.mark.parametrize(("mask", "kept"), [
     ([0, 0, 0, 0, 1, 1], range(2, 6)),  # the prompt loses its beginning
-    ([0, 1, 1, 0, 0, 1], range(2, 6)),  # a conversation too, an early answer included
     ([0, 1, 1, 1, 1, 1], range(0, 4)),  # an answer that is too long loses its end
-    ([1, 1, 1, 1, 1, 1], range(0, 4)),  # and so does a text
+    ([1, 1, 1, 1, 1, 1], range(0, 4)),  # behind an empty prompt, too
     ([0, 0, 0, 0, 0, 0], range(2, 6)),  # nothing learned: nothing to keep
-    ([0, 0, 0, 1, 1, 0], range(2, 6)),  # what follows the end token is not learned
 ])  # fmt: skip
 def test_what_a_row_loses_by_hand(mask, kept):
     assert fit_length(list(range(6)), mask, 4) == (list(kept), [mask[i] for i in kept])
+
+
+def data(*rows, held_out=(), tokenizer=None, **options):
+    return SFT(tokenizer or Bytes(), list(rows), list(held_out), **options)
+
+
+@pytest.mark.parametrize("tokenizer", [Bytes(), WithStart()])
+@pytest.mark.parametrize("most", [2, 3, 5, 8, 100])
+def test_a_long_text_is_several_rows_and_nothing_of_it_is_lost(tokenizer, most):
+    rows = [{"text": "a long text"}, PAIR, {"text": "on"}, {"text": "another one"}]
+    ours = data(*rows, tokenizer=tokenizer, held_out=rows, max_length=most)
+    texts = [ours.chunks[False].place(i)[0] for i in range(ours.rows)]
+    assert texts == sorted(texts)
+    for n in (0, 2, 3):
+        whole = encoded(rows[n], tokenizer)
+        parts = [ours.encode(i) for i, text in enumerate(texts) if text == n]
+        assert all(len(ids) == len(mask) <= most for ids, mask in parts)
+        assert [i for ids, _ in parts for i in ids[1:]] == whole[0][1:]
+        assert [END in ids for ids, _ in parts] == [False] * (len(parts) - 1) + [True]
+        assert all(all(mask[1:]) for _, mask in parts)
+    assert [ours.encode(i, True) for i in range(ours.rows)] == [
+        ours.encode(i) for i in range(ours.rows)
+    ]
+    held = sum(batch.count for batch in ours.held_out_batches(50))
+    assert held == sum(sum(ours.encode(i)[1][1:]) for i in range(ours.rows))
+
+
+def test_a_text_that_must_fit_is_not_tokenized():
+    class Silent(Bytes):
+        def encode(self, text, after=None):
+            raise AssertionError
+
+    assert SFT(Silent(), [{"text": "abcdefg"}] * 3, max_length=10).rows == 3
+
+
+@pytest.fixture(scope="module")
+def short():
+    return attach(Transformer(ModelConfig("llama", 258, 16, 1, 4, 2, 4, 12, 64)), LoRA(rank=2))
+
+
+def test_lengths_are_those_that_the_model_has_room_for(short):
+    with pytest.raises(ConfigError, match="max_length: found 65, allowed at most 64"):
+        data(PAIR, max_length=65).check(short)
+    with pytest.raises(ConfigError, match="max_length: found 99,999, allowed at most 64"):
+        fit(short, data(PAIR, max_length=99_999), TrainConfig(steps=1))
+    long = {"prompt": "q" * 80, "completion": "a"}
+    ours = data(PAIR, long, {"text": "t" * 200})
+    assert ours.rows == 3
+    with pytest.warns(Notice, match="max_length: 64 tokens in place of 1,024"):
+        ours.check(short)
+    assert ours.max_length == 64
+    assert ours.rows == 2 + 4  # 200 and the end token, the first no target: 200 targets of 63 each
+    assert max(ours.lengths(range(6))) == 64
+    assert ours.cut_lines() == [
+        "1 of 3 texts are longer than 64 tokens: 6 rows in all, nothing is cut",
+        "1 of 3 rows is cut to 64 tokens",
+    ]
+    facts = ours.summary()
+    assert (facts["train_cut"], facts["train_cut_is_exact"], facts["train_chunks"]) == (1, True, 6)
+    ours.check(short)  # says nothing twice
+
+
+ROLES = [
+    {"role": "user", "content": "one"}, {"role": "user", "content": "two"},
+    {"role": "assistant", "content": "three"},
+]  # fmt: skip
+
+
+def test_turns_that_the_template_does_not_write_are_found_before_the_first_step(short, tmp_path):
+    class Llama(WithStart):
+        chat_template = "llama2"
+
+    path = tmp_path / "rows.jsonl"
+    rows = [TALK] * 5 + [{"messages": ROLES}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data(TALK, {"messages": ROLES}, max_length=64).check(short)  # ChatML writes them
+    text = (
+        r'rows.jsonl line 6, field "messages\[1\].role": found user after user, allowed what the '
+        r"chat template writes \(user and assistant must take turns\)"
+    )
+    for train, held in ((path, None), ([TALK], path)):
+        with pytest.raises(DataError, match=text):
+            SFT(Llama(), train, held).check(short)
+    with pytest.raises(ConfigError, match=r'row 2, field "messages\[1\].role": found user after'):
+        SFT(Llama(), [TALK, {"messages": ROLES}]).check(short)
+    with pytest.raises(ConfigError, match='row 2: message 1, field "role": found tool'):
+        data(TALK, {"messages": [{"role": "tool", "content": "x"}]}).check(short)
+
+
+def test_texts_that_the_vocabulary_refuses_are_found_before_the_first_step(short, tmp_path):
+    path = tmp_path / "held.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in [PAIR, PAIR | {"prompt": "\x00"}]))
+    with pytest.raises(DataError, match=r"held\.jsonl line 2: found .*byte 00"):
+        fit(short, SFT(Bytes(), [PAIR], path), TrainConfig(steps=1))
+    for row in ({"text": "a\x00"}, {"prompt": "a", "completion": "\x00"}):
+        with pytest.raises(ConfigError, match="row 2: found byte 00"):
+            data(PAIR, row).check(short)
+    with pytest.raises(ConfigError, match='row 1, field "completion": found 5, allowed text'):
+        data({"prompt": "a", "completion": 5}).check(short)
+
+
+def weighed(weight):
+    return {"messages": [TALK["messages"][0], TALK["messages"][1] | {"weight": weight}]}
+
+
+def test_rows_with_nothing_to_learn_are_counted_and_all_of_them_refused(short):
+    with pytest.warns(
+        Notice, match=r"train: 1 of 3 rows has nothing to learn \(first: row 2\); every"
+    ):
+        data(weighed(1), weighed(0), PAIR, max_length=64).check(short)
+    for train, held in (([weighed(0)], []), ([PAIR], [weighed(0), weighed(0)])):
+        with pytest.raises(ConfigError, match=r"no row has anything to learn: every assistant"):
+            data(*train, held_out=held, max_length=64).check(short)
+
+
+def test_special_tokens_spelled_in_texts_are_said_once(short, tmp_path):
+    path = tmp_path / "rows.jsonl"
+    rows = [PAIR, PAIR | {"prompt": "a <|im_end|>"}, PAIR | {"completion": "<|im_start|>"}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.warns(Notice, match=r"rows.jsonl: 2 of 3 rows have a special token in a text "
+                      r"\(first: line 2\); it is read as plain text") as said:  # fmt: skip
+        SFT(Bytes(), path, max_length=64).check(short)
+    assert len(said) == 1
+
+
+def test_a_conversation_is_cut_to_its_length(short):
+    ours = data(TALK, max_length=40)
+    ours.check(short)
+    ids, mask = ours.encode(0)
+    assert ids == [START, *b"user\nb", END, 10, START, *b"assistant\nbye", END, 10]
+    assert learned(ids, mask) == [*b"bye", END]
+    with pytest.raises(ConfigError, match="row 1: max_length: found 9, allowed 20 or more"):
+        data(TALK, max_length=9).check(short)
