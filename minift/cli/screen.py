@@ -25,7 +25,7 @@ OURS = re.compile("(\n|\x1b\\[(?:0|1|30;42)m)")  # line ends, and what `paint` w
 CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # but not line ends and tabs
 LABEL = 13  # columns of a line's first word and the space after it
 COLOUR = re.compile("\x1b\\[[\\d;]*m")
-PIECES = re.compile("\x1b\\[[\\d;]*m| +|[^ \x1b]+")
+PIECES = re.compile("\x1b\\[[\\d;]*m| +|[^ \x1b]+(?: %(?= |$|,))?")  # 1.8 % is one piece
 COMMAND = re.compile("\x1b\\[[\\d;]*m| +|(?:'[^']*'|[^ \x1b'])+")  # what quotes hold stays whole
 # Our own marks, for a terminal or a file that cannot show them.
 PLAIN = {"▐": "[", "▌": "]", "·": "-", "⏎": "\\n", "…": "...", "—": "-", "–": "-", "█": "#",
@@ -42,14 +42,14 @@ class Screen:
     def say(self, text: str = "") -> None:
         """A line for the person who watches."""
         if not self.quiet:
-            print(fitted(safe(text), columns()), flush=True)
+            print(fitted(encodable(safe(text)), columns()), flush=True)
 
     def result(self, text: str, data: Mapping[str, object], *, whole: bool = False) -> None:
         """What the command was called for. `whole`: lines for a program, which are not broken."""
         if self.as_json:
             print(json.dumps(finite(data), allow_nan=False), flush=True)
         else:
-            print(safe(text) if whole else fitted(safe(text), columns()), flush=True)
+            print(safe(text) if whole else fitted(encodable(safe(text)), columns()), flush=True)
 
     def paint(self, text: str, code: str) -> str:
         return f"\x1b[{code}m{text}\x1b[0m" if self.colour else text
@@ -64,7 +64,6 @@ class Screen:
 
 def show_any_text() -> None:
     """Let stdout and stderr take every character: what their encoding lacks is written plainly."""
-    codecs.register_error("minift", plainly)
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="minift")
@@ -77,6 +76,15 @@ def plainly(error: UnicodeError) -> tuple[str, int]:
     lost = error.object[error.start : error.end]
     plain = (PLAIN.get(c) or c.encode("ascii", "backslashreplace").decode() for c in lost)
     return "".join(plain), error.end
+
+
+codecs.register_error("minift", plainly)
+
+
+def encodable(text: str) -> str:
+    """The text with the characters that stdout will show, so that its width is what it says."""
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    return text.encode(encoding, "minift").decode(encoding)
 
 
 def finite(data: object) -> object:

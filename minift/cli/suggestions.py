@@ -75,7 +75,7 @@ OPTIONS: tuple[tuple[str, str], ...] = (
     ("dtype bf16", "bf16"),
     ("dtype float32", "fp32 float32"),
     ("dtype",
-     "quantize quantization q outtype fp16 bf16 fp32 torch-dtype precision float32 "
+     "quantize quantization q outtype fp16 torch-dtype precision "
      "mixed-precision"),
     ("device", "device-map gpus"),
     ("device cuda", "gpu cuda"),

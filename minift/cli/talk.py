@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import sys
 from typing import Any
@@ -47,12 +48,15 @@ def writing(parsed: Parsed) -> dict[str, Any]:
     }
 
 
-def stdin_line(whole: bool = False) -> str:
-    """A line of standard input, or all of it, as UTF-8 where the locale knows ASCII alone."""
+def strict_stdin() -> None:
+    """Read standard input as UTF-8 where the locale knows ASCII alone; refuse other bytes."""
     if hasattr(sys.stdin, "reconfigure"):
-        encoding = sys.stdin.encoding.lower()
-        ascii_alone = encoding in ("ascii", "us-ascii", "ansi_x3.4-1968", "646")
-        sys.stdin.reconfigure(errors="strict", encoding="utf-8" if ascii_alone else encoding)
+        name = codecs.lookup(sys.stdin.encoding).name
+        sys.stdin.reconfigure(errors="strict", encoding="utf-8" if name == "ascii" else name)
+
+
+def stdin_text(whole: bool = False) -> str:
+    """A line of standard input, or all of it."""
     try:
         return sys.stdin.read() if whole else sys.stdin.readline()
     except UnicodeDecodeError as error:
@@ -64,9 +68,12 @@ def stdin_line(whole: bool = False) -> str:
 def prompt_of(parsed: Parsed) -> str:
     r"""The prompt as typed, where `\n` is a new line; or, for `-`, standard input."""
     typed = parsed.words[0]
-    if typed != "-":
-        return unescape_template(typed)
-    return stdin_line(whole=True).removeprefix("\ufeff").removesuffix("\n")
+    if typed != "-":  # bytes that the locale does not know are UTF-8
+        return unescape_template(
+            typed.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+        )
+    strict_stdin()
+    return stdin_text(whole=True).removeprefix("\ufeff").removesuffix("\n")
 
 
 def generate(parsed: Parsed, screen: Screen) -> int:
@@ -111,6 +118,7 @@ def chat(parsed: Parsed, screen: Screen) -> int:
     shown = sys.stdin.isatty() and not as_json
     if shown:
         screen.say(f"{one_line(model.source, 200)} · Ctrl-D ends")
+    strict_stdin()
     room = model.config.context - parsed.flag("max_new_tokens")
     if room < 1:
         raise ConfigError(f"--max-new-tokens leaves no room in a context of {model.config.context}")
@@ -118,7 +126,7 @@ def chat(parsed: Parsed, screen: Screen) -> int:
         try:
             if shown:
                 print(screen.paint("you> ", "1"), end="", flush=True)
-            line = stdin_line()
+            line = stdin_text()
         except KeyboardInterrupt:
             line = ""
         if not line:

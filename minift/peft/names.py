@@ -62,6 +62,8 @@ def in_short(targets: Sequence[str]) -> str:
     found = [BLOCK.fullmatch(target) for target in targets]
     counts = Counter(match[1] for match in found if match is not None)
     other = [target for target, match in zip(targets, found, strict=True) if match is None]
+    if {target.removesuffix("_proj") for target in other} == {*LINEARS}:
+        other = ["all linears"]
     parts = list(other)
     for number in sorted(set(counts.values()), reverse=True):
         leaves = [leaf for leaf, count in counts.items() if count == number]

@@ -44,7 +44,7 @@ def refused(result, *parts):
         (["eval", "--threads", "0"], ["--threads: found 0, allowed 1 or more"]),
         (["eval", "--max-length", "0"], ["--max-length: found 0, allowed 2 or more"]),
         (["generate", "x", "--max-new-tokens", "0"], ["--max-new-tokens", "allowed 1 or more"]),
-        (["generate", "x", "--top-p", "0"], ["--top-p: found 0.0"]),
+        (["generate", "x", "--model", "y", "--top-p", "0"], ["--top-p: found 0.0"]),
         (["generate", "x"], ["--model (or --adapter) is missing; for example: minift generate"]),
         (["quickstart", "--limit", "0"], ["--limit: found 0"]),
         (["quickstart", "--source", "amazon"], ["amazon", "rotten_tomatoes"]),

@@ -89,6 +89,7 @@ ALL = ["attn.qkv.q", "attn.qkv.k", "attn.qkv.v", "attn.out.o", "mlp.gate", "mlp.
         (["head", *paths(["mlp.up"], 3)], "head, up in 3 blocks"),
         ([f"model.layers.{i}.mlp.up_proj" for i in range(4)], "up_proj in 4 blocks"),
         (["q_proj", "v_proj"], "q_proj,v_proj"),
+        (["up", "q", "k", "v", "o", "down", "gate"], "all linears"),
     ],
 )
 def test_many_paths_are_shown_by_their_ends(targets, shown):
