@@ -27,6 +27,7 @@ COMMON = (
     Flag("json", bool, False, "print the result as JSON", group="every command"),
     Flag("debug", bool, False, "show the traceback of an error", group="every command"),
 )
+ADAPTER = "adapter_config.json"
 HELP = ("-h", "--help", "--help-all")
 MEMORY = (
     "out of memory; less is needed with a smaller --batch or --max-length, with --base int8 or "
@@ -82,10 +83,13 @@ def run(words: list[str]) -> int:
         return 0
     verb = VERBS.get(words[0])
     if verb is None:
+        if words[0].startswith("-"):
+            raise ConfigError(
+                f"{one_line(words[0])} stands before a command (minift --help lists them)"
+            )
         near = command_like(words[0], VERBS)
-        what = "option" if words[0].startswith("-") else "command"
         raise ConfigError(
-            f'unknown {what} "{one_line(words[0])}"{near} (minift --help lists the commands)'
+            f'unknown command "{one_line(words[0])}"{near} (minift --help lists them)'
         )
     rest = words[1:]
     flags = (*verb.flags, *of(verb.configs), *COMMON)
@@ -97,6 +101,7 @@ def run(words: list[str]) -> int:
         return 0
     parsed: Parsed = parse(rest, verb.positional, flags, hint)
     check_together(verb, parsed)
+    check_is_model(parsed)
     screen = Screen(quiet=parsed.flag("quiet") or parsed.flag("json"), as_json=parsed.flag("json"))
     module = importlib.import_module(f"minift.cli.{verb.module}")
     if {"threads", "dtype"} & set(parsed.given):
@@ -109,6 +114,16 @@ def run(words: list[str]) -> int:
             return int(getattr(module, words[0])(parsed, screen) or 0)
     except ConfigError as error:
         raise ConfigError(as_typed(str(error), flags)) from error
+
+
+def check_is_model(parsed: Parsed) -> None:
+    """Refuse a run or an adapter where a model is wanted."""
+    place = parsed.given.get("model")
+    if place is None or os.path.exists(os.path.join(place, "config.json")):
+        return
+    if any(os.path.exists(os.path.join(place, file)) for file in ("run.json", ADAPTER)):
+        takes = "--adapter takes it" if "adapter" in parsed.values else "minift merge makes one"
+        raise ConfigError(f"--model: {place} is an adapter and no model; {takes}")
 
 
 def hint(typed: str, known: Mapping[str, Flag]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import math
 import re
@@ -38,6 +39,7 @@ class Flag:
     repeats: bool = False  # a tuple's values may be given one by one, each as written
     split: bool = True  # at commas, what is given once; False: never
     empty: bool = False  # the empty text means something
+    choices: tuple[str, ...] = ()  # the only texts that are allowed, if any are named
 
     @property
     def option(self) -> str:
@@ -62,6 +64,11 @@ class Flag:
             if not found:
                 raise ConfigError(f'{self.option}: found "{text}", allowed {self.takes}')
             return found
+        if self.choices and text not in self.choices:
+            near = difflib.get_close_matches(text, self.choices, 1)
+            hint = f"; nearest: {near[0]}" if near else ""
+            allowed = ", ".join(self.choices)
+            raise ConfigError(f'{self.option}: found "{one_line(text)}", allowed {allowed}{hint}')
         value = self.converted(self.type, text)
         if self.least is not None and value < self.least:
             raise ConfigError(f"{self.option}: found {text}, allowed {self.least} or more")
@@ -217,14 +224,14 @@ def parse(
         extra = one_line(plain[1 if positional else 0])
         quotes = "; a text of several words stands in quotes" if name == "prompt" else ""
         raise ConfigError(f'unexpected word "{extra}"{quotes}')
-    if positional and not plain and not positional.startswith("["):
-        raise ConfigError(f"{name} is missing")
     return Parsed(tuple(plain), given, {flag.name: flag.default for flag in flags} | given)
 
 
 def check_together(verb: Verb, parsed: Parsed) -> None:
     """Refuse what is missing, all of it at once, and what does not go together."""
     missing = []
+    if verb.positional and not verb.positional.startswith("[") and not parsed.words:
+        missing.append(verb.positional.upper())
     for need in verb.needs:  # "data", or "model|adapter": one of the two
         if all(parsed.values[name] is None for name in need.split("|")):
             first, *others = (spelled(name) for name in need.split("|"))

@@ -135,7 +135,7 @@ def broken(line: str, width: int) -> str:
         elif piece[0] == " ":
             space = piece
         else:
-            for part in parts(piece, width - indent):
+            for part in [piece] if is_command else parts(piece, width - indent):
                 size = width_of(part)
                 if at + len(space) + size + len(end) > width and at > indent:
                     lines[-1] += ("\x1b[0m" if colour else "") + end

@@ -58,7 +58,8 @@ def strict_stdin() -> None:
 def stdin_text(whole: bool = False) -> str:
     """A line of standard input, or all of it."""
     try:
-        return sys.stdin.read() if whole else sys.stdin.readline()
+        text = sys.stdin.read() if whole else sys.stdin.readline()
+        return text.removeprefix("\ufeff")  # the mark that some editors begin a file with
     except UnicodeDecodeError as error:
         raise ConfigError(
             f"standard input: found bytes that are not {error.encoding}, allowed text"
@@ -73,7 +74,7 @@ def prompt_of(parsed: Parsed) -> str:
             typed.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
         )
     strict_stdin()
-    return stdin_text(whole=True).removeprefix("\ufeff").removesuffix("\n")
+    return stdin_text(whole=True).removesuffix("\n")
 
 
 def generate(parsed: Parsed, screen: Screen) -> int:

@@ -11,8 +11,9 @@ MODEL = Flag("model", str, None, "a downloaded name, org/name, a folder or a fil
 DTYPE = Flag("dtype", str, "auto", "of the base: float32, bf16, or auto: the faster one here")
 DEVICE = Flag("device", str, "auto", "cpu, cuda, cuda:1; auto: a GPU where there is one")
 CHAT_TEMPLATE = Flag(
-    "chat_template", str, None, f"in place of the model's own: {', '.join(TEMPLATES)}"
-)
+    "chat_template", str, None, f"in place of the model's own: {', '.join(TEMPLATES)}",
+    choices=tuple(TEMPLATES),
+)  # fmt: skip
 BASE = Flag("base", str, None, "store linears as int8, nf4, gguf (own blocks); default: dense")
 OVERWRITE = Flag("overwrite", bool, False, "replace what stands at --out")
 LABELS = "separated by commas; one that has a comma: --labels 'a, b' --labels c"
@@ -36,7 +37,10 @@ LIMIT = Flag("limit", int, None, "use the first rows only", least=1)
 MAX_LENGTH = Flag(
     "max_length", int, 1024, "longest row in tokens; prompts are cut, answers kept", least=2
 )
-PACK = Flag("pack", str, "auto", "rows behind each other without padding: on, off, or auto")
+PACK = Flag(
+    "pack", str, "auto", "rows behind each other without padding: on, off, or auto",
+    choices=("auto", "on", "off"),
+)  # fmt: skip
 METHOD = Flag(
     "method", str, "lora",
     "lora, prefix, prompt, ptuning, ia3, bitfit or bottleneck; minift explain compares them",

@@ -18,6 +18,7 @@ FLAGS = (
     Flag("stop", tuple, (), "texts", repeats=True, split=False),
     Flag("labels", tuple, None, "names", repeats=True),
     Flag("system", str, None, "a text", empty=True),
+    Flag("pack", str, "on", "how", choices=("on", "off")),
     Flag("fast", bool, False, "quickly"),
 )
 
@@ -33,7 +34,7 @@ def test_the_three_ways_to_write_an_option():
     parsed = parse(["--steps", "3", "--lr=-1e-3", "--fast", "plain"], "word", FLAGS)
     assert parsed.words == ("plain",)
     assert parsed.given == {"steps": 3, "lr": -0.001, "fast": True}
-    rest = {"name": None, "words": (), "stop": (), "labels": None, "system": None}
+    rest = {"name": None, "words": (), "stop": (), "labels": None, "system": None, "pack": "on"}
     assert parsed.values == parsed.given | rest
     assert parse(["--no-fast"], None, FLAGS).flag("fast") is False
 
@@ -71,6 +72,8 @@ def test_underscores_are_dashes_and_a_negative_number_is_a_value():
 def test_what_is_missing_is_said_at_once_and_what_contradicts_is_refused():
     verb = Verb("m", "does", "minift m --a 1", needs=("name", "lr|steps"), apart=(("lr", "steps"),))
     flags = [Flag("name", str, None, ""), Flag("lr", float, None, ""), Flag("steps", int, None, "")]
+    with pytest.raises(ConfigError, match=r"^WORD is missing; for example: minift m a$"):
+        check_together(Verb("m", "does", "minift m a", positional="word"), parse([], "word", flags))
     expected = r"^--name and --lr \(or --steps\) are missing; for example: minift m --a 1$"
     with pytest.raises(ConfigError, match=expected):
         check_together(verb, parse([], None, flags))
@@ -92,6 +95,7 @@ def test_fields_in_messages_are_spelled_as_options():
     [
         (["--stop", ""], "--stop: found an empty text, allowed a value"),
         (["--name="], "--name: found an empty text"),
+        (["--pack", "of"], '--pack: found "of", allowed on, off; nearest: off'),
         (["--words", ","], '--words: found ",", allowed A,B'),
         (["--lr", "1", "--lr", "2"], "--lr is given twice"),
         (["--fast", "--no-fast"], "--fast and --no-fast contradict each other"),
@@ -107,7 +111,6 @@ def test_fields_in_messages_are_spelled_as_options():
         (["--steps", "0"], "--steps: found 0, allowed 1 or more"),
         (["--lr", "inf"], "allowed a finite number"),
         (["a", "b"], 'unexpected word "b"'),
-        ([], "word is missing"),
     ],
 )
 def test_what_is_refused(words, message):
