@@ -268,7 +268,8 @@ def test_json_is_one_object(cli, tiny_model, run_folder):
     for words in (
         ["download", "--list"], ["info", tiny_model], ["info", run_folder], ["explain"],
         ["explain", "lora"], ["verify", tiny_model], ["eval", "--adapter", run_folder, "--data",
-        run_folder.parent / "d.jsonl"], ["generate", "1:", "--adapter", run_folder, "--max-new-tokens", 3],
+        run_folder.parent / "d.jsonl"],
+        ["generate", "1:", "--adapter", run_folder, "--max-new-tokens", 3],
     ):  # fmt: skip
         code, out, err = cli(*words, "--json")
         assert (code, err) == (0, "")
