@@ -41,7 +41,7 @@ def download(parsed: Parsed, screen: Screen) -> int:
         path = hub.download(name, say=screen.say, bar=screen.bar)
     else:
         path = assets.download(name, wheel=parsed.flag("wheel"), say=screen.say)
-    screen.result(str(path), {"name": name, "path": str(path)})
+    screen.result(str(path), {"name": name, "path": str(path)}, whole=True)
     return 0
 
 

@@ -5,19 +5,21 @@ from __future__ import annotations
 import difflib
 import importlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from textwrap import wrap
 from types import UnionType
 from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin, get_type_hints
 
-from minift.errors import ConfigError
+from minift.cli.suggestions import option_like
+from minift.errors import ConfigError, one_line
 
 if TYPE_CHECKING:
     from minift.cli.verbs import Verb
 
 Config = TypeVar("Config")
-WIDTH = 100  # characters of a line of help
+OPTION = re.compile(r"(--?[A-Za-z][\w.-]*)(=(.*))?", re.DOTALL)  # "- a list" and "-5" are none
 MANY = 12  # more options than fit a screen: --help shows the common ones
 
 
@@ -33,6 +35,11 @@ class Flag:
     least: int | None = None  # smallest number allowed
     parts: tuple[Any, ...] = (str,)  # types of each word of a tuple; two of them: name=value
     method: str = ""  # the only --method that has it
+    group: str = ""  # its heading in --help-all
+    repeats: bool = False  # a tuple's values may be given one by one, each as written
+    split: bool = True  # at commas, what is given once; False: never
+    empty: bool = False  # the empty text means something
+    choices: tuple[str, ...] = ()  # the only texts that are allowed, if any are named
 
     @property
     def option(self) -> str:
@@ -40,14 +47,28 @@ class Flag:
 
     @property
     def takes(self) -> str:
-        kinds = {int: "N", float: "X", str: "TEXT", tuple: "A,B"}
+        kinds = {int: "N", float: "X", str: "TEXT", tuple: "A,B" if self.split else "TEXT"}
         if self.type is tuple and len(self.parts) == 2:
             return f"A={kinds[self.parts[1]]},..."
         return "" if self.type is bool else kinds[self.type]
 
-    def value(self, text: str) -> Any:
+    def value(self, texts: Sequence[str]) -> Any:
+        """What the texts mean that stood behind the option, each time it was given."""
+        if "" in texts and not self.empty:
+            raise ConfigError(f"{self.option}: found an empty text, allowed a value")
+        if self.type is tuple and (len(texts) > 1 or not self.split):
+            return tuple(self.word(text) for text in texts)
+        (text,) = texts
         if self.type is tuple:
-            return tuple(self.word(word.strip()) for word in text.split(",") if word.strip())
+            found = tuple(self.word(word.strip()) for word in text.split(",") if word.strip())
+            if not found:
+                raise ConfigError(f'{self.option}: found "{text}", allowed {self.takes}')
+            return found
+        if self.choices and text not in self.choices:
+            near = difflib.get_close_matches(text, self.choices, 1)
+            hint = f"; nearest: {near[0]}" if near else ""
+            allowed = ", ".join(self.choices)
+            raise ConfigError(f'{self.option}: found "{one_line(text)}", allowed {allowed}{hint}')
         value = self.converted(self.type, text)
         if self.least is not None and value < self.least:
             raise ConfigError(f"{self.option}: found {text}, allowed {self.least} or more")
@@ -67,7 +88,9 @@ class Flag:
             value = kind(text)
         except ValueError:
             allowed = {int: "a whole number", float: "a number"}[kind]
-            raise ConfigError(f'{self.option}: found "{text}", allowed {allowed}') from None
+            raise ConfigError(
+                f'{self.option}: found "{one_line(text)}", allowed {allowed}'
+            ) from None
         if kind is float and not math.isfinite(value):
             raise ConfigError(f'{self.option}: found "{text}", allowed a finite number')
         return value
@@ -104,7 +127,10 @@ def of(specs: Sequence[str]) -> tuple[Flag, ...]:
                 hint, parts = tuple, get_args(each) or (each,)
             common = bool(item.metadata.get("common", False))
             text = item.metadata["help"]
-            flag = Flag(item.name, hint, item.default, text, common, parts=parts, method=method)
+            group = method or kind.__name__.removesuffix("Config").lower()
+            flag = Flag(
+                item.name, hint, item.default, text, common, parts=parts, method=method, group=group
+            )
             flags.append(flag)
     return tuple(flags)
 
@@ -123,7 +149,7 @@ class Parsed:
     def need(self, name: str) -> Any:
         """A flag that must have been given."""
         if self.values[name] is None:
-            raise ConfigError(f"--{name.replace('_', '-')} is missing")
+            raise ConfigError(f"{spelled(name)} is missing")
         return self.values[name]
 
     def config(self, kind: type[Config]) -> Config:
@@ -132,70 +158,135 @@ class Parsed:
         return kind(**{name: self.values[name] for name in names})
 
 
-def parse(words: Sequence[str], positional: str | None, flags: Sequence[Flag]) -> Parsed:
-    """`--name value`, `--name=value`, `--switch`, `--no-switch`, and at most one plain word."""
+def spelled(name: str) -> str:
+    """A field's name as the option that it is."""
+    return "--" + name.replace("_", "-")
+
+
+def parse(
+    words: Sequence[str],
+    positional: str | None,
+    flags: Sequence[Flag],
+    hint: Callable[[str, Mapping[str, Flag]], str] = option_like,
+) -> Parsed:
+    """`--name value`, `--name=value`, `--switch`, `--no-switch`, and at most one plain word.
+
+    A value is taken as it was written, white space and commas of a repeated option too. What
+    follows `--` is plain. `hint` says of an unknown option which one may be meant.
+    """
     known = {flag.option: flag for flag in flags}
-    given: dict[str, Any] = {}
+    texts: dict[str, list[str]] = {}
+    switches: dict[str, bool] = {}
     plain: list[str] = []
+    several = ""  # the option before, if it takes several words
     rest = iter(words)
     for word in rest:
-        if not word.startswith("--") or word == "--":
+        match = OPTION.fullmatch(word)
+        if word == "--":
+            plain += rest
+            break
+        if match is None:
             plain.append(word)
+            if several:
+                raise ConfigError(
+                    f'unexpected word "{one_line(word)}" after {several}: several are written A,B'
+                )
             continue
-        option, equals, text = word.partition("=")
+        option, equals, text = match[1], match[2], match[3]
+        if option.startswith("--"):
+            option = option.replace("_", "-")
         off = option.startswith("--no-") and known.get("--" + option[5:])
         flag = known.get(option) or (off if off and off.type is bool else None)
         if flag is None:
-            near = difflib.get_close_matches(option, known, 1)
-            hint = f"; nearest: {near[0]}" if near else ""
-            raise ConfigError(f"unknown option {option}{hint}")
+            raise ConfigError(f"unknown option {one_line(match[1])}{hint(match[1], known)}")
+        several = ""
         if flag.type is bool:
+            on = option in known
             if equals:
                 raise ConfigError(f"{option} takes no value")
-            given[flag.name] = not (off and option not in known)
+            if switches.setdefault(flag.name, on) != on:
+                raise ConfigError(f"{flag.option} and {option} contradict each other")
             continue
         if not equals:
-            text = next(rest, "")
-            if (text.startswith("--") and len(text) > 2) or text == "":
-                raise ConfigError(f"{option} needs a value")
-        given[flag.name] = flag.value(text)
+            text = next(rest, "--")
+            if text == "--" or (text.startswith("--") and OPTION.fullmatch(text)):
+                why = "" if text == "--" else f"; {option}={one_line(text)} takes this one"
+                raise ConfigError(f"{option} needs a value{why}")
+        if flag.name in texts and not flag.repeats:
+            raise ConfigError(f"{option} is given twice")
+        texts.setdefault(flag.name, []).append(text)
+        if flag.type is tuple and flag.split:
+            several = option
+    by_name = {flag.name: flag for flag in flags}
+    given = {name: by_name[name].value(found) for name, found in texts.items()} | switches
     name = (positional or "").strip("[]")
     if len(plain) > (1 if positional else 0):
-        raise ConfigError(f'unexpected word "{plain[1 if positional else 0]}"')
-    if positional and not plain and not positional.startswith("["):
-        raise ConfigError(f"{name} is missing")
+        extra = one_line(plain[1 if positional else 0])
+        quotes = "; a text of several words stands in quotes" if name == "prompt" else ""
+        raise ConfigError(f'unexpected word "{extra}"{quotes}')
     return Parsed(tuple(plain), given, {flag.name: flag.default for flag in flags} | given)
 
 
-def verb_help(name: str, verb: Verb, flags: Sequence[Flag], *, everything: bool) -> str:
+def check_together(verb: Verb, parsed: Parsed) -> None:
+    """Refuse what is missing, all of it at once, and what does not go together."""
+    missing = []
+    if verb.positional and not verb.positional.startswith("[") and not parsed.words:
+        missing.append(verb.positional.upper())
+    for need in verb.needs:  # "data", or "model|adapter": one of the two
+        if all(parsed.values[name] is None for name in need.split("|")):
+            first, *others = (spelled(name) for name in need.split("|"))
+            missing.append(first + "".join(f" (or {other})" for other in others))
+    if missing:
+        listed = ", ".join(missing[:-1]) + " and " * (len(missing) > 1) + missing[-1]
+        are = "are" if len(missing) > 1 else "is"
+        raise ConfigError(f"{listed} {are} missing; for example: {verb.example}")
+    for one, other in verb.apart:
+        if one in parsed.given and other in parsed.given:
+            raise ConfigError(
+                f"{spelled(one)} and {spelled(other)} are given, allowed one of the two"
+            )
+
+
+def as_typed(message: str, flags: Sequence[Flag]) -> str:
+    """A message about fields ("lora_init: found x") about options ("--lora-init: found x")."""
+    names = "|".join(sorted((flag.name for flag in flags), key=len, reverse=True))
+    return re.sub(rf"(^|; |\n  )({names})(?=: )", lambda m: m[1] + spelled(m[2]), message)
+
+
+def verb_help(
+    name: str, verb: Verb, flags: Sequence[Flag], *, everything: bool, width: int = 100
+) -> str:
     """What it does, the options people use, one example; everything with --help-all."""
-    shown = [f for f in flags if everything or f.common or len(flags) <= MANY]
-    if not any(f.common for f in flags):
+    shown = [f for f in flags if f.common or f.name in verb.shown or f.name in verb.needs]
+    if everything or not shown or len(flags) <= MANY:
         shown = list(flags)
-    shown.sort(key=lambda flag: bool(flag.method))  # those of one method only come last
+    groups = list(dict.fromkeys(f.group for f in sorted(shown, key=lambda f: bool(f.method))))
+    shown.sort(key=lambda flag: groups.index(flag.group))
     left = [f"{f.option} {f.takes}".rstrip() for f in shown]
-    width = max(map(len, left), default=0)
-    below = "\n" + " " * (width + 4)
-    lines, method = [], ""
+    column = min(max(map(len, left), default=0), width // 2) + 4
+    lines, group = [], ""
     for spec, flag in zip(left, shown, strict=True):
-        if flag.method != method:
-            lines.append(f"\n{flag.method}:")
-        text = wrap(flag.help + _default(flag), WIDTH - width - 4, break_on_hyphens=False)
-        lines.append(f"  {spec:<{width}}  {below.join(text)}")
-        method = flag.method
-    rows = "\n".join(lines)
+        if flag.group != group and everything:
+            lines.append(f"\n{flag.group}:")
+        text = wrap(flag.help + _default(flag), max(20, width - column), break_on_hyphens=False)
+        first = f"  {spec:<{column - 4}}  "
+        if len(first) > column:  # a long option at a narrow width: its help stands under it
+            lines.append(first.rstrip())
+            first = " " * column
+        lines.append((first + ("\n" + " " * column).join(text)).rstrip())
+        group = flag.group
+    if len(shown) < len(flags):
+        lines.append(f"  --help-all lists {len(flags) - len(shown)} more")
     word = f" {verb.positional.upper()}" if verb.positional else ""
-    more = (
-        "" if len(shown) == len(flags) else f"\n  --help-all lists {len(flags) - len(shown)} more"
-    )
+    example = "\n             ".join((verb.example, *verb.more))
     return f"""\
 minift {name}: {verb.does}
 
 usage: minift {name}{word} [OPTIONS]
 
-{rows}{more}
+{chr(10).join(lines).lstrip(chr(10))}
 
-example:  {verb.example}"""
+example:     {example}"""
 
 
 def _default(flag: Flag) -> str:

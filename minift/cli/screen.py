@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import codecs
 import json
+import math
 import os
 import re
+import shutil
 import sys
 import time
+import unicodedata
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
@@ -19,6 +23,13 @@ WIDTH = 100
 EVERY = 5.0  # seconds between plain progress lines
 OURS = re.compile("(\n|\x1b\\[(?:0|1|30;42)m)")  # line ends, and what `paint` writes
 CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # but not line ends and tabs
+LABEL = 13  # columns of a line's first word and the space after it
+COLOUR = re.compile("\x1b\\[[\\d;]*m")
+PIECES = re.compile("\x1b\\[[\\d;]*m| +|[^ \x1b]+(?: %(?= |$|,))?")  # 1.8 % is one piece
+COMMAND = re.compile("\x1b\\[[\\d;]*m| +|(?:'[^']*'|[^ \x1b'])+")  # what quotes hold stays whole
+# Our own marks, for a terminal or a file that cannot show them.
+PLAIN = {"▐": "[", "▌": "]", "·": "-", "⏎": "\\n", "…": "...", "—": "-", "–": "-", "█": "#",
+         "’": "'", "‘": "'", "“": '"', "”": '"', "×": "x", "→": "->"}  # fmt: skip
 
 
 class Screen:
@@ -31,11 +42,14 @@ class Screen:
     def say(self, text: str = "") -> None:
         """A line for the person who watches."""
         if not self.quiet:
-            print(safe(text), flush=True)
+            print(fitted(encodable(safe(text)), columns()), flush=True)
 
-    def result(self, text: str, data: Mapping[str, object]) -> None:
-        """What the command was called for."""
-        print(json.dumps(data) if self.as_json else safe(text), flush=True)
+    def result(self, text: str, data: Mapping[str, object], *, whole: bool = False) -> None:
+        """What the command was called for. `whole`: lines for a program, which are not broken."""
+        if self.as_json:
+            print(json.dumps(finite(data), allow_nan=False), flush=True)
+        else:
+            print(safe(text) if whole else fitted(encodable(safe(text)), columns()), flush=True)
 
     def paint(self, text: str, code: str) -> str:
         return f"\x1b[{code}m{text}\x1b[0m" if self.colour else text
@@ -46,6 +60,104 @@ class Screen:
 
     def bar(self, total: int, unit: str) -> Bar:
         return Bar(total, unit, hidden=self.quiet)
+
+
+def show_any_text() -> None:
+    """Let stdout and stderr take every character: what their encoding lacks is written plainly."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="minift")
+
+
+def plainly(error: UnicodeError) -> tuple[str, int]:
+    """What stands for characters that cannot be encoded: PLAIN, or as Python escapes them."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    lost = error.object[error.start : error.end]
+    plain = (PLAIN.get(c) or c.encode("ascii", "backslashreplace").decode() for c in lost)
+    return "".join(plain), error.end
+
+
+codecs.register_error("minift", plainly)
+
+
+def encodable(text: str) -> str:
+    """The text with the characters that stdout will show, so that its width is what it says."""
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    return text.encode(encoding, "minift").decode(encoding)
+
+
+def finite(data: object) -> object:
+    """The same for JSON, which has no word for a number that is not finite: null."""
+    if isinstance(data, Mapping):
+        return {key: finite(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [finite(value) for value in data]
+    return None if isinstance(data, float) and not math.isfinite(data) else data
+
+
+def columns() -> int:
+    """The width to write for: the terminal's, at most WIDTH; WIDTH where there is none."""
+    return max(40, min(WIDTH, shutil.get_terminal_size((WIDTH, 24)).columns))
+
+
+def width_of(text: str) -> int:
+    """Columns that a terminal needs for a text: two for a wide character, none for a colour."""
+    if text.isascii() and "\x1b" not in text:
+        return len(text)
+    wide = sum(unicodedata.east_asian_width(c) in "WF" for c in text)
+    thin = sum(unicodedata.combining(c) > 0 for c in text)
+    return len(COLOUR.sub("", text)) + wide - thin
+
+
+def fitted(text: str, width: int) -> str:
+    """Lines of at most `width` columns: a longer one is broken at spaces, its rest indented.
+
+    A path is never broken; a command goes on after a backslash, so that it can be copied.
+    """
+    return "\n".join(
+        line if width_of(line) <= width else broken(line, width) for line in text.split("\n")
+    )
+
+
+def broken(line: str, width: int) -> str:
+    indent = len(line) - len(line.lstrip(" "))
+    if indent < LABEL < len(line) and line[LABEL - 1] == " " and line[LABEL] != " ":
+        indent = LABEL
+    is_command = indent == LABEL and line[LABEL:].startswith("minift ")
+    indent, end = min(indent, width // 3), " \\" if is_command else ""
+    lines, at, colour, space = [""], 0, "", ""
+    for piece in (COMMAND if is_command else PIECES).findall(line):
+        if COLOUR.fullmatch(piece):
+            colour = "" if piece == "\x1b[0m" else piece
+            lines[-1] += space + piece
+            at, space = at + len(space), ""
+        elif piece[0] == " ":
+            space = piece
+        else:
+            for part in [piece] if is_command else parts(piece, width - indent):
+                size = width_of(part)
+                if at + len(space) + size + len(end) > width and at > indent:
+                    lines[-1] += ("\x1b[0m" if colour else "") + end
+                    lines.append(" " * indent + colour)
+                    at, space = indent, ""
+                lines[-1] += space + part
+                at, space = at + len(space) + size, ""
+    return "\n".join(lines)
+
+
+def parts(word: str, width: int) -> list[str]:
+    """A word that is longer than a line, in pieces; a path stays whole."""
+    if width_of(word) <= width or "/" in word:
+        return [word]
+    found, size = [""], 0
+    for character in word:
+        size += width_of(character)
+        if size > width:
+            found.append("")
+            size = width_of(character)
+        found[-1] += character
+    return found
 
 
 def safe(text: str) -> str:

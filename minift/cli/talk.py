@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import codecs
+import json
 import sys
+from typing import Any
 
 from minift.cli.models import open_speaker
 from minift.cli.options import Parsed
 from minift.cli.screen import Screen, spoken
+from minift.data.read import unescape_template
 from minift.errors import ConfigError, one_line
 from minift.generation.decode import generate as continue_text
 from minift.generation.prepared import obstacle
@@ -26,10 +30,57 @@ def speaker(parsed: Parsed) -> tuple[Transformer, Tokenizer]:
     return model, tokenizer
 
 
-def generate(parsed: Parsed, screen: Screen) -> int:
+def writing(parsed: Parsed) -> dict[str, Any]:
+    """How to write, as `generate` takes it. A flag that would have no say is refused."""
     sampling = parsed.config(Sampling)
+    for name in ("top_k", "top_p", "sampling_seed"):
+        if sampling.temperature == 0 and name in parsed.given:
+            raise ConfigError(
+                f"{name}: has no effect at temperature 0, which takes the best token every time; "
+                "add --temperature 0.7"
+            )
+    return {
+        "sampling": sampling,
+        "max_new_tokens": parsed.flag("max_new_tokens"),
+        "stop": [unescape_template(text) for text in parsed.flag("stop")],
+        "threads": parsed.flag("threads"),
+        "graph": parsed.flag("graph"),
+    }
+
+
+def strict_stdin() -> None:
+    """Read standard input as UTF-8 where the locale knows ASCII alone; refuse other bytes."""
+    if hasattr(sys.stdin, "reconfigure"):
+        name = codecs.lookup(sys.stdin.encoding).name
+        sys.stdin.reconfigure(errors="strict", encoding="utf-8" if name == "ascii" else name)
+
+
+def stdin_text(whole: bool = False) -> str:
+    """A line of standard input, or all of it."""
+    try:
+        text = sys.stdin.read() if whole else sys.stdin.readline()
+        return text.removeprefix("\ufeff")  # the mark that some editors begin a file with
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"standard input: found bytes that are not {error.encoding}, allowed text"
+        ) from None
+
+
+def prompt_of(parsed: Parsed) -> str:
+    r"""The prompt as typed, where `\n` is a new line; or, for `-`, standard input."""
+    typed = parsed.words[0]
+    if typed != "-":  # bytes that the locale does not know are UTF-8
+        return unescape_template(
+            typed.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+        )
+    strict_stdin()
+    return stdin_text(whole=True).removesuffix("\n")
+
+
+def generate(parsed: Parsed, screen: Screen) -> int:
+    how = writing(parsed)
+    prompt = prompt_of(parsed)
     model, tokenizer = speaker(parsed)
-    prompt = parsed.words[0]
     ids: str | list[int] = prompt
     if parsed.flag("chat"):
         ids = tokenizer.chat([{"role": "user", "content": prompt}], reply=True)[0]
@@ -38,15 +89,11 @@ def generate(parsed: Parsed, screen: Screen) -> int:
         model,
         tokenizer,
         [ids],
-        max_new_tokens=parsed.flag("max_new_tokens"),
         samples=samples,
-        stop=parsed.flag("stop"),
-        threads=parsed.flag("threads"),
-        graph=parsed.flag("graph"),
         stream=None
         if as_json or samples > 1
         else lambda row, text: print(spoken(text), end="", flush=True),
-        sampling=sampling,
+        **how,
     )
     if as_json:
         found = {"text": texts[0]} if samples == 1 else {"texts": texts}
@@ -60,15 +107,19 @@ def generate(parsed: Parsed, screen: Screen) -> int:
 
 
 def chat(parsed: Parsed, screen: Screen) -> int:
-    """Turn by turn, until an empty line's end of input. The oldest turns leave a full context."""
-    sampling = parsed.config(Sampling)
+    """Turn by turn, until the end of the input. The oldest turns leave a full context.
+
+    With --json each answer is a line, an object of prompt and answer, and nothing else is printed.
+    """
+    how, as_json = writing(parsed), parsed.flag("json")
     model, tokenizer = speaker(parsed)
     system = parsed.flag("system")
-    messages = [{"role": "system", "content": system}] if system else []
+    messages = [] if system is None else [{"role": "system", "content": system}]
     opening = len(messages)
-    shown = sys.stdin.isatty()
+    shown = sys.stdin.isatty() and not as_json
     if shown:
         screen.say(f"{one_line(model.source, 200)} · Ctrl-D ends")
+    strict_stdin()
     room = model.config.context - parsed.flag("max_new_tokens")
     if room < 1:
         raise ConfigError(f"--max-new-tokens leaves no room in a context of {model.config.context}")
@@ -76,7 +127,7 @@ def chat(parsed: Parsed, screen: Screen) -> int:
         try:
             if shown:
                 print(screen.paint("you> ", "1"), end="", flush=True)
-            line = sys.stdin.readline()
+            line = stdin_text()
         except KeyboardInterrupt:
             line = ""
         if not line:
@@ -90,18 +141,22 @@ def chat(parsed: Parsed, screen: Screen) -> int:
         while len(ids) > room and len(messages) > opening + 1:
             del messages[opening : opening + 2]  # one question and its answer
             ids = tokenizer.chat(messages, reply=True)[0]
+        if len(ids) > room:
+            del messages[opening:]
+            print(
+                f"minift: this message is {len(ids):,} tokens, allowed {room:,}: the context less "
+                "--max-new-tokens; it was not sent",
+                file=sys.stderr,
+            )
+            continue
         answer = continue_text(
             model,
             tokenizer,
             [ids],
-            max_new_tokens=parsed.flag("max_new_tokens"),
-            stop=parsed.flag("stop"),
-            threads=parsed.flag("threads"),
-            graph=parsed.flag("graph"),
-            stream=lambda row, text: print(spoken(text), end="", flush=True),
-            sampling=sampling,
+            stream=None if as_json else lambda row, text: print(spoken(text), end="", flush=True),
+            **how,
         )[0]
-        print()
+        print(json.dumps({"prompt": line.strip(), "answer": answer}) if as_json else "", flush=True)
         if answer.strip():
             messages.append({"role": "assistant", "content": answer})
         else:  # no template has a turn without text: the question is forgotten

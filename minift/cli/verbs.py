@@ -11,32 +11,56 @@ MODEL = Flag("model", str, None, "a downloaded name, org/name, a folder or a fil
 DTYPE = Flag("dtype", str, "auto", "of the base: float32, bf16, or auto: the faster one here")
 DEVICE = Flag("device", str, "auto", "cpu, cuda, cuda:1; auto: a GPU where there is one")
 CHAT_TEMPLATE = Flag(
-    "chat_template", str, None, f"in place of the model's own: {', '.join(TEMPLATES)}"
-)
+    "chat_template", str, None, f"in place of the model's own: {', '.join(TEMPLATES)}",
+    choices=tuple(TEMPLATES),
+)  # fmt: skip
 BASE = Flag("base", str, None, "store linears as int8, nf4, gguf (own blocks); default: dense")
 OVERWRITE = Flag("overwrite", bool, False, "replace what stands at --out")
+LABELS = "separated by commas; one that has a comma: --labels 'a, b' --labels c"
 ADAPTER = Flag("adapter", str, None, "an adapter's folder, or a run's", common=True)
 OUT = Flag("out", str, None, "the folder to write", common=True)
 TEMPLATE = (
-    Flag("template", str, None, "prompt made of columns: 'Review: {text}\\nSentiment:'"),
+    Flag(
+        "template", str, None,
+        "the prompt, made of a table's columns: 'Review: {text}\\nSentiment:'; \\n is a new line",
+    ),
     Flag("target", str, None, "the column that holds the answer"),
-    Flag("labels", tuple, None, "words for the target's values, as negative,positive"),
-)
+    Flag(
+        "labels", tuple, None,
+        f"the answers that the target's values 0, 1, ... stand for, {LABELS}",
+        repeats=True,
+    ),
+)  # fmt: skip
 PAIR = Flag("pair", str, None, "a classifier's second text, of columns; default '{text_pair}'")
 DATA = Flag("data", str, None, "a .jsonl, .csv, .tsv or .txt file", common=True)
 LIMIT = Flag("limit", int, None, "use the first rows only", least=1)
 MAX_LENGTH = Flag(
     "max_length", int, 1024, "longest row in tokens; prompts are cut, answers kept", least=2
 )
-PACK = Flag("pack", str, "auto", "rows behind each other without padding: on, off, or auto")
-METHOD = Flag("method", str, "lora", "how; minift explain tells them apart", common=True)
+PACK = Flag(
+    "pack", str, "auto", "rows behind each other without padding: on, off, or auto",
+    choices=("auto", "on", "off"),
+)  # fmt: skip
+METHOD = Flag(
+    "method", str, "lora",
+    "lora, prefix, prompt, ptuning, ia3, bitfit or bottleneck; minift explain compares them",
+    common=True,
+)  # fmt: skip
 METHODS = "minift.peft.methods:METHODS"  # the fields of all of them; those of one may be given
 THREADS = Flag("threads", int, None, "default: one a core", least=1)
 GENERATION = (
     Flag("max_new_tokens", int, 200, "longest answer, in tokens", common=True, least=1),
-    Flag("stop", tuple, (), "end at any of these strings, comma-separated"),
+    Flag(
+        "stop", tuple, (),
+        "end before this text, as '\\n' or ' is '; may be given several times",
+        common=True, repeats=True, split=False,
+    ),
     Flag("graph", bool, False, "on a GPU: each token's pass as one CUDA graph"),
-)
+)  # fmt: skip
+TRAINING = ("held_out", "epochs", "steps", "lr", "batch", "rank", "max_length", "overwrite")
+TABLE = ("template", "target", "labels")
+APART = (("steps", "epochs"), ("held_out", "held_out_share"))
+SAMPLED = ("temperature", "top_p")
 
 
 @dataclass(frozen=True)
@@ -47,6 +71,10 @@ class Verb:
     flags: tuple[Flag, ...] = ()
     configs: tuple[str, ...] = ()  # "module:name" of dataclasses whose fields are flags
     positional: str | None = None  # its name; in brackets: may be left out
+    needs: tuple[str, ...] = ()  # options that have to be given; "a|b": one of the two
+    apart: tuple[tuple[str, str], ...] = ()  # options that do not go together
+    shown: tuple[str, ...] = ()  # what --help shows beside the common ones
+    more: tuple[str, ...] = ()  # further examples
 
 
 VERBS = {
@@ -93,7 +121,14 @@ VERBS = {
         "train",
         "supervised fine-tuning, with LoRA or another method",
         "minift sft --model smollm2-135m-instruct --data reviews.jsonl --out runs/a",
-        (
+        more=(
+            "minift sft --model smollm2-135m-instruct --data reviews.csv --out runs/b --epochs 2 "
+            "--template 'Review: {text}\\nSentiment:' --target label --labels negative,positive",
+        ),
+        needs=("model", "data", "out"),
+        apart=APART,
+        shown=(*TRAINING, *TABLE),
+        flags=(
             MODEL,
             DATA,
             OUT,
@@ -117,13 +152,16 @@ VERBS = {
         "classify",
         "train a model to put a label on a text; minift eval scores it",
         "minift classify --model minilm-l6-v2 --data reviews.csv --labels bad,good --out runs/c",
-        (
+        needs=("model", "data", "labels|adapter", "out"),
+        apart=APART,
+        shown=(*TRAINING, *TABLE),
+        flags=(
             MODEL,
             DATA,
             Flag("template", str, None, "the text, made of columns; default '{text}'"),
             PAIR,
             Flag("target", str, None, "the column that holds the label; default label"),
-            Flag("labels", tuple, None, "their names, as negative,positive", common=True),
+            Flag("labels", tuple, None, f"the names of the labels, {LABELS}", repeats=True),
             OUT,
             METHOD,
             Flag("held_out", str, None, "a file to evaluate on; default: a share of --data"),
@@ -141,8 +179,10 @@ VERBS = {
     "eval": Verb(
         "evaluate",
         "loss on a data set; accuracy where there are labels, and of a classifier",
-        "minift eval --model smollm2-135m-instruct --adapter runs/a --data held.jsonl",
-        (
+        "minift eval --adapter runs/a --data held.jsonl",
+        needs=("model|adapter", "data"),
+        shown=(*TABLE, "limit", "max_length"),
+        flags=(
             MODEL,
             ADAPTER,
             DATA,
@@ -159,9 +199,15 @@ VERBS = {
     ),
     "generate": Verb(
         "talk",
-        "the text that follows a prompt",
+        "the text that follows a prompt (\\n in it is a new line; - reads standard input)",
         "minift generate 'The movie was' --model smollm2-135m-instruct",
-        (
+        more=(
+            "minift generate 'Review: a bore.\\nSentiment:' --adapter runs/a --stop '\\n'",
+            "minift generate - --adapter runs/a < prompt.txt",
+        ),
+        needs=("model|adapter",),
+        shown=(*SAMPLED, "samples", "chat"),
+        flags=(
             MODEL,
             ADAPTER,
             *GENERATION,
@@ -180,11 +226,13 @@ VERBS = {
         "talk",
         "talk with a model, turn by turn",
         "minift chat --model smollm2-135m-instruct",
-        (
+        needs=("model|adapter",),
+        shown=(*SAMPLED, "system"),
+        flags=(
             MODEL,
             ADAPTER,
             *GENERATION,
-            Flag("system", str, None, "the system's message"),
+            Flag("system", str, None, "the system's message; '' for an empty one", empty=True),
             CHAT_TEMPLATE,
             DTYPE,
             DEVICE,
@@ -208,7 +256,8 @@ VERBS = {
         "files",
         "fold an adapter into its model: a plain Hugging Face folder",
         "minift merge runs/a --out merged",
-        (
+        needs=("out",),
+        flags=(
             MODEL,
             OUT,
             Flag("dtype", str, "float32", "to merge in and to write: float32, bf16"),
@@ -231,7 +280,8 @@ VERBS = {
         "export",
         "write a model or an adapter for other programs, read it back, compare",
         "minift export runs/a --to gguf --dtype Q8_0 --out model.gguf",
-        (
+        needs=("out",),
+        flags=(
             Flag("to", str, "gguf", "hf: a folder, gguf: a file, gguf-lora: the adapter alone"),
             Flag("dtype", str, None, "F32, F16, BF16, Q8_0, Q4_0, Q4_1; default F16 for gguf, F32"),
             Flag("out", str, None, "the file or folder to write"),

@@ -20,6 +20,7 @@ import difflib
 import hashlib
 import mmap
 import os
+import re
 import stat
 from array import array
 from collections.abc import Iterator, Sequence
@@ -274,8 +275,9 @@ def open_records(
 
 
 def unescape_template(text: str) -> str:
-    r"""A template as it was typed in a shell, where the two characters `\n` stand for a newline."""
-    return text.replace("\\n", "\n")
+    r"""A text as it was typed in a shell: `\n` is a new line, `\t` a tab, `\\` a backslash."""
+    marks = {"\\n": "\n", "\\t": "\t", "\\\\": "\\"}
+    return re.sub(r"\\[nt\\]", lambda found: marks[found[0]], text)
 
 
 def parse_template(template: str, columns: Sequence[str]) -> list[tuple[str, str | None]]:

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, overload
 
 import torch
 
-from minift.errors import ConfigError
+from minift.errors import ConfigError, one_line
 from minift.generation import fixed
 from minift.generation.cache import KVCache
 from minift.generation.prepared import prepared
@@ -165,8 +166,10 @@ class Stops:
     strings: tuple[str, ...] = field(default=())
 
     def __post_init__(self) -> None:
-        if "" in self.strings:
-            raise ConfigError("stop: found an empty text, allowed texts of one character or more")
+        for text in self.strings:
+            if type(text) is not str or not text:
+                found = "an empty text" if text == "" else one_line(text)
+                raise ConfigError(f"stop: found {found}, allowed texts of one character or more")
 
     def cut(self, text: str) -> str | None:
         """The text before the first stop string, or None where there is none."""
@@ -174,10 +177,19 @@ class Stops:
         return text[: min(found)] if found else None
 
 
+Prompt = str | Sequence[int]  # text, or ids as `tokenizer.chat` gives them
+
+
+@overload
+def generate(model: Transformer, tokenizer: Tokenizer, prompts: Prompt, **options: Any) -> Any: ...
+@overload
+def generate(
+    model: Transformer, tokenizer: Tokenizer, prompts: Sequence[Prompt], **options: Any
+) -> list[str]: ...
 def generate(
     model: Transformer,
     tokenizer: Tokenizer,
-    prompts: Sequence[str | Sequence[int]],
+    prompts: Prompt | Sequence[Prompt],
     *,
     max_new_tokens: int = 100,
     samples: int = 1,
@@ -187,26 +199,29 @@ def generate(
     graph: bool = False,
     sampling: Sampling | None = None,
     **options: float,
-) -> list[str]:
-    """The text that follows each prompt (text, or ids as `tokenizer.chat` gives them).
+) -> str | list[str]:
+    """The text that follows each prompt; of a single one, which need not be in a list, its text.
 
-    With `samples` that many of each, beside each other; the prompt is read once for all of them.
+    With `samples` that many of each, beside each other in a list; the prompt is read once for all.
     Options are the fields of Sampling, `temperature=0.7` and so on. `stream(row, text)` is called
     with whole characters as they come. Ends at the tokenizer's end token, at the token that ends an
     answer in its chat template, and at any `stop` string. `graph`: on a GPU, a token's pass as one
     CUDA graph.
     """
-    try:
-        config = replace(sampling or Sampling(), **options)  # type: ignore[arg-type]
-    except TypeError as error:
-        raise ConfigError(f"generate: {error}") from None
+    known = [item.name for item in fields(Sampling)]
+    for name in options:
+        if name not in known:
+            raise ConfigError(f'generate: found the option "{name}", allowed {", ".join(known)}')
+    config = replace(sampling or Sampling(), **options)  # type: ignore[arg-type]
     stops = Stops((stop,) if isinstance(stop, str) else tuple(stop))
     if samples < 1 or (samples > 1 and config.temperature == 0):
         raise ConfigError(
             f"samples: found {samples} at temperature {config.temperature:g}, allowed 1, or more "
             "at a temperature above 0"
         )
-    read = [opened(tokenizer, p) if isinstance(p, str) else list(p) for p in prompts]
+    alone = isinstance(prompts, str) or (len(prompts) > 0 and type(prompts[0]) is int)
+    each: Sequence[Any] = [prompts] if alone else prompts
+    read = [opened(tokenizer, p) if isinstance(p, str) else list(p) for p in each]
     ids = [one for one in read for _ in range(samples)]
     streams = [TextStream(tokenizer) for _ in ids]
     texts, told, ended = [""] * len(ids), [0] * len(ids), [False] * len(ids)
@@ -242,7 +257,7 @@ def generate(
         if not ended[row]:
             texts[row] += rest.close()
         tell(row, len(texts[row]))
-    return texts
+    return texts[0] if alone and samples == 1 else texts
 
 
 def opened(tokenizer: Tokenizer, text: str) -> list[int]:

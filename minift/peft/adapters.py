@@ -152,6 +152,8 @@ def rows(model: Transformer, each: Sequence[str | None]) -> Iterator[Transformer
     For LoRA on linears, whose changes are sums: other methods are refused by name. Generation too:
     a row keeps its adapter when others are done. Chen et al. 2023 (Punica), arXiv:2310.18547.
     """
+    if isinstance(each, str):
+        raise ConfigError(f'rows: found the text "{each}", allowed a name or None for each row')
     for name in {name for name in each if name is not None}:
         adapters = known(model, name, "rows")
         for path, _, change in changes(model, name):

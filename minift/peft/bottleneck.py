@@ -43,6 +43,7 @@ from minift.errors import ConfigError
 from minift.kernels.activations import ACTIVATIONS
 from minift.model.transformer import MLP, Attention, Shared, Transformer, branch
 from minift.peft.lora import precise
+from minift.peft.names import tuples_of
 from minift.peft.places import hang
 
 SUBLAYERS = ("attn", "mlp")
@@ -97,6 +98,7 @@ class Bottleneck:
     )
 
     def __post_init__(self) -> None:
+        tuples_of(self, names=("sublayers",))
         problems = []
         if self.design not in DESIGNS:
             problems.append(f"design: found {self.design}, allowed {', '.join(DESIGNS)}")

@@ -24,6 +24,7 @@ from minift.errors import ConfigError
 from minift.model.transformer import Transformer
 from minift.peft.format import Format, Problems, Shapes
 from minift.peft.lora import precise
+from minift.peft.names import in_short, tuples_of
 from minift.peft.places import hang, members
 from minift.peft.spelling import Spelling, Theirs
 
@@ -42,11 +43,12 @@ class IA3:
     )
 
     def __post_init__(self) -> None:
+        tuples_of(self, names=("outputs", "inputs"))
         if not self.outputs and not self.inputs:
             raise ConfigError("outputs, inputs: found none, allowed names of linears")
 
     def __str__(self) -> str:
-        return f"IA3 on {','.join((*self.outputs, *self.inputs))}"
+        return f"IA3 on {in_short((*self.outputs, *self.inputs))}"
 
 
 class Change(nn.Module):

@@ -45,6 +45,7 @@ from minift.kernels.quantized.linear import QuantizedLinear
 from minift.model.transformer import Transformer
 from minift.peft import token_rows
 from minift.peft.format import Format, Problems, Shapes, number, one, whole
+from minift.peft.names import in_short, tuples_of
 from minift.peft.places import APART, WHOLE, changes, hang, members
 from minift.peft.spelling import Spelling, Theirs
 from minift.peft.token_rows import TableRows
@@ -88,6 +89,8 @@ class LoRA:
     )
 
     def __post_init__(self) -> None:
+        names = ("targets", "token_rows")
+        tuples_of(self, names=names, ids=("tokens",), pairs=("ranks", "alphas"))
         for name, rank in (("rank", self.rank), *self.ranks):
             if type(rank) is not int or rank < 1:
                 raise ConfigError(f"{name}: found {rank}, allowed a whole number from 1")
@@ -113,7 +116,7 @@ class LoRA:
     def __str__(self) -> str:
         kind = "DoRA" if self.dora else "LoRA"
         rows = f" and {len(self.tokens)} token rows" if self.tokens else ""
-        return f"{kind} r={self.rank} alpha={self.alpha:g} on {','.join(self.targets)}{rows}"
+        return f"{kind} r={self.rank} alpha={self.alpha:g} on {in_short(self.targets)}{rows}"
 
     def rank_at(self, path: str) -> int:
         return _at(self.ranks, path, self.rank)

@@ -29,6 +29,7 @@ from minift.errors import ConfigError
 from minift.model.transformer import Transformer
 from minift.peft.format import Problems, Whole, whole
 from minift.peft.lora import precise
+from minift.peft.names import tuples_of
 from minift.peft.places import made
 from minift.peft.virtual import Virtual, room
 
@@ -47,6 +48,7 @@ class Prompt:
     )
 
     def __post_init__(self) -> None:
+        tuples_of(self, ids=("prompt_ids",))
         if type(self.prompt_tokens) is not int or self.prompt_tokens < 1:
             raise ConfigError(
                 f"prompt_tokens: found {self.prompt_tokens}, allowed a whole number from 1"

@@ -15,6 +15,7 @@ from minift.errors import ConfigError, FormatError, one_line
 from minift.peft import adalora, adapterhub
 from minift.peft.format import CONFIG, NEUTRAL, Format, Shapes, Whole
 from minift.peft.methods import METHODS
+from minift.peft.names import in_short
 from minift.peft.spelling import Spelling
 
 TENSORS = "adapter_model.safetensors"
@@ -148,7 +149,8 @@ class Stored:
     def summary(self) -> str:
         """The method in a few words, its targets in the family's."""
         targets = self.data.get("target_modules")
-        where = f" on {', '.join(map(str, targets))}" if isinstance(targets, list) else ""
+        names = [str(target) for target in targets] if isinstance(targets, list) else []
+        where = f" on {in_short(names)}" if names else ""
         return f"{str(self.config()).partition(' on ')[0]}{where}"
 
 

@@ -283,6 +283,8 @@ def scores_of(model: Transformer, batch: Batch) -> Tensor:
 
 def labels_of(data: object, labels: Sequence[str] | None) -> tuple[str, ...]:
     """The names: those given, or those of the records."""
+    if isinstance(labels, str):  # each of its characters would be a label
+        raise ConfigError(f'labels: found the text "{one_line(labels)}", allowed a list of names')
     there = data.labels if isinstance(data, Records | Rows) else None
     if labels is not None and there is not None and tuple(labels) != there:
         raise ConfigError(f"labels: found {', '.join(labels)}, and the data has {', '.join(there)}")

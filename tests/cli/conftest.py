@@ -84,10 +84,12 @@ def run_folder(tiny_model, tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def cli(capsys):
-    """`cli("sft", ...)`: the exit code, stdout and stderr of a command."""
+def cli(capsys, monkeypatch):
+    """`cli("sft", ...)`: the exit code, stdout and stderr of a command, its lines not broken."""
 
-    def run(*words: object) -> tuple[int, str, str]:
+    def run(*words: object, width: int = 10_000) -> tuple[int, str, str]:
+        monkeypatch.setattr("minift.cli.screen.WIDTH", width)
+        monkeypatch.delenv("COLUMNS", raising=False)
         capsys.readouterr()
         code = main([str(word) for word in words])
         captured = capsys.readouterr()

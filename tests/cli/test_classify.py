@@ -209,7 +209,9 @@ def test_what_is_missing_is_asked_for(cli, tiny_encoder, reviews, tmp_path, miss
     words = {"--model": tiny_encoder, "--data": reviews, "--labels": LABELS,
              "--out": str(tmp_path / "out")}  # fmt: skip
     given = [word for pair in words.items() if pair[0] != missing for word in pair]
-    refused(cli("classify", *given), f"{missing} is missing")
+    refused(
+        cli("classify", *given), f"minift: {missing}", "is missing; for example: minift classify"
+    )
 
 
 def test_long_texts_are_cut_and_counted(cli, tiny_encoder, tmp_path, capsys):

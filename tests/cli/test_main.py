@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 import warnings
 
 import pytest
@@ -33,18 +36,47 @@ def refused(result, *parts):
         (["sft", "--epocs", "2"], ["unknown option --epocs; nearest: --epochs"]),
         (["sft", "--model"], ["--model needs a value"]),
         (["sft", "--model", "--data", "x"], ["--model needs a value"]),
-        (["sft"], ["--model is missing"]),
+        (["sft"], ["--model, --data and --out are missing; for example: minift sft --model"]),
+        (["sft", "--data", "x", "--out", "y"], ["--model is missing"]),
         (["sft", "--lr", "fast"], ['--lr: found "fast", allowed a number']),
         (["sft", "--lr", "nan"], ["--lr", "finite"]),
         (["sft", "--steps", "1.5"], ["--steps", "a whole number"]),
         (["sft", "--debug=yes"], ["--debug takes no value"]),
         (["sft", "word"], ['unexpected word "word"']),
-        (["info"], ["path is missing"]),
+        (["info"], ["PATH is missing; for example: minift info smollm2-135m-instruct"]),
+        (["generate", "The", "movie"], ['unexpected word "movie"; a text of several words stands']),
+        (["--model", "x"], ["--model stands before a command"]),
+        (["train"], ['unknown command "train"; here it is sft']),
+        (["sft", "--learning_rate", "3"], ["unknown option --learning_rate; here it is --lr"]),
+        (["sft", "-o", "x"], ["unknown option -o; here it is --out"]),
+        (["eval", "--epochs", "3"], ["--epochs; it is an option of sft and classify"]),
+        (["generate", "x", "--model", "y", "--stop", ""], ["--stop: found an empty text"]),
+        (["chat", "--model", "y", "--chat-template", "lama3"], ["nearest: llama3"]),
+        (["generate", "x", "--model", "y", "--top-p", "0.9"],
+         ["--top-p: has no effect at temperature 0", "add --temperature 0.7"]),
+        (["classify", "--labels", "bad", "good"], ['unexpected word "good" after --labels']),
+        (["export", "a"], ["--out is missing; for example: minift export"]),
+        (["merge", "--out", "x"], ["ADAPTER is missing"]),
+        *((["sft", "--model", "y", "--data", "x", "--out", "z", *words.split()], [text])
+          for words, text in (
+              ("--steps 3 --epochs 2", "--steps and --epochs are given, allowed one of the two"),
+              ("--held-out x --held-out-share 0.1", "--held-out and --held-out-share are given"),
+              ("--rank 8 --method ia3", "--rank belongs to the method lora"),
+              ("--rank 8 --adapter a", "--rank does not go with --adapter"),
+              ("--method lorra", "nearest: lora"),
+              ("--threads 0", "--threads: found 0, allowed a whole number from 1"),
+              ("--epochs 0", "--epochs: found 0.0, allowed a number above 0"),
+              ("--lora-init zero", "--lora-init: found zero, allowed uniform"),
+              ("--lr 1 --lr 2", "--lr is given twice"),
+              ("--pack maybe", '--pack: found "maybe", allowed auto, on, off'),
+              ("--warmup 5", "--warmup: found 5.0, allowed from 0 to 1"),
+              ("--seed 1.5", '--seed: found "1.5", allowed a whole number'),
+              ("--ranks down", '--ranks: found "down", allowed name=value'))),
         (["eval", "--threads", "0"], ["--threads: found 0, allowed 1 or more"]),
         (["eval", "--max-length", "0"], ["--max-length: found 0, allowed 2 or more"]),
         (["generate", "x", "--max-new-tokens", "0"], ["--max-new-tokens", "allowed 1 or more"]),
-        (["generate", "x", "--top-p", "0"], ["top_p: found 0.0"]),
-        (["generate", "x"], ["--model is missing"]),
+        (["generate", "x", "--model", "y", "--top-p", "0"], ["--top-p: found 0.0"]),
+        (["generate", "x"], ["--model (or --adapter) is missing; for example: minift generate"]),
         (["quickstart", "--limit", "0"], ["--limit: found 0"]),
         (["quickstart", "--source", "amazon"], ["amazon", "rotten_tomatoes"]),
         (["download", "smollm2-135m"], ["smollm2-135m-instruct"]),
@@ -140,21 +172,92 @@ def test_a_bug_is_not_hidden(monkeypatch):
         main(["sft"])
 
 
+def test_a_run_is_no_model(cli, run_folder):
+    refused(cli("chat", "--model", run_folder), "is an adapter and no model; --adapter takes it")
+
+
+@pytest.mark.parametrize(
+    ("error", "line", "code"),
+    [
+        (MemoryError(), "out of memory; less is needed with a smaller --batch", 2),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), "out of memory", 2),
+        (PermissionError(13, "Permission denied", "x\ny"), "x\\ny: Permission denied", 2),
+        (IsADirectoryError(21, "Is a directory", "d"), "d: Is a directory", 2),
+        (KeyboardInterrupt(), "interrupted", 130),
+        (RuntimeError("a bug"), "", 1),
+        (KeyError("a bug"), "", 1),
+    ],
+)
+def test_each_failure_has_a_line_and_a_code_or_is_a_bug(error, line, code):
+    found = module.told(error)
+    assert (found[0].startswith(line), found[1]) == (True, code)
+    assert bool(found[0]) == bool(line)
+
+
+LATIN = {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "C", "OMP_NUM_THREADS": "1"}
+
+
+def shell(*words, stdin=b"", **variables):
+    """A command as a process of its own: its code, stdout and stderr, as bytes."""
+    done = subprocess.run(
+        [sys.executable, "-m", "minift", *map(str, words)],
+        input=stdin, capture_output=True, env=os.environ | variables, check=False, timeout=120,
+    )  # fmt: skip
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_nothing_is_raised_where_only_ascii_can_be_shown(tiny_model):
+    words = ["chat", "--model", tiny_model, "--chat-template", "chatml", "--max-new-tokens", "3"]
+    code, out, err = shell(*words, stdin="caf\u00e9\n".encode(), **LATIN)
+    assert (code, err) == (0, b"")
+    assert out.isascii()
+    code, out, err = shell("explain", "lora", PYTHONIOENCODING="ascii")
+    assert (code, err) == (0, b"")
+    assert b" - B (out, R) zero" in out  # the dot has a twin, the raised T is escaped
+    assert b"W\\u1d40" in out
+    code, out, err = shell("info", "日本", PYTHONIOENCODING="cp1252")
+    assert (code, out) == (2, b"")
+    assert b'"\\u65e5\\u672c" here' in err
+
+
+def test_bytes_that_are_no_text_are_refused_in_one_line(tiny_model):
+    words = ["chat", "--model", tiny_model, "--chat-template", "chatml", "--max-new-tokens", "3"]
+    code, out, err = shell(*words, stdin=b"caf\xe9\n", PYTHONIOENCODING="utf-8")
+    assert (code, out) == (2, b"")
+    assert err == b"minift: standard input: found bytes that are not utf-8, allowed text\n"
+
+
+def test_a_reader_that_goes_away_is_no_error():
+    command = f"{sys.executable} -m minift explain | true; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, check=False, timeout=120)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+@pytest.mark.parametrize("words", [("help", "sft"), ("-h", "sft"), ("sft", "--lr", "1", "-h")])
+def test_help_is_asked_for_in_any_place(cli, words):
+    assert cli(*words) == cli("sft", "--help")
+    shown = cli(*words)[1]
+    for option in ("--epochs", "--steps", "--lr", "--batch", "--held-out", "--method", "--rank"):
+        assert f"\n  {option} " in shown
+    assert cli("--help-all", "sft") == cli("sft", "--help-all")
+
+
 @pytest.mark.parametrize("words", [[], ["--help"], *([verb, "--help"] for verb in VERBS)], ids=str)
 def test_help_fits_a_screen(cli, words):
-    code, out, err = cli(*words)
+    code, out, err = cli(*words, width=100)
     assert (code, err) == (0, "")
     lines = out.splitlines()
-    assert len(lines) <= 24
+    assert len(lines) <= 30
     assert max(map(len, lines)) <= 100
     assert "minift" in lines[0]
 
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_all_help_names_every_option_within_the_width(cli, verb):
-    _, out, _ = cli(verb, "--help-all")
-    assert max(map(len, out.splitlines())) <= 100
-    assert "--debug" in out
+    for width in (100, 60):
+        _, out, _ = cli(verb, "--help-all", width=width)
+        assert max(map(len, out.splitlines())) <= width
+        assert "--debug" in out
 
 
 def test_version(cli):
@@ -162,9 +265,14 @@ def test_version(cli):
 
 
 def test_json_is_one_object(cli, tiny_model, run_folder):
-    for words in (["download", "--list"], ["info", tiny_model], ["info", run_folder]):
-        code, out, _ = cli(*words, "--json")
-        assert code == 0
+    for words in (
+        ["download", "--list"], ["info", tiny_model], ["info", run_folder], ["explain"],
+        ["explain", "lora"], ["verify", tiny_model], ["eval", "--adapter", run_folder, "--data",
+        run_folder.parent / "d.jsonl"],
+        ["generate", "1:", "--adapter", run_folder, "--max-new-tokens", 3],
+    ):  # fmt: skip
+        code, out, err = cli(*words, "--json")
+        assert (code, err) == (0, "")
         assert isinstance(json.loads(out), dict)
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from minift.cli.options import Flag, of, parse, verb_help
+from minift.cli.options import Flag, as_typed, check_together, of, parse, verb_help
 from minift.cli.verbs import Verb
 from minift.errors import ConfigError
 
@@ -15,6 +15,10 @@ FLAGS = (
     Flag("lr", float, 0.5, "rate"),
     Flag("name", str, None, "a name"),
     Flag("words", tuple, (), "some words"),
+    Flag("stop", tuple, (), "texts", repeats=True, split=False),
+    Flag("labels", tuple, None, "names", repeats=True),
+    Flag("system", str, None, "a text", empty=True),
+    Flag("pack", str, "on", "how", choices=("on", "off")),
     Flag("fast", bool, False, "quickly"),
 )
 
@@ -30,7 +34,8 @@ def test_the_three_ways_to_write_an_option():
     parsed = parse(["--steps", "3", "--lr=-1e-3", "--fast", "plain"], "word", FLAGS)
     assert parsed.words == ("plain",)
     assert parsed.given == {"steps": 3, "lr": -0.001, "fast": True}
-    assert parsed.values == parsed.given | {"name": None, "words": ()}
+    rest = {"name": None, "words": (), "stop": (), "labels": None, "system": None, "pack": "on"}
+    assert parsed.values == parsed.given | rest
     assert parse(["--no-fast"], None, FLAGS).flag("fast") is False
 
 
@@ -41,9 +46,61 @@ def test_values_keep_their_characters():
     assert parse(["--name=--odd"], None, FLAGS).flag("name") == "--odd"
 
 
+def test_a_repeated_option_is_taken_as_written():
+    for typed in (",", " is ", "\\n", "\n", "-", "- a", "-x"):
+        assert parse(["--stop", typed], None, FLAGS).flag("stop") == (typed,)
+    assert parse(["--stop", "a,b", "--stop=--"], None, FLAGS).flag("stop") == ("a,b", "--")
+    assert parse(["--labels", " a b , c"], None, FLAGS).flag("labels") == ("a b", "c")
+    assert parse(["--labels", "a, b", "--labels", "c"], None, FLAGS).flag("labels") == ("a, b", "c")
+    assert parse(["--system", ""], None, FLAGS).flag("system") == ""
+
+
+def test_words_that_look_like_options_are_plain_after_two_dashes_or_with_a_space():
+    assert parse(["--fast", "--", "--x"], "word", FLAGS).words == ("--x",)
+    for typed in ("-", "- a list", "-5", "--- title"):
+        assert parse([typed], "word", FLAGS).words == (typed,)
+    with pytest.raises(ConfigError, match="unknown option -x"):
+        parse(["-x"], "word", FLAGS)
+
+
+def test_underscores_are_dashes_and_a_negative_number_is_a_value():
+    flags = (Flag("held_out", str, None, "a file"), Flag("lr", float, None, "rate"))
+    parsed = parse(["--held_out", "a_b", "--lr", "-2"], None, flags)
+    assert parsed.given == {"held_out": "a_b", "lr": -2.0}
+
+
+def test_what_is_missing_is_said_at_once_and_what_contradicts_is_refused():
+    verb = Verb("m", "does", "minift m --a 1", needs=("name", "lr|steps"), apart=(("lr", "steps"),))
+    flags = [Flag("name", str, None, ""), Flag("lr", float, None, ""), Flag("steps", int, None, "")]
+    with pytest.raises(ConfigError, match=r"^WORD is missing; for example: minift m a$"):
+        check_together(Verb("m", "does", "minift m a", positional="word"), parse([], "word", flags))
+    expected = r"^--name and --lr \(or --steps\) are missing; for example: minift m --a 1$"
+    with pytest.raises(ConfigError, match=expected):
+        check_together(verb, parse([], None, flags))
+    with pytest.raises(ConfigError, match=r"^--lr and --steps are given, allowed one of the two$"):
+        check_together(verb, parse(["--name", "x", "--lr", "1", "--steps", "2"], None, flags))
+    check_together(verb, parse(["--name", "x", "--steps", "2"], None, flags))
+
+
+def test_fields_in_messages_are_spelled_as_options():
+    flags = [Flag("lr_ratio", float, 1.0, ""), Flag("lr", float, None, "")]
+    assert (
+        as_typed("lr_ratio: found 0; lr: found -1", flags) == "--lr-ratio: found 0; --lr: found -1"
+    )
+    assert as_typed("the lr: x and lr ratio", flags) == "the lr: x and lr ratio"
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (["--stop", ""], "--stop: found an empty text, allowed a value"),
+        (["--name="], "--name: found an empty text"),
+        (["--pack", "of"], '--pack: found "of", allowed on, off; nearest: off'),
+        (["--words", ","], '--words: found ",", allowed A,B'),
+        (["--lr", "1", "--lr", "2"], "--lr is given twice"),
+        (["--fast", "--no-fast"], "--fast and --no-fast contradict each other"),
+        (["--words", "a", "b"], 'unexpected word "b" after --words: several are written A,B'),
+        (["--name", "--odd"], "--name needs a value; --name=--odd takes this one"),
         (["--stps", "3"], "unknown option --stps; nearest: --steps"),
         (["--zzz"], "unknown option --zzz$"),
         (["--no-lr"], "unknown option --no-lr"),
@@ -54,7 +111,6 @@ def test_values_keep_their_characters():
         (["--steps", "0"], "--steps: found 0, allowed 1 or more"),
         (["--lr", "inf"], "allowed a finite number"),
         (["a", "b"], 'unexpected word "b"'),
-        ([], "word is missing"),
     ],
 )
 def test_what_is_refused(words, message):

@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
+import io
+import math
+import shlex
+
 import pytest
 
-from minift.cli.screen import Screen, clock, duration, megabytes
+from minift.cli.screen import (
+    Screen,
+    clock,
+    columns,
+    duration,
+    fitted,
+    megabytes,
+    show_any_text,
+    width_of,
+)
 
 
 def test_quiet_leaves_the_result(capsys):
@@ -55,3 +68,76 @@ def test_numbers_read_well():
         "0.4 MB", "9.3 MB", "93 MB", "2.5 GB",
     ]  # fmt: skip
     assert [duration(s) for s in (12.4, 89, 123)] == ["12 s", "89 s", "2.0 min"]
+
+
+def test_json_has_no_number_that_is_none(capsys):
+    Screen(as_json=True).result("", {"a": [math.inf, {"b": math.nan}], "c": 1.5, "d": True})
+    assert capsys.readouterr().out == '{"a": [null, {"b": null}], "c": 1.5, "d": true}\n'
+
+
+def test_lines_are_broken_at_spaces_under_their_text():
+    line = "saved        runs/a/  adapter/ (PEFT loads it)  metrics.jsonl  run.json"
+    assert fitted(line, 60) == (
+        "saved        runs/a/  adapter/ (PEFT loads it)\n             metrics.jsonl  run.json"
+    )
+    assert fitted(line, 100) == line
+
+
+@pytest.mark.parametrize("width", [40, 60, 100])
+def test_no_line_is_wider_than_asked(width):
+    texts = [
+        "train        LoRA r=8 on all linears · 2,442,240 trainable, 1.8 %, float32 on bfloat16 · "
+        "fused kernels · about 76 s",
+        "             " + "word " * 50 + "▐" + "answer " * 5 + "▌   ▐trained▌",
+        "             " + "日本語の文章" * 30,
+        "x" * 500,
+        "next         minift merge runs/a --out merged --base nf4 --dtype bf16 --max-kl 0.1 "
+        "--overwrite --quiet --json",
+    ]
+    for text in texts:
+        shown = fitted(text, width)
+        assert max(map(width_of, shown.split("\n"))) <= width
+        joined = "".join(part.removesuffix("\\") for part in shown.split("\n"))
+        assert "".join(joined.split()) == "".join(text.split())
+
+
+def test_a_broken_command_can_still_be_typed():
+    line = "next         minift eval --data your.csv --template 'Review: {text}' --target label"
+    shown = fitted(line, 60)
+    typed = shown.removeprefix("next").replace("\\\n", " ")
+    assert "\\\n" in shown
+    assert shlex.split(typed) == shlex.split(line.removeprefix("next"))
+
+
+def test_a_path_is_never_broken():
+    path = "runs/" + "long-name/" * 12
+    assert any(path in line for line in fitted(f"saved        a {path} b c", 60).split("\n"))
+
+
+def test_a_colour_ends_with_its_line_and_goes_on_in_the_next():
+    shown = fitted("             one two \x1b[30;42mthree four five six seven\x1b[0m end", 40)
+    for line in shown.split("\n"):
+        assert line.count("\x1b[30;42m") == line.count("\x1b[0m")
+
+
+@pytest.mark.parametrize(
+    ("encoding", "shown"),
+    [
+        ("ascii", b"[x] - caf\\xe9 \\u65e5 ..."),
+        ("cp1252", b"[x] \xb7 caf\xe9 \\u65e5 \x85"),
+        ("utf-8", "▐x▌ · café 日 …".encode()),
+    ],
+)
+def test_a_stream_takes_every_character(monkeypatch, encoding, shown):
+    stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    monkeypatch.setattr("sys.stdout", stream)
+    show_any_text()
+    Screen().say("▐x▌ · café 日 …")
+    print("\udc80", flush=True)  # half a character, of a file's name
+    assert stream.buffer.getvalue() == shown + b"\n\\udc80\n"
+
+
+def test_the_width_is_the_terminals_between_40_and_100(monkeypatch):
+    for typed, width in (("60", 60), ("20", 40), ("300", 100)):
+        monkeypatch.setenv("COLUMNS", typed)
+        assert columns() == width

@@ -97,3 +97,56 @@ def test_chat_answers_every_line_and_forgets_the_oldest(cli, tiny_model, monkeyp
     code, _, err = cli("chat", *words[:2], "--max-new-tokens", 128)
     assert code == 2
     assert "no room in a context of 128" in err
+
+
+CHAT = ["--chat-template", "chatml", "--max-new-tokens", 4]
+
+
+def test_chat_as_json_is_one_object_a_line(cli, tiny_model, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.StringIO("\ufeff one \n\ntwo\n"))
+    code, text, err = cli("chat", "--model", tiny_model, *CHAT, "--json")
+    assert (code, err) == (0, "")
+    rows = [json.loads(line) for line in text.splitlines()]
+    assert [row["prompt"] for row in rows] == ["one", "two"]
+    assert all(set(row) == {"prompt", "answer"} for row in rows)
+
+
+def test_a_message_over_the_context_is_not_sent_and_the_chat_goes_on(cli, tiny_model, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.StringIO("word " * 300 + "\nshort\n"))
+    code, text, err = cli("chat", "--model", tiny_model, *CHAT, "--json")
+    assert (code, [json.loads(line)["prompt"] for line in text.splitlines()]) == (0, ["short"])
+    assert err.startswith("minift: this message is ")
+    assert err.endswith("allowed 124: the context less --max-new-tokens; it was not sent\n")
+
+
+def test_stops_and_the_prompt_are_read_as_a_template_is(cli, tiny_model, monkeypatch):
+    heard = []
+
+    def noted(model, tokenizer, prompts, **options):
+        heard.append((prompts[0], options["stop"]))
+        return ["x"]
+
+    monkeypatch.setattr(talk, "continue_text", noted)
+    for prompt, stops in ((r"a\nb\\n", ("\\n", ",", " is ")), ("- a", ("\n",))):
+        words = [word for stop in stops for word in ("--stop", stop)]
+        assert cli("generate", prompt, "--model", tiny_model, *words)[0] == 0
+    monkeypatch.setattr("sys.stdin", io.StringIO(r"from\n here" + "\n\n"))
+    assert cli("generate", "-", "--model", tiny_model)[0] == 0
+    assert cli("generate", "--model", tiny_model, "--", "--x")[0] == 0
+    assert heard == [
+        ("a\nb\\n", ["\n", ",", " is "]), ("- a", ["\n"]), (r"from\n here" + "\n", []), ("--x", []),
+    ]  # fmt: skip
+
+
+def test_an_empty_system_text_is_a_system_turn(cli, tiny_model, monkeypatch):
+    seen = []
+
+    def noted(model, tokenizer, prompts, **options):
+        seen.append(tokenizer.decode(prompts[0], skip_special=False))
+        return ["x"]
+
+    monkeypatch.setattr(talk, "continue_text", noted)
+    for more in ([], ["--system", ""]):
+        monkeypatch.setattr("sys.stdin", io.StringIO("one\n"))
+        assert cli("chat", "--model", tiny_model, *CHAT, *more)[0] == 0
+    assert ["system" in text for text in seen] == [False, True]

@@ -53,7 +53,7 @@ def test_a_graph_on_a_cpu_is_refused_in_one_line_before_anything_is_made(
     code, _, err = cli("sft", "--model", tiny_model, "--data", data, "--out", out, "--graph", "on",
                        "--device", "cpu", "--quiet")  # fmt: skip
     assert code == 2
-    assert err == "minift: graph: found on with the device cpu, allowed a GPU\n"
+    assert err == "minift: --graph: found on with the device cpu, allowed a GPU\n"
     assert not out.exists()
 
 

@@ -8,7 +8,7 @@ import shlex
 import pytest
 
 from minift.cli.main import COMMON
-from minift.cli.options import of, parse
+from minift.cli.options import check_together, of, parse
 from minift.cli.verbs import CHAT_TEMPLATE, VERBS
 from minift.tokenizers.chat import TEMPLATES
 
@@ -27,6 +27,17 @@ def test_the_help_names_every_chat_template():
 @pytest.mark.parametrize("name", VERBS)
 def test_every_example_parses(name):
     verb = VERBS[name]
-    program, typed, *rest = shlex.split(verb.example)
-    assert (program, typed) == ("minift", name)
-    parse(rest, verb.positional, (*verb.flags, *of(verb.configs), *COMMON))
+    for example in (verb.example, *verb.more):
+        program, typed, *rest = shlex.split(example.partition(" < ")[0])
+        assert (program, typed) == ("minift", name)
+        flags = (*verb.flags, *of(verb.configs), *COMMON)
+        check_together(verb, parse(rest, verb.positional, flags))
+
+
+@pytest.mark.parametrize("name", VERBS)
+def test_the_rows_name_options_that_there_are(name):
+    verb = VERBS[name]
+    known = {flag.name for flag in (*verb.flags, *of(verb.configs))}
+    named = [word for need in verb.needs for word in need.split("|")]
+    named += [*verb.shown, *(word for pair in verb.apart for word in pair)]
+    assert set(named) <= known

@@ -157,7 +157,8 @@ def test_template_pieces() -> None:
         ("{", None),
     ]
     assert parse_template("{a.b}", ["a.b"]) == [("", "a.b")]  # a name, never an attribute
-    assert unescape_template("a\\nb\\t") == "a\nb\\t"
+    assert unescape_template("a\\nb\\tc") == "a\nb\tc"
+    assert unescape_template(r"a\\nb \d \\") == r"a\nb \d" + " \\"  # a backslash of its own
 
 
 @pytest.mark.parametrize(

@@ -252,6 +252,16 @@ def test_one_stop_string_need_not_be_in_a_list():
     assert generate(*story(b"a", b"b", b"c", b"d"), ["a"], stop="cd", threads=1) == ["b"]
 
 
+def test_one_text_need_not_be_in_a_list_and_its_answer_is_none():
+    made = story(b"a", b"b", b"c", b"d")
+    assert generate(*made, "a", threads=1) == "bcd"
+    assert generate(*made, made[1].encode("a"), threads=1) == "bcd"
+    assert generate(*made, ["a"], threads=1) == ["bcd"]
+    assert generate(*made, [], threads=1) == []
+    warm = {"temperature": 0.01, "threads": 1}
+    assert generate(*made, "a", samples=2, **warm) == ["bcd", "bcd"]
+
+
 def test_one_row_stops_and_the_others_go_on():
     texts, heard = told(*story(b"a", b"b", b"c", b"d", b"e"), ["a", "c"], stop=("bc",))
     assert texts == ["", "de"]
@@ -288,8 +298,9 @@ def test_generate_refuses_what_it_does_not_know():
         generate(*made, ["a"], tempreature=1.0)
     with pytest.raises(ConfigError, match="top_p: found 2"):
         generate(*made, ["a"], top_p=2)
-    with pytest.raises(ConfigError, match="stop"):
-        generate(*made, ["a"], stop=("",))
+    for stop, found in (("", "an empty text"), (("x", ""), "an empty text"), ([7], "7")):
+        with pytest.raises(ConfigError, match=f"stop: found {found}, allowed texts of one"):
+            generate(*made, ["a"], stop=stop)
 
 
 def test_stops_take_the_first_of_all():

@@ -165,6 +165,8 @@ def test_rows_that_cannot_be_are_refused():
             pass
     with pytest.raises(ConfigError, match="nothing is attached"), rows(model(), [None]):
         pass
+    with pytest.raises(ConfigError, match='the text "ab", allowed a name'), rows(adapted, "ab"):
+        pass
     with pytest.raises(ConfigError, match='found no adapter "x"'), rows(adapted, ["x"]):
         pass
     batch = "found a batch of 3, allowed 2"

@@ -371,3 +371,9 @@ def test_a_model_without_a_head_for_these_labels_is_told(tmp_path):
         class_accuracy(with_labels(decoder(), LABELS), Bytes(), records)
     with pytest.raises(ConfigError, match="found bad, good, and the data has good, bad"):
         Classification(Bytes(), records, labels=LABELS)
+
+
+def test_labels_in_one_text_are_refused_not_read_by_the_character():
+    rows = [{"text": "good film", "label": "a"}]
+    with pytest.raises(ConfigError, match='labels: found the text "ab", allowed a list of names'):
+        Classification(Bytes(), rows, labels="ab")
