@@ -152,14 +152,16 @@ def _note(threads: int, facts: dict[str, object]) -> None:
 def _self_test(threads: int) -> tuple[bool, bool]:
     """Whether oneDNN's route and bf16 are to be used: there, of use, exact, the same twice.
 
-    The route is of use where MKL takes its slow path, on processors that Intel did not make (1.2
-    to 2.1 times faster there, benchmarks/LOG.md); on Intel's MKL is as fast. bf16 is of use where
-    there are units for it, AVX512-BF16 or AMX: without, it is converted back and forth, and slower
-    than float32. On ARM neither has been measured: float32 as torch has it.
+    The route is of use where MKL takes its slow path, on processors that Intel did not make (AMD
+    Zen 5: twice as fast, Zen 4: a tenth); on Intel's MKL is as fast. torch sends nothing that way
+    without AVX512. bf16 is of use where there are units for it, AVX512-BF16 (AMD: 1.8 to 1.9 times
+    float32) or AMX: without, it is converted back and forth, and slower than float32. On ARM,
+    Apple's too, neither has been measured: float32 as torch has it.
     """
     amx, vendor = torch.cpu._is_amx_tile_supported(), _cpuinfo("vendor_id")
     units = amx or torch.cpu._is_avx512_bf16_supported()
-    slow = vendor not in ("", "GenuineIntel") and torch.backends.mkldnn.is_available() and not amx
+    taken = torch.backends.mkldnn.is_available() and torch.cpu._is_avx512_supported() and not amx
+    slow = vendor not in ("", "GenuineIntel") and taken
     x, w = _operands()
     with _threads(threads):
         route = slow and _exact(lambda: _routed(x, w), x, w, FLOAT32)

@@ -19,6 +19,7 @@ import pytest
 import sentencepiece
 import torch
 
+from minift import runtime
 from minift.checkpoints.download import cached
 from minift.tokenizers.byte_bpe import ByteBPE
 
@@ -31,6 +32,12 @@ with pytest.MonkeyPatch.context() as patch:
     torch.use_deterministic_algorithms(True)
 
 CONNECT, LOOK_UP = socket.socket.connect, socket.getaddrinfo
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _own_notes(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What tests find out about this machine does not get into the user's cache."""
+    runtime.NOTES = str(tmp_path_factory.mktemp("notes") / "machine.json")
 
 
 @pytest.fixture(autouse=True)

@@ -127,7 +127,6 @@ def main() -> int:
         for k in range(2 if case else options.times):
             begin = time.monotonic()
             with tempfile.TemporaryDirectory() as name, busy(k % 2 == 1):
-                # The same path each time: it is in the adapter's facts.
                 found = outcome(options.model, Path(name), case)
             text = json.dumps(found).replace(name, "FOLDER")
             found = json.loads(text)

@@ -24,6 +24,7 @@ PLAIN = Machine(threads=2, route=False, bf16=False)
 @pytest.fixture
 def fresh(monkeypatch, tmp_path):
     """What is found here stays here, and nothing is known from before."""
+    monkeypatch.setattr(runtime, "NOTES", "machine.json")
     monkeypatch.setenv("MINIFT_CACHE", str(tmp_path / "cache"))
     machine.cache_clear()
     runtime.rates.cache_clear()
@@ -113,12 +114,14 @@ ZEN, LAKE, OLD = "AuthenticAMD", "GenuineIntel", ""
     (LAKE, True, True, 1e-7, False, True),
     (ZEN, True, True, 1e-7, False, True),  # with AMX the route would round to bf16
     (OLD, False, False, 1e-7, False, False),  # ARM: nothing is known
+    (ZEN, None, False, 1e-7, False, False),  # no AVX512 at all: torch does not take the route
 ])  # fmt: skip
 def test_what_the_processor_has_decides(monkeypatch, vendor, avx512_bf16, amx, error, route, bf16):
     monkeypatch.setattr(runtime, "_cpuinfo", lambda field: vendor)
     monkeypatch.setattr(runtime, "_error", lambda y, exact: error)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512_bf16)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_supported", lambda: avx512_bf16 is not None)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: bool(avx512_bf16))
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
     assert machine(1) == Machine(1, route, bf16)
     before = torch.get_float32_matmul_precision()

@@ -85,7 +85,8 @@ class Virtual(nn.Module):
         self.moved = (real.nonzero()[:, 0].to(x.device), taken, B, T)
         changed: dict[str, Any] = {
             "tokens": None,
-            "embeds": torch.cat((first, x.flatten(0, 1)))[source][None],
+            # TRAP: not [source], whose gradient threads add up in no fixed order.
+            "embeds": torch.cat((first, x.flatten(0, 1))).index_select(0, source)[None],
             "segments": text[None].to(x.device),
             "mask": None,
         }

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from minift.checkpoints import safetensors
 from minift.checkpoints.open import load_model
@@ -300,6 +301,34 @@ def test_packed_rows_are_the_separate_ones(case, kernels, monkeypatch):
             found.append([out.detach(), *torch.autograd.grad(loss, trained_of(model))])
     for a, b in zip(*found, strict=True):
         close(b, a)
+
+
+class Ordered(TorchDispatchMode):
+    """Refuses sums whose order is that of the threads: on a CPU torch adds to one place of a float32
+    tensor from several of them, where an index that is a tensor names the place more than once."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if "index_put" in func._schema.name and len(args) > 3 and args[3]:
+            indices = [at for at in args[1] if at is not None]
+            if all(at.dtype == torch.long for at in indices):  # a mask names each place once
+                places = torch.stack([at.flatten() for at in torch.broadcast_tensors(*indices)])
+                assert places.unique(dim=1).shape == places.shape, "in the order of threads"
+        return func(*args, **(kwargs or {}))
+
+
+def test_no_gradient_is_added_up_in_the_order_of_threads(case):
+    model, batches = case.trained, [{"tokens": case.tokens, "mask": case.keep}]
+    if not isinstance(case.base.head, LabelHead):
+        batches.append(
+            {"tokens": case.tokens, "segments": torch.tensor([[0] * 7, [1] * 7, [2] * 7])}
+        )
+    with Ordered():
+        for given in batches:
+            model(**given).square().sum().backward()
+        if case.method in SUMS and not isinstance(case.base.head, LabelHead):
+            with rows(model, ["default", None, "default"]):
+                model(case.tokens, mask=case.keep).square().sum().backward()
+    model.zero_grad()
 
 
 def trained_of(model):

@@ -40,14 +40,15 @@ def adapted_rows(
                 A[k, first : first + len(one.A)] = one.A * one.scale
         first += rank
     at = torch.tensor([*which], device=x.device)
-    t = torch.bmm(x.to(dtype), A[at].mT)  # (B, T, all ranks)
+    # TRAP: not A[at], whose gradient threads add up in no fixed order.
+    t = torch.bmm(x.to(dtype), A.index_select(0, at).mT)  # (B, T, all ranks)
     for j, (changes, part) in enumerate(zip(members, t.split(ranks, dim=-1), strict=True)):
         B = x.new_zeros(len(A), ys[j].shape[-1], ranks[j], dtype=dtype)
         for k, one in enumerate(changes):
             if one.B is not None:
                 B[k, :, : one.B.shape[1]] = one.B
         if ranks[j]:
-            ys[j] = ys[j] + torch.bmm(part, B[at].mT).to(x.dtype)
+            ys[j] = ys[j] + torch.bmm(part, B.index_select(0, at).mT).to(x.dtype)
     return tuple(ys)
 
 
