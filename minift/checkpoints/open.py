@@ -19,7 +19,15 @@ from minift.checkpoints.gguf import GgufFile
 from minift.checkpoints.gguf_split import SplitFile
 from minift.checkpoints.mapping import HOW, Layout, pairs
 from minift.checkpoints.tensor_names import NamedFile, TensorFile, check_tensors, named, settled
-from minift.checkpoints.tokenizers import KINDS, template_name, tokenizer_in, tokenizer_of
+from minift.checkpoints.tokenizers import (
+    KINDS,
+    ends_in,
+    template_name,
+    text_format_in,
+    text_format_of,
+    tokenizer_in,
+    tokenizer_of,
+)
 from minift.errors import ConfigError, FormatError, one_line
 from minift.kernels.quantized.linear import OWN, base_of
 from minift.kernels.quantized.reference import BLOCKS
@@ -27,7 +35,9 @@ from minift.model.config import ModelConfig
 from minift.model.transformer import Transformer
 from minift.model.unfilled import unfilled
 from minift.runtime import trim_memory
+from minift.tokenizers import text_format
 from minift.tokenizers.interface import Tokenizer
+from minift.tokenizers.text_format import TextFormat
 
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "float64": torch.float64}
 MODELS = (".gguf", "/model/")  # how the inside of an asset ends that is a model
@@ -55,7 +65,11 @@ def load(
     wanted, kind, found = checked_dtype(dtype), frozen_base.checked(base), headers(name)
     tokenizer = found.tokenizer()
     check_fit(tokenizer, found)
-    return found.model(wanted, kind).to(device), tokenizer
+    model = found.model(wanted, kind).to(device)
+    model.text_format = found.text_format()
+    if model.text_format is not None:
+        text_format.apply(tokenizer, model.text_format)
+    return model, tokenizer
 
 
 def load_model(
@@ -115,7 +129,15 @@ class Headers:
     def tokenizer(self) -> Tokenizer:
         if self.metadata is not None:
             return tokenizer_of(self.metadata, str(self.path))
-        return tokenizer_in(self.path, self.config.family)
+        tokenizer = tokenizer_in(self.path, self.config.family)
+        tokenizer.also_ends = ends_in(self.path, tokenizer)
+        return tokenizer
+
+    def text_format(self) -> TextFormat | None:
+        """How the run that trained the model made its texts, where one did."""
+        if self.metadata is not None:
+            return text_format_of(self.metadata, str(self.path))
+        return text_format_in(self.path)
 
 
 def headers(name: str | os.PathLike[str]) -> Headers:
@@ -178,7 +200,7 @@ def resolve(name: str | os.PathLike[str]) -> Path:
             raise ConfigError(f'model "{text}" is not downloaded: minift download {text}')
         return cached
     if is_hub_name(text):
-        found = hub_cache.cached(text)
+        found = hub_cache.cached(text) or download.cached_hub(text)
         if found is None:
             where = hub_cache.cache_dir()
             raise ConfigError(

@@ -19,6 +19,7 @@ from minift.kernels.quantized.linear import dense_tensors
 from minift.model.transformer import Transformer
 from minift.model.unfilled import unfilled
 from minift.storage import Check, write_folder
+from minift.tokenizers import chat, text_format
 from minift.tokenizers.interface import Tokenizer
 
 NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float64: "float64"}
@@ -49,18 +50,23 @@ def save(
         kind = "BF16" if model.embed.weight.dtype == torch.bfloat16 else "F32"
         gguf_model.write(model, tokenizer, path, kind, overwrite=overwrite, then=then)
         return
-    generation = {"eos_token_id": tokenizer.eos}
+    ends = sorted(chat.ends(tokenizer), key=lambda i: (i != tokenizer.eos, i))
+    generation: dict[str, int | list[int]] = {"eos_token_id": ends if ends[1:] else tokenizer.eos}
     for name, value in (("bos_token_id", tokenizer.bos), ("pad_token_id", tokenizer.pad)):
         if value is not None:
             generation[name] = value
     files = folder_files(model, generation) | tokenizer.files()
+    if model.text_format is not None:
+        texts = model.text_format.by(tokenizer).as_json()
+        files[text_format.FILE] = as_json({"texts": texts})
     write_folder(path, files, overwrite=overwrite, then=then)
 
 
 def folder_files(
-    model: Transformer, roles: Mapping[str, int]
+    model: Transformer, roles: Mapping[str, int | list[int]]
 ) -> dict[str, bytes | Iterable[bytes | memoryview]]:
-    """config.json, generation_config.json and the weights; `roles` are the ids of bos, eos, pad."""
+    """config.json, generation_config.json and the weights; `roles` are the ids of bos, eos (all
+    that end an answer), pad."""
     family = FAMILIES[model.config.family]
     tensors: dict[str, Tensor] = {}
     parameters = dense_tensors(model)

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from minift.checkpoints import placeholder, strict_json
 from minift.errors import FormatError
 from minift.storage import read_file
-from minift.tokenizers import chat
+from minift.tokenizers import chat, text_format
 from minift.tokenizers.beside import ADDED, CONFIG, MAP, Beside
 from minift.tokenizers.byte_bpe import ByteBPE
 from minift.tokenizers.fitting import fitting
 from minift.tokenizers.interface import Tokenizer
 from minift.tokenizers.piece_json import is_pieces
 from minift.tokenizers.sentencepiece import SentencePiece
+from minift.tokenizers.text_format import TextFormat
 from minift.tokenizers.tokenizer_class import resolve
-from minift.tokenizers.tokenizer_json import check_top, of_merges
+from minift.tokenizers.tokenizer_json import check_top, of_merges, template_of
 from minift.tokenizers.vocabulary import field_of, one_of
 from minift.tokenizers.wordpiece import WordPiece
 from minift.tokenizers.wordpiece_json import of_lines
@@ -114,9 +115,51 @@ def tokenizer_of(metadata: Mapping[str, Any], path: str) -> Tokenizer:
     """The tokenizer in the metadata of a GGUF file."""
     where = "tokenizer.ggml.model"
     known = {"gpt2": ByteBPE, "llama": SentencePiece}
-    return one_of(field_of(metadata, where, str, path), known, path, where).from_gguf(
-        metadata, path
-    )
+    tokenizer: Tokenizer = one_of(
+        field_of(metadata, where, str, path), known, path, where
+    ).from_gguf(metadata, path)
+    eot = field_of(metadata, "tokenizer.ggml.eot_token_id", int, path, none=True)
+    tokenizer.also_ends = ends_within(tokenizer, [eot])
+    return tokenizer
+
+
+def ends_in(folder: Path, tokenizer: Tokenizer) -> frozenset[int]:
+    """The tokens that config.json and generation_config.json let a text end with."""
+    ids: list[object] = []
+    for name in ("config.json", "generation_config.json"):
+        if os.path.exists(folder / name):
+            found = strict_json.read(folder / name).get("eos_token_id")
+            ids += found if type(found) is list else [found]
+    return ends_within(tokenizer, ids)
+
+
+def ends_within(tokenizer: Tokenizer, ids: Iterable[object]) -> frozenset[int]:
+    """Of these ids those that the vocabulary has: published files name others, too."""
+    return frozenset(i for i in ids if type(i) is int and 0 <= i < tokenizer.vocab_size)
+
+
+def template_in(folder: Path) -> str | None:
+    """The chat template in a folder without a vocabulary, such as an adapter's."""
+    config = beside_in(folder).config or {}
+    return template_of(config.get("chat_template"), str(folder / CONFIG))
+
+
+def text_format_of(metadata: Mapping[str, Any], path: str) -> TextFormat | None:
+    """What a GGUF file says of the run that trained it."""
+    text = field_of(metadata, text_format.KEY, str, path, none=True)
+    if text is None:
+        return None
+    data = strict_json.parse(text.encode(), path, text_format.KEY, limit_bytes=CONFIG_LIMIT)
+    return TextFormat.from_json(data, path)
+
+
+def text_format_in(folder: Path) -> TextFormat | None:
+    """What minift.json says; None where there is none."""
+    path = folder / text_format.FILE
+    if not os.path.exists(path):
+        return None
+    data = strict_json.read(path, limit_bytes=CONFIG_LIMIT)
+    return TextFormat.from_json(data.get("texts", {}), str(path))
 
 
 def bytes_in(path: Path) -> bytes:

@@ -250,6 +250,7 @@ class Transformer(nn.Module):
     def __init__(self, config: ModelConfig, source: str = ""):
         super().__init__()
         self.config, self.source = config, source
+        self.text_format: Any = None  # how the run that trained it made its texts
         self.embed = nn.Embedding(config.vocab, config.dim)
         rows = config.context + config.position_offset
         self.places = nn.Embedding(rows, config.dim) if config.positions == "learned" else None

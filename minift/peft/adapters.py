@@ -100,6 +100,7 @@ def detach(model: Transformer, name: str = DEFAULT) -> Transformer:
     if name in adapters.parts:
         del adapters.parts[name]
     del adapters.configs[name], adapters.learns[name]
+    adapters.texts.pop(name, None)
     if adapters.switch.active == name:
         adapters.switch.active = None
     return model

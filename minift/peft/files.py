@@ -19,13 +19,16 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
 from minift.checkpoints import safetensors
+from minift.checkpoints.download import peft_name
 from minift.checkpoints.open import TensorFile
 from minift.checkpoints.save import as_json
+from minift.checkpoints.tokenizers import template_in, text_format_in
 from minift.errors import ConfigError, FormatError, notice
 from minift.model.transformer import Transformer
 from minift.peft import adapterhub, head, own_weights
@@ -50,6 +53,9 @@ from minift.peft.stored import LABELS, TASKS, TENSORS, Stored, stored
 from minift.peft.stored import AnyStored as AnyStored
 from minift.peft.stored import adapter_folder as adapter_folder
 from minift.storage import write_folder
+from minift.tokenizers import text_format
+from minift.tokenizers.interface import Tokenizer
+from minift.tokenizers.text_format import TextFormat
 
 # ---- writing -------------------------------------------------------------------------------------
 
@@ -59,13 +65,26 @@ def save_adapter(
     path: str | os.PathLike[str],
     *,
     name: str | None = None,
+    tokenizer: Tokenizer | None = None,
     overwrite: bool = False,
 ) -> None:
-    """Write an adapter, by default the active one, as a folder; whole or not at all."""
+    """Write an adapter, by default the active one, as a folder; whole or not at all.
+
+    How its texts are made, the chat template and what ends an answer too, is written with it: as
+    `fit` found it or `load_adapter` read it, and as `tokenizer` does it, where one is given.
+    """
     chosen = active(model) if name is None else name
     if chosen is None:
         raise ConfigError("save_adapter: nothing is attached to the model")
     files = adapter_files(model, chosen)
+    texts = known(model, chosen, "save_adapter").texts.get(chosen)
+    if tokenizer is not None:
+        texts = (texts or TextFormat()).by(tokenizer)
+    facts: dict[str, Any] = {} if texts is None else {"texts": texts.as_json()}
+    if model.source:
+        facts["base"] = model.source
+    if facts:
+        files[text_format.FILE] = as_json(facts)
     write_folder(path, files, overwrite=overwrite)
 
 
@@ -90,7 +109,7 @@ def adapter_files(model: Transformer, name: str) -> dict[str, Any]:
     data = {
         "peft_type": file.peft_type,
         "task_type": TASKS.get(model.config.head),
-        "base_model_name_or_path": model.source,
+        "base_model_name_or_path": peft_name(model.source),
         "inference_mode": True,
     } | own_weights.options(model, name, head.modules(model, name))
     if not hasattr(config, "rank"):
@@ -142,6 +161,7 @@ def load_adapter(
     path: str | os.PathLike[str],
     *,
     name: str = DEFAULT,
+    tokenizer: Tokenizer | None = None,
     trainable: bool = False,
 ) -> Transformer:
     """Attach an adapter of PEFT, AdapterHub or minift. Every tensor is used, every slot is filled.
@@ -149,12 +169,15 @@ def load_adapter(
     `path` is a folder, or `org/name` in the cache. A classifier gives the model a head for its
     labels, and a resized vocabulary its rows. Raises FormatError with the whole list of what does
     not fit, and the model is as it was. With `trainable`, training may go on from it, prompt
-    encoders and all; without, an adapter that would change nothing is refused.
+    encoders and all; without, an adapter that would change nothing is refused. A `tokenizer` makes
+    and ends texts from now on as in the training of the adapter, where that is known.
     """
     check_new(model, name)
     found = stored(path)
+    texts = texts_of(found.folder)
     if isinstance(found, adapterhub.Stored):
-        return adapterhub.load(model, found, name=name, trainable=trainable)
+        adapterhub.load(model, found, name=name, trainable=trainable)
+        return with_texts(model, name, texts, tokenizer)
     labels, tokens = len(model.config.labels), model.config.vocab
     with base_kept(model), kept_on_error(model, name):
         new_head = fit_labels(model, found)
@@ -172,7 +195,28 @@ def load_adapter(
     if left_out:
         notice(found.folder, f"{left_out} tensors of the vision part are ignored: minift has the "
                "text model alone")  # fmt: skip
-    return use(model, name)
+    use(model, name)
+    return with_texts(model, name, texts, tokenizer)
+
+
+def with_texts(
+    model: Transformer, name: str, texts: TextFormat | None, tokenizer: Tokenizer | None
+) -> Transformer:
+    """Keep with an adapter how its texts were made, and let a tokenizer make them so."""
+    if texts is not None:
+        known(model, name, "load_adapter").texts[name] = texts
+        if tokenizer is not None:
+            text_format.apply(tokenizer, texts)
+    return model
+
+
+def texts_of(folder: Path) -> TextFormat | None:
+    """How an adapter's texts were made: as minift.json says, or its own chat template does."""
+    texts = text_format_in(folder)
+    if texts is None:
+        template = template_in(folder)
+        texts = None if template is None else TextFormat(chat_template=template)
+    return texts
 
 
 @contextmanager

@@ -59,6 +59,7 @@ def merge(model: Transformer, *, requantize: bool = False) -> Transformer:
         check_kinds(model, new)
     merged = with_tensors(model, new, requantize)
     check_finite("merge", merged.named_parameters())
+    merged.text_format = adapters.texts.get(name, model.text_format)
     return merged
 
 

@@ -27,6 +27,7 @@ from minift.kernels.lora.reference import Adapted, watched
 from minift.kernels.mlp.dispatch import mlp
 from minift.model.transformer import MLP, Attention, Projections, Shared, Transformer, branch
 from minift.peft.copies import Copy
+from minift.tokenizers.text_format import TextFormat
 
 GROUPS = {
     "attention": ("q", "k", "v", "o"),
@@ -110,6 +111,7 @@ class Adapters(nn.Module):
         super().__init__()
         self.switch = Switch()
         self.configs: dict[str, Any] = {}  # by name of the adapter, as is all that follows
+        self.texts: dict[str, TextFormat] = {}  # how those it was trained on were made
         self.learns: dict[str, bool] = {}  # whether its parameters are trained while it is active
         self.parts = nn.ModuleDict()  # what a method keeps for the model as a whole
         self.slots = nn.ModuleDict()  # ModuleSlots, by path with "/" for "."

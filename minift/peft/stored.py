@@ -11,12 +11,14 @@ from typing import Any
 
 from minift.checkpoints import hub_cache, safetensors, strict_json, torch_zip
 from minift.checkpoints.open import TensorFile, is_hub_name
+from minift.checkpoints.tokenizers import CONFIG_LIMIT
 from minift.errors import ConfigError, FormatError, one_line
 from minift.peft import adalora, adapterhub
 from minift.peft.format import CONFIG, NEUTRAL, Format, Shapes, Whole
 from minift.peft.methods import METHODS
 from minift.peft.names import in_short
 from minift.peft.spelling import Spelling
+from minift.tokenizers import text_format
 
 TENSORS = "adapter_model.safetensors"
 OLDER_TENSORS = "adapter_model.bin"  # PEFT's until 0.6, and later on demand
@@ -61,7 +63,7 @@ class Stored:
     folder: Path
     data: Mapping[str, Any]
     file: Format | Whole
-    base: str  # the model that it was trained on
+    base: str  # the model that it was trained on, as minift.load takes it
 
     def config(self, spelled: Spelling | None = None, there: Shapes | None = None) -> Any:
         """The method's config; with `spelled` and what lies in the file, its targets as paths of
@@ -197,4 +199,15 @@ def stored(path: str | os.PathLike[str]) -> AnyStored:
     base = data.get("base_model_name_or_path")
     if type(base) is not str and base is not None:
         raise FormatError(folder / CONFIG, "base_model_name_or_path", base, "a text", "bad-type")
-    return Stored(folder, data, FORMATS[kind], base or "")
+    return Stored(folder, data, FORMATS[kind], own_base(folder) or base or "")
+
+
+def own_base(folder: Path) -> str | None:
+    """The base by the name that minift was given; PEFT's file has the one that PEFT resolves."""
+    path = folder / text_format.FILE
+    if not os.path.exists(path):
+        return None
+    base = strict_json.read(path, limit_bytes=CONFIG_LIMIT).get("base")
+    if base is not None and (type(base) is not str or not base):
+        raise FormatError(path, "base", base, "the name of a model", "bad-type")
+    return base

@@ -55,6 +55,7 @@ class ByteBPE:
         self.cls, self.sep, self.mask = vocab.cls, vocab.sep, vocab.mask
         self.add_bos, self.template = vocab.add_bos, vocab.template
         self.chat_template: str | None = None  # a row of chat.TEMPLATES, instead of recognising one
+        self.also_ends: frozenset[int] = frozenset()
 
         ids = checked_ids(vocab.tokens, vocab.places["tokens"], path)
         _check_roles(vocab, path)

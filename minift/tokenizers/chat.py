@@ -178,8 +178,8 @@ def jinja(tokenizer: Tokenizer) -> str | None:
 
 
 def ends(tokenizer: Tokenizer) -> frozenset[int]:
-    """The tokens that end what a model says: EOS, and those of its template's answers."""
-    found = {tokenizer.eos}
+    """The tokens that end what a model says: EOS, those of its files, and its template's."""
+    found = {tokenizer.eos, *tokenizer.also_ends}
     try:
         closing = _closing(tokenizer, source_of(tokenizer))
     except ConfigError:  # without a template, which perhaps nobody asked for
@@ -189,6 +189,15 @@ def ends(tokenizer: Tokenizer) -> frozenset[int]:
         names = ALSO_END.get(_token(tokenizer, i), ())
         found |= {i, *(tokenizer.special[name] for name in names if name in tokenizer.special)}
     return frozenset(found)
+
+
+def closing_token(tokenizer: Tokenizer) -> int | None:
+    """The special token that the template writes behind an answer, where there is one."""
+    try:
+        closing = _closing(tokenizer, source_of(tokenizer))
+    except ConfigError:
+        return None
+    return next((i for _, _, i in _tokens(tokenizer, closing)), None)
 
 
 def render(

@@ -17,6 +17,7 @@ class Tokenizer(Protocol):
     special: dict[str, int]  # names of special tokens, which in a text are plain text
     template: str | None  # the Jinja text of the chat template that came with the model
     chat_template: str | None  # the name of a template, when the user chose one
+    also_ends: frozenset[int]  # tokens that end an answer beside EOS and the template's
 
     def encode(self, text: str, after: int | None = None) -> list[int]:
         """The ids of `text` and of nothing else; `after` is the token that it follows, if any."""

@@ -63,6 +63,7 @@ class SentencePiece:
         self.add_bos, self.legacy = settings.add_bos, settings.legacy
         self.template = settings.template
         self.chat_template: str | None = None  # a row of chat.TEMPLATES, instead of recognising one
+        self.also_ends: frozenset[int] = frozenset()
 
         types = bytearray(model.types)
         for i in settings.special:

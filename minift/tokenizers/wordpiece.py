@@ -101,6 +101,7 @@ class WordPiece:
     add_bos = False
     template: str | None = None
     chat_template: str | None = None
+    also_ends: frozenset[int] = frozenset()
 
     def __init__(self, vocab: WordVocabulary, path: str):
         self.vocab, self.settings = vocab, vocab.settings

@@ -28,6 +28,7 @@ from minift.model.transformer import Transformer
 from minift.peft.adapters import room_left
 from minift.runtime import tuned
 from minift.tokenizers.interface import Tokenizer
+from minift.tokenizers.text_format import TextFormat
 from minift.train import checks
 from minift.train.checks import Cuts, Rowset
 from minift.train.evaluate import Accuracy
@@ -216,7 +217,18 @@ class Classification:
             facts["template"], facts["target"] = self.train.template, self.train.target
             if self.train.pair is not None:
                 facts["pair"] = self.train.pair
-        return facts
+        return facts | {"texts": self.text_format().as_json()}
+
+    def text_format(self) -> TextFormat:
+        """What this training decides about texts, to be used wherever the model is."""
+        template, target, pair = TEXT, LABEL, None
+        if isinstance(self.train, Records | Rows):
+            template, target = self.train.template or TEXT, self.train.target or LABEL
+            pair = self.train.pair
+        return TextFormat(
+            template=template, target=target, pair=pair, labels=self.labels,
+            max_length=self.max_length,
+        )  # fmt: skip
 
 
 def class_accuracy(

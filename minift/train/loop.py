@@ -32,10 +32,11 @@ from minift.kernels.choice import KERNELS, using, word
 from minift.kernels.quantized.linear import base_of, numbers, quantized
 from minift.model.transformer import Transformer
 from minift.peft import methods
-from minift.peft.adapters import active, config_of, trainable
+from minift.peft.adapters import active, config_of, known, trainable
 from minift.peft.files import save_adapter
 from minift.runtime import numerics, peak_memory, tuned
 from minift.storage import append_line, free_space, write_file
+from minift.tokenizers.text_format import TextFormat
 from minift.train.evaluate import held_out_loss
 from minift.train.objectives import Counted, Objective
 from minift.train.optimizer import SCHEDULES, AdamW, learning_rate
@@ -242,6 +243,7 @@ def fit(
         check_out(out, overwrite)
         free_space(out, 2 * sum(p.numel() * p.element_size() for p in parameters.values()))
     run = Run(config, steps, out=None if out is None else claim(out, overwrite))
+    remember_texts(model, objective)
     optimizer = AdamW(
         parameters,
         methods.learning_ratios(model),
@@ -319,6 +321,13 @@ def fit(
         model.train(was[0])
         model.checkpointing = was[1]
     return run
+
+
+def remember_texts(model: Transformer, objective: Objective) -> None:
+    """How the objective makes its texts goes with the adapter, wherever it is saved."""
+    name, said = active(model), objective.summary().get("texts")
+    if name is not None and said is not None:
+        known(model, name, "fit").texts[name] = TextFormat.from_json(said, "fit")
 
 
 def planned(

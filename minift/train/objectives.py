@@ -24,6 +24,7 @@ from minift.model.transformer import Transformer
 from minift.tokenizers import chat
 from minift.tokenizers.chat_truncate import render_within
 from minift.tokenizers.interface import Tokenizer
+from minift.tokenizers.text_format import TextFormat
 from minift.train import checks
 from minift.train.checks import Cuts, Rowset
 from minift.train.chunks import Chunks, count_of, part_of
@@ -323,7 +324,33 @@ class SFT:
                 facts[f"{name}_file"], facts[f"{name}_sha256"] = str(rows.path), rows.sha256
             if self.chunks[name == "held_out"].counts:
                 facts[f"{name}_chunks"] = len(self.chunks[name == "held_out"])
-        return facts | checks.cut_facts(self.cuts)
+        return facts | checks.cut_facts(self.cuts) | {"texts": self.text_format().as_json()}
+
+    def text_format(self) -> TextFormat:
+        """What this training decides about texts, to be used wherever the model is."""
+        template = target = None
+        labels: tuple[str, ...] = ()
+        if isinstance(self.train, Records | Rows):
+            template, target = self.train.template, self.train.target
+            labels = self.train.labels or ()
+        texts = TextFormat(
+            system=common_system(self.train), template=template, target=target, labels=labels,
+            max_length=self.max_length,
+        )  # fmt: skip
+        return texts.by(self.tokenizer)
+
+
+def common_system(rows: Rowset) -> str | None:
+    """The system message that every conversation begins with; None where they differ."""
+    found: set[str] = set()
+    for row in rows:
+        messages: Any = row.get("messages")
+        if not messages or messages[0]["role"] != "system":
+            return None
+        found.add(messages[0]["content"])
+        if len(found) > 1:
+            return None
+    return next(iter(found), None) or None
 
 
 def rows_of(data: str | os.PathLike[str] | Rowset) -> Rowset:

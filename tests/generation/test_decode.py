@@ -178,6 +178,7 @@ class Pieces:
     """A tokenizer whose token i is the i-th given piece of bytes; 0 ends and shows nothing."""
 
     eos, bos, add_bos = EOS, None, False
+    also_ends: frozenset[int] = frozenset()
     template = chat_template = None
 
     def __init__(self, *pieces):

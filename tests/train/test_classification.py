@@ -36,7 +36,8 @@ START = 256
 class Bytes:
     """A tokenizer of single bytes."""
 
-    eos, bos, add_bos = 257, START, False
+    eos, bos, add_bos, template, chat_template = 257, START, False, None, None
+    also_ends: frozenset[int] = frozenset()
 
     def encode(self, text):
         return list(text.encode())

@@ -27,6 +27,7 @@ class Bytes:
     """A tokenizer of single bytes, so that every id can be read off the text."""
 
     eos, bos, add_bos, template, chat_template = END, START, False, None, "chatml"
+    also_ends: frozenset[int] = frozenset()
     special = {"<|im_start|>": START, "<|im_end|>": END}  # noqa: RUF012
 
     def encode(self, text, after=None):
