@@ -20,6 +20,7 @@ from minift.checkpoints import gguf_write
 from minift.checkpoints.families import FAMILIES, config_from_gguf
 from minift.checkpoints.gguf_write import Value
 from minift.checkpoints.mapping import HOW, Layout, pairs, write_fields
+from minift.checkpoints.overwrite import check_file
 from minift.errors import ConfigError, one_line
 from minift.kernels.quantized.linear import dense_tensors
 from minift.model.config import ModelConfig
@@ -143,7 +144,7 @@ def write(
 
     `then` looks at the finished file before it gets its name.
     """
-    check_free(path, overwrite)
+    check_file(path, overwrite)
     tensors = weights(model)
     kinds = {name: gguf_write.stored_as(kind, tuple(t.shape)) for name, t in tensors.items()}
     for name in WIDER:
@@ -158,9 +159,4 @@ def write(
         raise ConfigError("gguf: only byte-level BPE and sentencepiece vocabularies can be written")
     metadata |= {"general.file_type": FILE_TYPES[kind], "general.quantization_version": 2}
     metadata |= tokenizer.gguf(model.config.vocab)
-    gguf_write.write(path, metadata, tensors, kinds, then=then)
-
-
-def check_free(path: str | os.PathLike[str], overwrite: bool) -> None:
-    if os.path.lexists(path) and not overwrite:
-        raise ConfigError(f"{one_line(os.fspath(path), 200)}: exists; choose another, or overwrite")
+    gguf_write.write(path, metadata, tensors, kinds, overwrite=overwrite, then=then)

@@ -129,7 +129,8 @@ def merge(parsed: Parsed, screen: Screen) -> int:
 
     from minift.checkpoints.labels import with_labels
     from minift.checkpoints.open import load
-    from minift.checkpoints.save import save
+    from minift.checkpoints.overwrite import check_target
+    from minift.checkpoints.save import save, target_names
     from minift.cli.models import base_dtype, base_kind
     from minift.peft.export import COMPARED, PROBES
     from minift.peft.files import load_adapter, stored
@@ -143,8 +144,7 @@ def merge(parsed: Parsed, screen: Screen) -> int:
         raise ConfigError(
             f"{adapter.folder} does not say which model it was trained on: add --model"
         )
-    if os.path.exists(out) and not parsed.flag("overwrite"):
-        raise ConfigError(f"out: {out} exists; choose another, or --overwrite")
+    check_target(out, parsed.flag("overwrite"), target_names(out))
     base = base_kind(parsed.flag("base"), adapter)
     model, tokenizer = load(name, dtype=base_dtype(parsed.flag("dtype")), base=base)
     if adapter.labels:

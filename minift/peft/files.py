@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from minift.checkpoints import safetensors
 from minift.checkpoints.open import TensorFile
+from minift.checkpoints.overwrite import ADAPTER, own_files
 from minift.checkpoints.save import as_json
 from minift.errors import ConfigError, FormatError, notice
 from minift.model.transformer import Transformer
@@ -66,7 +67,7 @@ def save_adapter(
     if chosen is None:
         raise ConfigError("save_adapter: nothing is attached to the model")
     files = adapter_files(model, chosen)
-    write_folder(path, files, overwrite=overwrite)
+    write_folder(path, files, overwrite=overwrite, ours=own_files(ADAPTER))
 
 
 def adapter_files(model: Transformer, name: str) -> dict[str, Any]:
@@ -95,7 +96,7 @@ def adapter_files(model: Transformer, name: str) -> dict[str, Any]:
     } | own_weights.options(model, name, head.modules(model, name))
     if not hasattr(config, "rank"):
         del data["bias"]  # an option of LoRA's
-    metadata = {"format": "pt"}
+    metadata = {"format": "pt"} | safetensors.MARK
     if model.config.head == "label":
         metadata[LABELS] = json.dumps(list(model.config.labels), ensure_ascii=False)
     files: dict[str, Any] = {
@@ -104,8 +105,8 @@ def adapter_files(model: Transformer, name: str) -> dict[str, Any]:
     }
     state = training_state(model, name)
     if state:
-        metadata = {"method": type(config).__name__, "config": json.dumps(asdict(config))}  # type: ignore[call-overload]
-        files[STATE] = safetensors.encode(dict(sorted(state.items())), metadata)
+        facts = {"method": type(config).__name__, "config": json.dumps(asdict(config))}  # type: ignore[call-overload]
+        files[STATE] = safetensors.encode(dict(sorted(state.items())), facts | safetensors.MARK)
     return files
 
 
