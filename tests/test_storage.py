@@ -459,7 +459,7 @@ def test_cleaning_follows_no_link(tmp_path: Path) -> None:
     write_file(work / "f", b"")
     assert content(tmp_path / "kept") == OLD
     assert (stale / "inner" / "l").is_symlink()  # no writer of minift's makes a folder in a folder
-    assert sorted(os.listdir(work)) == [stale.name, "f"]
+    assert len(temporary(work)) == 2
 
 
 def test_names_that_only_begin_like_temporary_ones_are_left_alone(tmp_path: Path) -> None:

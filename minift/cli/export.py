@@ -18,10 +18,12 @@ def export(parsed: Parsed, screen: Screen) -> int:
     from minift.cli.models import base_kind
     from minift.peft.export import export as write
     from minift.peft.files import CONFIG, load_adapter, stored
+    from minift.peft.stored import METRICS
 
     place, out, to = Path(parsed.words[0]), parsed.need("out"), parsed.flag("to")
     check_target(out, parsed.flag("overwrite"), target_names(out) if to == "hf" else None)
-    if any(os.path.exists(folder / CONFIG) for folder in (place, place / "adapter")):
+    files = (place / CONFIG, place / "adapter" / CONFIG, place / METRICS)
+    if any(map(os.path.exists, files)):
         adapter = stored(place)
         if adapter.classifies and to != "hf":
             raise ConfigError(

@@ -50,7 +50,8 @@ def info(parsed: Parsed, screen: Screen) -> int:
     name = parsed.words[0]
     folder = Path(name)
     # os.path.exists: pathlib's raises for a name that is too long.
-    if any(os.path.exists(folder / file) for file in ("run.json", "adapter_config.json")):
+    files = ("run.json", "metrics.jsonl", "adapter_config.json")
+    if any(os.path.exists(folder / file) for file in files):
         return adapter_info(folder, screen)
     from minift.checkpoints.open import survey
 
