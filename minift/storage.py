@@ -366,7 +366,7 @@ def probe(path: str | os.PathLike[str]) -> None:
     in the way.
     """
     target = _resolve(path)
-    with _reported(target):
+    with _reported(target, kept="choose another place"):
         folder = target if os.path.isdir(target) else os.path.dirname(target)
         while not os.path.lexists(folder):
             folder = os.path.dirname(folder)

@@ -84,7 +84,7 @@ def check_file(path: str | os.PathLike[str], overwrite: bool) -> None:
 
 def foreign(folder: str | os.PathLike[str], names: re.Pattern[str]) -> str | None:
     """The first name in `folder` that minift did not write; None where all is its own."""
-    found = sorted(os.listdir(folder))
+    found = names_in(folder)
     for name in found:
         status = os.lstat(os.path.join(folder, name))
         if not names.fullmatch(name) or not stat.S_ISREG(status.st_mode):
@@ -94,6 +94,16 @@ def foreign(folder: str | os.PathLike[str], names: re.Pattern[str]) -> str | Non
         if not marked(os.path.join(folder, name)):
             return name
     return None if weights or not found else found[0]
+
+
+def names_in(folder: str | os.PathLike[str]) -> list[str]:
+    try:
+        return sorted(os.listdir(folder))
+    except OSError as error:
+        shown = one_line(os.fspath(folder), 200)
+        raise ConfigError(
+            f"{shown}: cannot be read: {error.strerror}; choose another --out"
+        ) from None
 
 
 def marked(path: str | os.PathLike[str]) -> bool:

@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from minift.checkpoints import strict_json
-from minift.checkpoints.overwrite import ADAPTER, check_files
+from minift.checkpoints.overwrite import ADAPTER, check_files, names_in
 from minift.errors import ConfigError, FormatError, one_line
 from minift.storage import probe
 
@@ -43,7 +43,7 @@ def check_out(out: str | os.PathLike[str], overwrite: bool) -> Path:
     shown = one_line(str(path), 200)
     if os.path.lexists(path) and not os.path.isdir(path):  # pathlib's raises for a long name
         raise ConfigError(f"out: {shown} is a file, allowed a folder")
-    found = set(os.listdir(path)) if os.path.isdir(path) else set()
+    found = set(names_in(path)) if os.path.isdir(path) else set()
     own = [name for name in (RUN, METRICS, ADAPTER_FOLDER) if name in found]
     for name in own:
         check_own(path, name)
@@ -85,11 +85,14 @@ def is_record(path: Path) -> bool:
         except FormatError:
             return False
         return isinstance(versions, dict) and "minift" in versions
-    with open(path, "rb") as file:
-        line = file.readline(10_000)
+    try:
+        with open(path, "rb") as file:
+            line = file.readline(10_000)
+    except OSError:  # not ours to read
+        return False
     try:
         first = json.loads(line) if line else {"step": 0, "steps": 0, "loss": 0}
-    except ValueError:
+    except (ValueError, RecursionError):
         return not line.endswith(b"\n") and line.startswith(b'{"step": ')  # torn
     return isinstance(first, dict) and {"step", "steps", "loss"} <= first.keys()
 
