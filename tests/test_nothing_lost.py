@@ -240,6 +240,20 @@ def test_folders_of_other_programs_and_of_ones_own(name, here, tmp_path):
             kept(before, top)
 
 
+def test_a_file_that_comes_into_the_adapter_while_a_run_goes_on(here, tmp_path):
+    def put(progress):
+        (tmp_path / "r" / "adapter").mkdir(exist_ok=True)
+        (tmp_path / "r" / "adapter" / ".DS_Store").write_bytes(b"mine")
+
+    model, tokenizer = adapted(here)
+    rows = [{"prompt": "1:", "completion": " yes"}]
+    config = TrainConfig(steps=1, batch=1, threads=1)
+    fit(model, SFT(tokenizer, rows), config, tmp_path / "r", watch=put)
+    assert (tmp_path / "r" / "adapter" / "adapter_model.safetensors").exists()
+    (place,) = (tmp_path / "r").rglob(".DS_Store")
+    assert place.read_bytes() == b"mine"
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_single_files_of_ones_own(name, here, tmp_path):
     shutil.copy(GOLDEN / "gguf_file.gguf", tmp_path / "theirs.gguf")

@@ -39,7 +39,7 @@ from minift.storage import append_line, free_space, write_file
 from minift.train.evaluate import held_out_loss
 from minift.train.objectives import Counted, Objective
 from minift.train.optimizer import SCHEDULES, AdamW, learning_rate
-from minift.train.run_folder import claimed, clear
+from minift.train.run_folder import claimed, clear, make_room
 
 ORDERS = ("auto", "random", "length")
 GRAPHS = ("off", "on")
@@ -320,6 +320,7 @@ def train(
                 restore(parameters, best)
             if run.out is not None:
                 if active(model) is not None:
+                    make_room(run.out / "adapter")
                     save_adapter(model, run.out / "adapter", overwrite=True)
                 facts = {"data": objective.summary(), "threads": machine.threads}
                 write_file(run.out / "run.json", as_json(record(model, run) | facts))

@@ -13,6 +13,7 @@ import contextlib
 import json
 import os
 import re
+import secrets
 import stat
 import threading
 from collections.abc import Iterator
@@ -20,8 +21,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from minift.checkpoints import strict_json
-from minift.checkpoints.overwrite import ADAPTER, check_files, names_in
-from minift.errors import ConfigError, FormatError, one_line
+from minift.checkpoints.overwrite import ADAPTER, check_files, foreign, names_in
+from minift.errors import ConfigError, FormatError, StorageError, notice, one_line
 from minift.storage import probe
 
 try:
@@ -184,6 +185,26 @@ def busy(path: Path, process: object) -> ConfigError:
         f"out: another run writes {one_line(str(path), 200)}, process {process}; "
         "wait for it, or choose another --out"
     )
+
+
+def make_room(adapter: Path) -> None:
+    """Move what came into the adapter's folder while its run goes on into a folder beside it.
+
+    A file browser or a person may put something there; it must neither be lost nor cost the run.
+    """
+    if not os.path.isdir(adapter):
+        return
+    beside = adapter.parent / f"minift-kept-{secrets.token_hex(8)}"
+    moved = []
+    try:
+        while (name := foreign(adapter, ADAPTER)) is not None:
+            beside.mkdir(exist_ok=True)
+            os.rename(adapter / name, beside / name)
+            moved.append(name)
+    except OSError as error:
+        raise StorageError(adapter, f"cannot write: {error.strerror}", error.errno) from None
+    if moved:
+        notice(adapter, f"{', '.join(moved)} came in while the run went on, and is in {beside} now")
 
 
 def clear(path: Path) -> None:

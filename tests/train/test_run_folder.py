@@ -14,9 +14,9 @@ import pytest
 import torch
 
 from minift.checkpoints import safetensors
-from minift.errors import ConfigError, StorageError
+from minift.errors import ConfigError, Notice, StorageError
 from minift.train import run_folder
-from minift.train.run_folder import LOCK, check_out, claimed, clear
+from minift.train.run_folder import LOCK, check_out, claimed, clear, make_room
 
 STEP = json.dumps({"step": 1, "steps": 2, "loss": 0.5}) + "\n"
 FACTS = json.dumps({"steps": 2, "versions": {"minift": "0.1"}})
@@ -103,6 +103,22 @@ def test_a_folder_of_data_takes_a_run_only_if_told(tmp_path):
         check_out(tmp_path / "notes.csv", True)
     with pytest.raises(StorageError, match="cannot write"):
         check_out(tmp_path / "notes.csv" / "r", True)
+
+
+def test_what_comes_into_the_adapter_of_a_run_that_goes_on_is_moved_beside_it(tmp_path):
+    adapter = finished(tmp_path / "r") / "adapter"
+    ours = {path.name: path.read_bytes() for path in adapter.iterdir()}
+    make_room(adapter)
+    make_room(tmp_path / "r" / "none yet")
+    assert sorted(os.listdir(tmp_path / "r")) == ["adapter", "metrics.jsonl", "run.json"]
+    (adapter / ".DS_Store").write_text("mine")
+    (adapter / "deep").mkdir()
+    (adapter / "deep" / "file").write_text("mine")
+    with pytest.warns(Notice, match=r"\.DS_Store, deep came in while the run went on"):
+        make_room(adapter)
+    assert {path.name: path.read_bytes() for path in adapter.iterdir()} == ours
+    (beside,) = (tmp_path / "r").glob("minift-kept-*")
+    assert (beside / ".DS_Store").read_text() == (beside / "deep" / "file").read_text() == "mine"
 
 
 # ---- the lock ------------------------------------------------------------------------------------
