@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from minift.errors import ConfigError, FormatError, StorageError, one_line
+from minift.errors import ConfigError, FormatError, StorageError, notice, one_line
 
 try:
     import fcntl
@@ -37,6 +37,7 @@ Chunks = bytes | Iterable[bytes | memoryview]
 Check = Callable[[str], object]
 
 _TMP, _DEAD = ".minift-tmp-", ".minift-dead-"  # fixed length: the target's name may fill 255 bytes
+_HEX = frozenset("0123456789abcdef")  # the rest of such a name: 16 of them
 _PIECE = 8 << 20  # bytes handed to one write call
 _CREATE = os.O_CREAT | os.O_EXCL | os.O_WRONLY
 _SAFE = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
@@ -95,13 +96,15 @@ def write_folder(
     files: Mapping[str, Chunks],
     *,
     overwrite: bool = False,
+    ours: Check | None = None,
     then: Check | None = None,
 ) -> None:
     """Make `path` a folder of exactly these files, or leave what was there as it was.
 
     `then` is given the finished folder under its temporary name; what it raises undoes all.
-    An existing folder is replaced only with `overwrite`, and only if it holds nothing but plain
-    files: a run folder or a home directory given by mistake is refused, not deleted.
+    An existing folder is replaced only with `overwrite`, only if it holds nothing but plain files,
+    and only where `ours` lets it through: it raises for files that minift did not write. What comes
+    into the folder between that check and its end is kept, in a folder beside it.
     """
     target = _resolve(path)
     for name in files:
@@ -111,8 +114,11 @@ def write_folder(
         folder = _prepare(target, *(data for data in files.values() if isinstance(data, bytes)))
         recover(target)
         old = _status(target)
+        known = []
         if old is not None:
-            _check_replaceable(target, old, overwrite)
+            known = _replaceable(target, old, overwrite)
+            if ours is not None:
+                ours(target)
         tmp, fd = _temporary(folder, held, folder_wanted=True)
         try:
             for name, chunks in files.items():
@@ -131,7 +137,7 @@ def write_folder(
         done()
         _sync_folder(folder)
         if outdated is not None:
-            _remove(outdated)
+            _remove_known(outdated, known, target)
 
 
 def extend(path: str | os.PathLike[str], at: int, chunks: Chunks) -> None:
@@ -240,7 +246,7 @@ def recover(path: str | os.PathLike[str]) -> None:
     folder = os.path.dirname(target)
     with contextlib.suppress(OSError):
         for name in os.listdir(folder):
-            if name.startswith(_dead_prefix(target)):
+            if _made_from(_dead_prefix(target), name):
                 dead = os.path.join(folder, name)
                 with contextlib.ExitStack() as held:
                     if _lock(dead, held) is None:
@@ -349,16 +355,40 @@ def _status(path: str) -> os.stat_result | None:
         return None
 
 
-def _check_replaceable(target: str, old: os.stat_result, overwrite: bool) -> None:
+def _replaceable(target: str, old: os.stat_result, overwrite: bool) -> list[str]:
+    """The names in a folder that may be replaced, all of plain files."""
     shown = one_line(target, 200)
     if not stat.S_ISDIR(old.st_mode):
         raise ConfigError(f"{shown}: exists and is not a folder")
     if not overwrite:
         raise ConfigError(f"{shown}: exists; choose another name or ask to overwrite it")
-    for name in os.listdir(target):
+    found = sorted(os.listdir(target))
+    for name in found:
         if not stat.S_ISREG(os.lstat(os.path.join(target, name)).st_mode):
             inside = one_line(name)
             raise ConfigError(f"{shown}: holds {inside}, which is no plain file; not overwritten")
+    return found
+
+
+def probe(path: str | os.PathLike[str]) -> None:
+    """Find out whether `path` can be written, in the nearest folder that is there; nothing stays.
+
+    Raises StorageError for a disk that is full or read-only, a folder without permission, a file
+    in the way.
+    """
+    target = _resolve(path)
+    with _reported(target, kept="choose another place"):
+        folder = target if os.path.isdir(target) else os.path.dirname(target)
+        while not os.path.lexists(folder):
+            folder = os.path.dirname(folder)
+        name = os.path.join(folder, _TMP + secrets.token_hex(8))
+        fd = _io(os.open, name, _CREATE | _SAFE, 0o666)
+        try:
+            _write_all(fd, bytes(4096))
+            _io(os.fsync, fd)  # only then has a disk been asked for the room
+        finally:
+            os.close(fd)
+            _remove(name)
 
 
 def _prepare(target: str, *known: bytes) -> str:
@@ -384,7 +414,7 @@ def _clean(folder: str) -> None:
     if fcntl is None:
         return
     for name in os.listdir(folder):
-        if name.startswith(_TMP):
+        if _made_from(_TMP, name):
             stale = os.path.join(folder, name)
             with contextlib.ExitStack() as held, contextlib.suppress(OSError):
                 if _lock(stale, held) is not None:
@@ -485,16 +515,43 @@ def _find_exchange() -> Callable[[str, str], bool] | None:
 _exchange = _find_exchange()
 
 
+def _made_from(prefix: str, name: str) -> bool:
+    """Whether a temporary name is minift's own: the prefix, then 16 random digits."""
+    rest = name[len(prefix) :]
+    return name.startswith(prefix) and len(rest) == 16 and set(rest) <= _HEX
+
+
 def _remove(path: str) -> None:
-    """Delete a file or a folder tree that no longer counts; never follows a link, never raises."""
+    """Delete a temporary file, or a folder and the plain files that minift put there.
+
+    Never follows a link, never goes deeper, never raises: minift's folders have no folders inside.
+    """
     with contextlib.suppress(OSError):
         status = _status(path)
-        if status is not None and stat.S_ISDIR(status.st_mode):
-            for name in os.listdir(path):
-                _remove(os.path.join(path, name))
-            _io(os.rmdir, path)
-        elif status is not None:
+        if status is None:
+            return
+        if not stat.S_ISDIR(status.st_mode):
             _io(os.unlink, path)
+            return
+        inside = [os.path.join(path, name) for name in os.listdir(path)]
+        if all(stat.S_ISREG(os.lstat(name).st_mode) for name in inside):
+            for name in inside:
+                _io(os.unlink, name)
+            _io(os.rmdir, path)
+
+
+def _remove_known(outdated: str, known: list[str], target: str) -> None:
+    """Delete a replaced folder: the files that were checked. What else is in it by now is kept."""
+    with contextlib.suppress(OSError):
+        for name in known:
+            _io(os.unlink, os.path.join(outdated, name))
+        if not os.listdir(outdated):
+            _io(os.rmdir, outdated)
+            return
+        # Under its temporary name the next writer would take it for what a dead one left behind.
+        kept = os.path.join(os.path.dirname(target), f"minift-kept-{secrets.token_hex(8)}")
+        _io(os.rename, outdated, kept)
+        notice(target, f"what came into it while it was replaced is kept in {kept}")
 
 
 def _sync_folder(folder: str) -> None:

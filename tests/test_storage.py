@@ -16,13 +16,14 @@ from typing import Any
 import pytest
 
 from minift import storage
-from minift.errors import ConfigError, FormatError, StorageError
+from minift.errors import ConfigError, FormatError, Notice, StorageError
 from minift.storage import (
     append_line,
     extend,
     free_space,
     link,
     map_file,
+    probe,
     read_file,
     settle,
     write_file,
@@ -457,7 +458,70 @@ def test_cleaning_follows_no_link(tmp_path: Path) -> None:
     (work / ".minift-tmp-1111111111111111").symlink_to(tmp_path / "kept")
     write_file(work / "f", b"")
     assert content(tmp_path / "kept") == OLD
-    assert not stale.exists()
+    assert (stale / "inner" / "l").is_symlink()  # no writer of minift's makes a folder in a folder
+    assert len(temporary(work)) == 2
+
+
+def test_names_that_only_begin_like_temporary_ones_are_left_alone(tmp_path: Path) -> None:
+    for name in (".minift-tmp-notes", ".minift-tmp-", ".minift-tmp-0123456789abcdeg", "0" * 16):
+        (tmp_path / name).write_bytes(b"mine")
+    before = sorted(os.listdir(tmp_path))
+    write_file(tmp_path / "f", b"")
+    storage.recover(tmp_path / "f")
+    write_folder(tmp_path / "d", OLD)
+    assert sorted(os.listdir(tmp_path)) == sorted([*before, "d", "f"])
+
+
+def test_a_folder_is_replaced_only_where_the_caller_knows_its_files(tmp_path: Path) -> None:
+    def refuse(path: str) -> None:
+        assert path == str(tmp_path / "d")
+        raise ConfigError("not mine")
+
+    write_folder(tmp_path / "d", OLD)
+    with pytest.raises(ConfigError, match="not mine"):
+        write_folder(tmp_path / "d", NEW, overwrite=True, ours=refuse)
+    assert content(tmp_path / "d") == OLD
+    assert os.listdir(tmp_path) == ["d"]
+
+
+def test_what_comes_into_a_folder_while_it_is_replaced_is_kept(swap: str, tmp_path: Path) -> None:
+    def meanwhile(written: str) -> None:
+        (tmp_path / "d" / "notes.csv").write_bytes(b"mine")
+
+    write_folder(tmp_path / "d", OLD)
+    with pytest.warns(Notice, match="is kept in .*minift-kept-"):
+        write_folder(tmp_path / "d", NEW, overwrite=True, then=meanwhile)
+    assert content(tmp_path / "d") == NEW
+    (kept,) = tmp_path.glob("minift-kept-*")
+    assert content(kept) == {"notes.csv": b"mine"}
+    write_file(tmp_path / "f", b"")  # the next writer cleans up
+    assert content(kept) == {"notes.csv": b"mine"}
+
+
+def test_a_place_that_can_be_written_is_found_out_without_a_trace(tmp_path: Path) -> None:
+    probe(tmp_path / "a" / "b" / "c")
+    probe(tmp_path)
+    assert not os.listdir(tmp_path)
+    (tmp_path / "file").write_bytes(b"1")
+    (tmp_path / "loop").symlink_to("loop")
+    for path in ("file/x", "file/x/y", "loop/x"):
+        with pytest.raises(StorageError, match="cannot write"):
+            probe(tmp_path / path)
+    assert sorted(os.listdir(tmp_path)) == ["file", "loop"]
+
+
+@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EROFS, errno.EACCES])
+def test_a_full_disk_is_found_before_anything_is_written(
+    error: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for at in (1, 2, 3):
+        with monkeypatch.context() as patch:
+            calls = Calls(patch)
+            calls.fail_at, calls.error = at, error
+            with pytest.raises(StorageError) as caught:
+                probe(tmp_path / "x")
+        assert os.strerror(error) in str(caught.value)
+        assert not os.listdir(tmp_path)
 
 
 # ---- lines, space, reading -----------------------------------------------------------------------

@@ -38,6 +38,7 @@ TENSOR_LIMIT = 100_000
 RANK_LIMIT = 4  # the format's own
 TEXT_LIMIT = 16 << 20
 ALIGNMENT, ALIGNMENT_LIMIT = 32, 1 << 20
+MARK = {"minift.writer": "minift"}  # metadata of the files that minift writes, and so may replace
 
 U32, BOOL, TEXT, ARRAY = 4, 7, 8, 9
 SCALARS = {  # type number: struct format, which is also numpy's

@@ -21,6 +21,7 @@ from minift.checkpoints import gguf_write
 from minift.checkpoints.families import FAMILIES, config_from_gguf
 from minift.checkpoints.gguf_write import Value
 from minift.checkpoints.mapping import HOW, Layout, pairs, write_fields
+from minift.checkpoints.overwrite import check_file
 from minift.errors import ConfigError, one_line
 from minift.kernels.quantized.linear import dense_tensors
 from minift.model.config import ModelConfig
@@ -145,7 +146,7 @@ def write(
 
     `then` looks at the finished file before it gets its name.
     """
-    check_free(path, overwrite)
+    check_file(path, overwrite)
     tensors = weights(model)
     kinds = {name: gguf_write.stored_as(kind, tuple(t.shape)) for name, t in tensors.items()}
     for name in WIDER:
@@ -164,7 +165,7 @@ def write(
     if model.text_format is not None:
         texts = model.text_format.by(tokenizer).as_json()
         metadata[text_format.KEY] = json.dumps(texts, ensure_ascii=False)
-    gguf_write.write(path, metadata, tensors, kinds, then=then)
+    gguf_write.write(path, metadata, tensors, kinds, overwrite=overwrite, then=then)
 
 
 def ends_of(tokenizer: Tokenizer) -> dict[str, Value]:
@@ -174,8 +175,3 @@ def ends_of(tokenizer: Tokenizer) -> dict[str, Value]:
         return {}
     closing = chat.closing_token(tokenizer)
     return {"tokenizer.ggml.eot_token_id": closing if closing in others else others[0]}
-
-
-def check_free(path: str | os.PathLike[str], overwrite: bool) -> None:
-    if os.path.lexists(path) and not overwrite:
-        raise ConfigError(f"{one_line(os.fspath(path), 200)}: exists; choose another, or overwrite")

@@ -24,6 +24,7 @@ from minift.checkpoints.gguf import (
     ARRAY,
     BOOL,
     HEADER_LIMIT,
+    MARK,
     NUMBERS,
     PLAIN,
     RANK_LIMIT,
@@ -33,6 +34,7 @@ from minift.checkpoints.gguf import (
     TEXT_LIMIT,
     U32,
 )
+from minift.checkpoints.overwrite import check_file
 from minift.checkpoints.safetensors import name_problem
 from minift.errors import ConfigError, one_line
 from minift.kernels.quantized.quantize import PACK, quantize
@@ -103,12 +105,23 @@ def write(
     tensors: Mapping[str, Tensor],
     kinds: Mapping[str, str],
     *,
+    overwrite: bool = False,
     then: Check | None = None,
 ) -> None:
-    """Write a file, whole and let through by `then`, or not at all."""
-    chunks = encode(metadata, tensors, kinds)
+    """Write a file, whole and let through by `then`, or not at all.
+
+    One that is there is replaced only with `overwrite`, and only if minift wrote it.
+    """
+
+    def free(written: str) -> None:
+        if then is not None:
+            then(written)
+        check_file(path, overwrite)  # again: a file may have come meanwhile
+
+    check_file(path, overwrite)
+    chunks = encode(dict(metadata) | MARK, tensors, kinds)
     free_space(path, sum(size_of(kinds[name], tuple(t.shape)) for name, t in tensors.items()))
-    write_file(path, chunks, then=then)
+    write_file(path, chunks, then=free)
 
 
 def size_of(kind: str, shape: tuple[int, ...]) -> int:

@@ -37,6 +37,7 @@ RANK_LIMIT = 8
 NAME_LIMIT = 512  # bytes
 TEXT_LIMIT = 16 << 20  # bytes of a metadata value
 METADATA = "__metadata__"
+MARK = {"writer": "minift"}  # metadata of the files that minift writes, and so may replace
 FIELDS = ("dtype", "shape", "data_offsets")
 CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
@@ -265,7 +266,10 @@ def write(
     tensors: Mapping[str, Tensor],
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Write a file, whole or not at all. The same tensors and metadata give the same bytes."""
+    """Write a file, whole or not at all. The same tensors and metadata give the same bytes.
+
+    Whoever calls has looked at what is there (overwrite.py).
+    """
     chunks = encode(tensors, metadata)
     free_space(path, sum(tensor.numel() * tensor.dtype.itemsize for tensor in tensors.values()))
     write_file(path, chunks)

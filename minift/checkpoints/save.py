@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterable, Mapping
 
 import torch
@@ -14,6 +15,7 @@ from minift.checkpoints.config_json import config_to_json
 from minift.checkpoints.families import FAMILIES
 from minift.checkpoints.finite import check_finite
 from minift.checkpoints.mapping import HOW, fill, pairs
+from minift.checkpoints.overwrite import MODEL, own_files
 from minift.errors import ConfigError
 from minift.kernels.quantized.linear import dense_tensors
 from minift.model.transformer import Transformer
@@ -59,7 +61,12 @@ def save(
     if model.text_format is not None:
         texts = model.text_format.by(tokenizer).as_json()
         files[text_format.FILE] = as_json({"texts": texts})
-    write_folder(path, files, overwrite=overwrite, then=then)
+    write_folder(path, files, overwrite=overwrite, ours=own_files(MODEL), then=then)
+
+
+def target_names(path: str | os.PathLike[str]) -> re.Pattern[str] | None:
+    """The names that `save` may find in the folder `path`; None where it writes a file."""
+    return None if os.fspath(path).endswith(".gguf") else MODEL
 
 
 def folder_files(
@@ -83,7 +90,7 @@ def folder_files(
     return {
         "config.json": as_json(dict(roles) | config),
         "generation_config.json": as_json(dict(roles)),
-        "model.safetensors": safetensors.encode(tensors, {"format": "pt"}),
+        "model.safetensors": safetensors.encode(tensors, {"format": "pt"} | safetensors.MARK),
     }
 
 

@@ -20,7 +20,7 @@ from minift.cli.models import (
 from minift.cli.options import Parsed
 from minift.cli.run_file import data_in
 from minift.cli.screen import Screen, names
-from minift.cli.train import sides, train_shown
+from minift.cli.train import in_run_folder, sides, train_shown
 from minift.data.read import Records, open_records, unescape_template
 from minift.data.split import Rows
 from minift.errors import ConfigError, escaped, one_line
@@ -32,9 +32,10 @@ from minift.runtime import device_of
 from minift.tokenizers.interface import Tokenizer
 from minift.train.classification import LABEL, TEXT, Classification, class_accuracy
 from minift.train.evaluate import Accuracy
-from minift.train.loop import TrainConfig, check_out
+from minift.train.loop import TrainConfig
 
 
+@in_run_folder
 def classify(parsed: Parsed, screen: Screen) -> int:
     name, _, out = parsed.need("model"), parsed.need("data"), parsed.need("out")
     config, method = parsed.config(TrainConfig), chosen(parsed)  # refused before any work
@@ -43,7 +44,6 @@ def classify(parsed: Parsed, screen: Screen) -> int:
     if method is None and not labels:
         raise ConfigError(f"{adapter} is no classifier: minift sft goes on from it")
     labels = labels or parsed.need("labels")
-    check_out(out, parsed.flag("overwrite"))
     base = base_kind(parsed.flag("base"), stored(adapter) if adapter is not None else None)
     train, held = sides(parsed, partial(read, parsed, labels, before_run), config.seed)
     device = device_of(parsed.flag("device"))

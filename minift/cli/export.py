@@ -13,14 +13,17 @@ from minift.errors import ConfigError
 def export(parsed: Parsed, screen: Screen) -> int:
     from minift.checkpoints.labels import with_labels
     from minift.checkpoints.open import load
+    from minift.checkpoints.overwrite import check_target
+    from minift.checkpoints.save import target_names
     from minift.cli.models import base_kind
     from minift.peft.export import export as write
     from minift.peft.files import CONFIG, load_adapter, stored
+    from minift.peft.stored import METRICS
 
     place, out, to = Path(parsed.words[0]), parsed.need("out"), parsed.flag("to")
-    if os.path.exists(out) and not parsed.flag("overwrite"):
-        raise ConfigError(f"out: {out} exists; choose another, or --overwrite")
-    if any(os.path.exists(folder / CONFIG) for folder in (place, place / "adapter")):
+    check_target(out, parsed.flag("overwrite"), target_names(out) if to == "hf" else None)
+    files = (place / CONFIG, place / "adapter" / CONFIG, place / METRICS)
+    if any(map(os.path.exists, files)):
         adapter = stored(place)
         if adapter.classifies and to != "hf":
             raise ConfigError(

@@ -50,7 +50,8 @@ def info(parsed: Parsed, screen: Screen) -> int:
     name = parsed.words[0]
     folder = Path(name)
     # os.path.exists: pathlib's raises for a name that is too long.
-    if any(os.path.exists(folder / file) for file in ("run.json", "adapter_config.json")):
+    files = ("run.json", "metrics.jsonl", "adapter_config.json")
+    if any(os.path.exists(folder / file) for file in files):
         return adapter_info(folder, screen)
     from minift.checkpoints.open import survey
 
@@ -129,7 +130,8 @@ def merge(parsed: Parsed, screen: Screen) -> int:
 
     from minift.checkpoints.labels import with_labels
     from minift.checkpoints.open import load
-    from minift.checkpoints.save import save
+    from minift.checkpoints.overwrite import check_target
+    from minift.checkpoints.save import save, target_names
     from minift.cli.models import base_dtype, base_kind
     from minift.peft.export import COMPARED, PROBES
     from minift.peft.files import load_adapter, stored
@@ -143,8 +145,7 @@ def merge(parsed: Parsed, screen: Screen) -> int:
         raise ConfigError(
             f"{adapter.folder} does not say which model it was trained on: add --model"
         )
-    if os.path.exists(out) and not parsed.flag("overwrite"):
-        raise ConfigError(f"out: {out} exists; choose another, or --overwrite")
+    check_target(out, parsed.flag("overwrite"), target_names(out))
     base = base_kind(parsed.flag("base"), adapter)
     model, tokenizer = load(name, dtype=base_dtype(parsed.flag("dtype")), base=base)
     if adapter.labels:

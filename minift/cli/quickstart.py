@@ -15,7 +15,7 @@ from minift.cli.evaluate import measure
 from minift.cli.models import base_dtype, headline
 from minift.cli.options import Parsed
 from minift.cli.screen import Screen, duration, megabytes
-from minift.cli.train import show_example, train_shown
+from minift.cli.train import in_run_folder, show_example, train_shown
 from minift.data.split import Rows, published_reviews
 from minift.errors import ConfigError, one_line
 from minift.generation.decode import generate
@@ -26,7 +26,7 @@ from minift.peft.methods import attach
 from minift.runtime import device_of
 from minift.tokenizers.interface import Tokenizer
 from minift.train.evaluate import gold_of
-from minift.train.loop import TrainConfig, check_out
+from minift.train.loop import TrainConfig
 from minift.train.objectives import SFT
 
 MODEL, DATA = "smollm2-135m-instruct", "movie-reviews"
@@ -36,6 +36,7 @@ WRITTEN = 12  # tokens of each example's text
 RECIPE = TrainConfig(steps=200, batch=8, lr=2e-3, warmup=0.1)
 
 
+@in_run_folder
 def quickstart(parsed: Parsed, screen: Screen) -> int:
     source, out = parsed.flag("source"), parsed.flag("out")
     if source not in SOURCES:
@@ -47,7 +48,6 @@ def quickstart(parsed: Parsed, screen: Screen) -> int:
         threads=parsed.flag("threads"),
         kernels=parsed.flag("kernels"),
     )
-    check_out(out, parsed.flag("overwrite"))
     screen.say(headline(config.threads))
     screen.say()
     fetched = fetch(screen)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
 
 import torch
@@ -25,19 +27,38 @@ from minift.peft.places import linears
 from minift.runtime import device_of, peak_memory, rates
 from minift.tokenizers.interface import Tokenizer
 from minift.train.classification import Classification
-from minift.train.loop import Progress, Run, TrainConfig, check_out, fit
+from minift.train.loop import Progress, Run, TrainConfig, fit
 from minift.train.objectives import SFT, Objective
+from minift.train.run_folder import claimed
 
 # What a step takes beside its products, on a machine of RATE GFLOP/s in float32: seconds a linear,
 # and seconds a number that a linear reads or writes (benchmarks/LOG.md, "Short rows").
 CALLS, NUMBERS, RATE = 0.7e-3, 1.5e-9, 457
 
 
+def in_run_folder(command: Callable[[Parsed, Screen], int]) -> Callable[[Parsed, Screen], int]:
+    """A command whose --out is its own from before anything is loaded until it ends."""
+
+    @wraps(command)
+    def run(parsed: Parsed, screen: Screen) -> int:
+        out, adapter = parsed.values.get("out"), parsed.values.get("adapter")
+        if out is None:
+            return command(parsed, screen)  # which says that it is missing
+        if adapter is not None and os.path.realpath(out) in (
+            os.path.realpath(place) for place in (adapter, Path(adapter).parent)
+        ):
+            raise ConfigError(f"out: {out} is where --adapter comes from; choose another")
+        with claimed(out, parsed.flag("overwrite")):
+            return command(parsed, screen)
+
+    return run
+
+
+@in_run_folder
 def sft(parsed: Parsed, screen: Screen) -> int:
     name, _, out = parsed.need("model"), parsed.need("data"), parsed.need("out")
     config = parsed.config(TrainConfig)  # refused before any work
     method = chosen(parsed)
-    check_out(out, parsed.flag("overwrite"))
     adapter = parsed.flag("adapter")
     base = base_kind(parsed.flag("base"), stored(adapter) if adapter is not None else None)
     train, held = sides(parsed, lambda path: read(parsed, path), config.seed)

@@ -248,6 +248,7 @@ VERBS = {
         (
             Flag("against", str, None, "a second checkpoint, or a file of --out", common=True),
             Flag("out", str, None, "keep every layer's output, as .safetensors", common=True),
+            OVERWRITE,
             THREADS,
         ),
         positional="model",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from minift.checkpoints.open import load_model, survey
+from minift.checkpoints.overwrite import check_target
 from minift.cli.files import described
 from minift.cli.options import Parsed
 from minift.cli.screen import Screen
@@ -13,13 +14,15 @@ from minift.study import verify as study
 
 def verify(parsed: Parsed, screen: Screen) -> int:
     name, against, out = parsed.words[0], parsed.flag("against"), parsed.flag("out")
+    if out is not None:
+        check_target(out, parsed.flag("overwrite"), None)
     screen.say(described(survey(name)))
     model = load_model(name)
     with tuned(parsed.flag("threads"), model.embed.weight.device):
         there = study.other_trace(against) if against is not None else None
         found = study.verify(model, there)
         if out is not None:
-            study.save_trace(model, out)
+            study.save_trace(model, out, overwrite=parsed.flag("overwrite"))
     if found.not_finite:
         first = ", ".join(found.not_finite[:3])
         text = f"not finite   {len(found.not_finite)} of its tensors and layers: {first}"

@@ -232,14 +232,14 @@ def adapter_files(model: Transformer, name: str) -> dict[str, Any]:
     }
     files: dict[str, Any] = {
         CONFIG: as_json(about | {"name": name, "config": write(config)}),
-        TENSORS[0]: safetensors.encode(tensors, {"format": "pt"}),
+        TENSORS[0]: safetensors.encode(tensors, {"format": "pt"} | safetensors.MARK),
     }
     own = {key: plain(p) for key, p in head.tensors(model, name).items()}
     if own:
         labels = {label: i for i, label in enumerate(model.config.labels)}
         about |= {"name": None, "config": None, "num_labels": len(labels), "label2id": labels}
         files[HEAD_CONFIG] = as_json(about)
-        files[HEAD[0]] = safetensors.encode(own, {"format": "pt"})
+        files[HEAD[0]] = safetensors.encode(own, {"format": "pt"} | safetensors.MARK)
     return files
 
 

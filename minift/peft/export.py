@@ -26,7 +26,8 @@ from torch import Tensor
 from minift.checkpoints import gguf_model, gguf_write
 from minift.checkpoints.finite import check_finite, is_finite
 from minift.checkpoints.open import load
-from minift.checkpoints.save import save
+from minift.checkpoints.overwrite import check_target
+from minift.checkpoints.save import save, target_names
 from minift.errors import ConfigError
 from minift.generation.decode import decode
 from minift.model.transformer import Transformer
@@ -88,6 +89,8 @@ def export(
     kind = dtype or DEFAULTS[to]
     if kind is not None and kind not in KINDS[to]:
         raise ConfigError(f'dtype: found "{kind}", allowed {", ".join(KINDS[to])} for {to}')
+    names = target_names(path) if to == "hf" else None
+    check_target(path, overwrite, names)  # before anything is computed
     alone = to == "gguf-lora" or active(model) is None
     plain = model if alone else merge(model)
     check_finite("export", plain.named_parameters())

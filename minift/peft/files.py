@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from minift.checkpoints import safetensors
 from minift.checkpoints.download import peft_name
 from minift.checkpoints.open import TensorFile
+from minift.checkpoints.overwrite import ADAPTER, own_files
 from minift.checkpoints.save import as_json
 from minift.checkpoints.tokenizers import template_in, text_format_in
 from minift.errors import ConfigError, FormatError, notice
@@ -85,7 +86,7 @@ def save_adapter(
         facts["base"] = model.source
     if facts:
         files[text_format.FILE] = as_json(facts)
-    write_folder(path, files, overwrite=overwrite)
+    write_folder(path, files, overwrite=overwrite, ours=own_files(ADAPTER))
 
 
 def adapter_files(model: Transformer, name: str) -> dict[str, Any]:
@@ -114,7 +115,7 @@ def adapter_files(model: Transformer, name: str) -> dict[str, Any]:
     } | own_weights.options(model, name, head.modules(model, name))
     if not hasattr(config, "rank"):
         del data["bias"]  # an option of LoRA's
-    metadata = {"format": "pt"}
+    metadata = {"format": "pt"} | safetensors.MARK
     if model.config.head == "label":
         metadata[LABELS] = json.dumps(list(model.config.labels), ensure_ascii=False)
     files: dict[str, Any] = {
@@ -123,8 +124,8 @@ def adapter_files(model: Transformer, name: str) -> dict[str, Any]:
     }
     state = training_state(model, name)
     if state:
-        metadata = {"method": type(config).__name__, "config": json.dumps(asdict(config))}  # type: ignore[call-overload]
-        files[STATE] = safetensors.encode(dict(sorted(state.items())), metadata)
+        facts = {"method": type(config).__name__, "config": json.dumps(asdict(config))}  # type: ignore[call-overload]
+        files[STATE] = safetensors.encode(dict(sorted(state.items())), facts | safetensors.MARK)
     return files
 
 

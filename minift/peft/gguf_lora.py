@@ -16,8 +16,9 @@ from pathlib import Path
 from torch import Tensor
 
 from minift.checkpoints import gguf, gguf_write
-from minift.checkpoints.gguf_model import check_free, facts, linears
+from minift.checkpoints.gguf_model import facts, linears
 from minift.checkpoints.gguf_write import Value
+from minift.checkpoints.overwrite import check_file
 from minift.errors import ConfigError
 from minift.model.transformer import Transformer
 from minift.peft import lora
@@ -55,7 +56,7 @@ def write(
     """Write the attached LoRA, whole or not at all; `then` looks at it before it gets its name."""
     if kind not in KINDS:
         raise ConfigError(f'dtype: found "{kind}", allowed {", ".join(KINDS)} for gguf-lora')
-    check_free(path, overwrite)
+    check_file(path, overwrite)
     found, places = attached(model), linears(model.config)
     alphas = {change.scale * change.factors()[0].shape[0] for change in found.values()}
     if len(alphas) > 1:
@@ -73,7 +74,8 @@ def write(
         A, B = change.factors()
         tensors[f"{place.name}.lora_a"] = A.detach()
         tensors[f"{place.name}.lora_b"] = place.to_file(B.detach())
-    gguf_write.write(path, metadata, tensors, dict.fromkeys(tensors, kind), then=then)
+    kinds = dict.fromkeys(tensors, kind)
+    gguf_write.write(path, metadata, tensors, kinds, overwrite=overwrite, then=then)
 
 
 def read_back(model: Transformer, path: str | os.PathLike[str]) -> dict[str, tuple[Tensor, Tensor]]:

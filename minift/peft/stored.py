@@ -20,6 +20,7 @@ from minift.peft.names import in_short
 from minift.peft.spelling import Spelling
 from minift.tokenizers import text_format
 
+METRICS = "metrics.jsonl"  # of a run, from its first step on
 TENSORS = "adapter_model.safetensors"
 OLDER_TENSORS = "adapter_model.bin"  # PEFT's until 0.6, and later on demand
 FORMATS: dict[str, Format | Whole] = {
@@ -40,6 +41,8 @@ def adapter_folder(path: str | os.PathLike[str]) -> Path:
     for candidate in (folder, folder / "adapter"):
         if os.path.exists(candidate / CONFIG):  # pathlib's raises for a name that is too long
             return candidate
+    if os.path.exists(folder / METRICS):
+        raise ConfigError(f'"{one_line(str(folder), 200)}": unfinished run, no adapter saved')
     if os.path.exists(folder):
         raise ConfigError(f'"{folder}" holds no adapter: neither it nor its adapter/ has {CONFIG}')
     text = one_line(str(path), 200)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from minift.checkpoints import safetensors
 from minift.checkpoints.open import load_model
+from minift.checkpoints.overwrite import check_file
 from minift.errors import ConfigError, FormatError, one_line
 from minift.model.transformer import Transformer
 
@@ -112,9 +113,12 @@ def relative(one: Tensor, other: Tensor) -> float:
     return difference if size == 0 else difference / size
 
 
-def save_trace(model: Transformer, path: str | os.PathLike[str]) -> None:
+def save_trace(
+    model: Transformer, path: str | os.PathLike[str], *, overwrite: bool = False
+) -> None:
     """Keep a model's trace as a safetensors file, to compare other checkpoints with."""
-    safetensors.write(path, trace(model), {TRACE_OF: model.source})
+    check_file(path, overwrite)
+    safetensors.write(path, trace(model), {TRACE_OF: model.source} | safetensors.MARK)
 
 
 def other_trace(name: str | os.PathLike[str]) -> dict[str, Tensor]:

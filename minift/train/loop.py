@@ -40,6 +40,7 @@ from minift.tokenizers.text_format import TextFormat
 from minift.train.evaluate import held_out_loss
 from minift.train.objectives import Counted, Objective
 from minift.train.optimizer import SCHEDULES, AdamW, learning_rate
+from minift.train.run_folder import claimed, clear, make_room
 
 ORDERS = ("auto", "random", "length")
 GRAPHS = ("off", "on")
@@ -225,8 +226,21 @@ def fit(
     ConfigError where nothing is trainable or `out` holds a run, FormatError where a weight is NaN
     or infinite before the first step, Diverged after three steps in a row
     whose loss or gradient was not finite. With `graph` on, all of that is a step late, since a step
-    is read when the next one is under way; evaluation and the end are not.
+    is read when the next one is under way; evaluation and the end are not. No other run writes
+    `out` until this one ends.
     """
+    with nullcontext() if out is None else claimed(out, overwrite) as folder:
+        return train(model, objective, config, folder, watch)
+
+
+def train(
+    model: Transformer,
+    objective: Objective,
+    config: TrainConfig,
+    out: Path | None,
+    watch: Callable[[Progress], object],
+) -> Run:
+    """`fit`, in a folder that is ours."""
     parameters = trainable(model)
     if not parameters:
         raise ConfigError("fit: nothing is trainable; attach a method first")
@@ -240,9 +254,9 @@ def fit(
 
         captured.check(model, objective, parameters)
     if out is not None:  # now, not after hours of training
-        check_out(out, overwrite)
         free_space(out, 2 * sum(p.numel() * p.element_size() for p in parameters.values()))
-    run = Run(config, steps, out=None if out is None else claim(out, overwrite))
+        clear(out)
+    run = Run(config, steps, out=out)
     remember_texts(model, objective)
     optimizer = AdamW(
         parameters,
@@ -310,6 +324,7 @@ def fit(
                 restore(parameters, best)
             if run.out is not None:
                 if active(model) is not None:
+                    make_room(run.out / "adapter")
                     save_adapter(model, run.out / "adapter", overwrite=True)
                 facts = {
                     "data": objective.summary(),
@@ -416,29 +431,6 @@ def due(config: TrainConfig, step: int, last: bool) -> bool:
 def restore(parameters: dict[str, nn.Parameter], best: dict[str, Tensor]) -> None:
     for name, parameter in parameters.items():
         parameter.copy_(best[name])
-
-
-def check_out(out: str | os.PathLike[str], overwrite: bool) -> Path:
-    """The run's folder, not made yet; one that holds a run is refused unless `overwrite`."""
-    path = Path(out)
-    there = os.path.exists(path)  # pathlib's raises for a name that is too long
-    if there and not path.is_dir():
-        raise ConfigError(f"out: {path} is a file, allowed a folder")
-    if there and any(path.iterdir()) and not overwrite:
-        raise ConfigError(f"out: {path} holds a run already; choose another, or --overwrite")
-    return path
-
-
-def claim(out: str | os.PathLike[str], overwrite: bool) -> Path:
-    """The run's folder, made and empty of an older run's records."""
-    path = check_out(out, overwrite)
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        for name in ("metrics.jsonl", "run.json"):
-            (path / name).unlink(missing_ok=True)
-    except OSError as error:
-        raise ConfigError(f"out: {path} cannot be written: {error.strerror}") from None
-    return path
 
 
 @contextmanager

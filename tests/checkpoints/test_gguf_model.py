@@ -101,6 +101,7 @@ def test_what_the_file_says(tiny_tokenizer, tmp_path):
         "llama.rope.dimension_count": 8,
         "general.file_type": 1,
         "general.quantization_version": 2,
+        "minift.writer": "minift",
     }
     assert len(found["tokenizer.ggml.tokens"]) == 701
     assert found["tokenizer.ggml.model"] == "gpt2"
@@ -151,11 +152,27 @@ def test_the_same_model_gives_the_same_bytes(tiny_tokenizer, tmp_path):
 def test_what_stands_there_is_kept_unless_told(tiny_tokenizer, tmp_path):
     path = tmp_path / "a.gguf"
     path.write_text("mine")
-    with pytest.raises(ConfigError, match="exists; choose another"):
-        write(small(tiny_tokenizer), tiny_tokenizer, path, "F32")
+    for overwrite in (False, True):
+        with pytest.raises(ConfigError, match="minift did not write it; choose another"):
+            write(small(tiny_tokenizer), tiny_tokenizer, path, "F32", overwrite=overwrite)
     assert path.read_text() == "mine"
-    write(small(tiny_tokenizer), tiny_tokenizer, path, "F32", overwrite=True)
-    assert path.read_bytes()[:4] == b"GGUF"
+    path.unlink()
+    write(small(tiny_tokenizer), tiny_tokenizer, path, "F32")
+    wide = path.stat().st_size
+    with pytest.raises(ConfigError, match="exists; choose another, or --overwrite"):
+        write(small(tiny_tokenizer), tiny_tokenizer, path, "F16")
+    assert path.stat().st_size == wide
+    write(small(tiny_tokenizer), tiny_tokenizer, path, "F16", overwrite=True)
+    assert path.stat().st_size < wide
+
+
+def test_a_file_that_comes_while_ours_is_written_is_kept(tiny_tokenizer, tmp_path):
+    path = tmp_path / "a.gguf"
+    with pytest.raises(ConfigError, match="minift did not write it"):
+        write(small(tiny_tokenizer), tiny_tokenizer, path, "F32", overwrite=True,
+              then=lambda written: path.write_text("mine"))  # fmt: skip
+    assert path.read_text() == "mine"
+    assert list(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.parametrize(

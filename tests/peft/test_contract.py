@@ -304,7 +304,7 @@ def test_packed_rows_are_the_separate_ones(case, kernels, monkeypatch):
 
 
 class Ordered(TorchDispatchMode):
-    """Refuses sums whose order is that of the threads: on a CPU torch adds to one place of a float32
+    """Refuses sums in the order of the threads: on a CPU torch adds to one place of a float32
     tensor from several of them, where an index that is a tensor names the place more than once."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):

@@ -11,7 +11,7 @@ from minift.checkpoints.open import load
 from minift.errors import ConfigError
 from minift.model.config import ModelConfig
 from minift.model.transformer import Transformer
-from minift.peft.export import NEW_TOKENS, answers, export, probes
+from minift.peft.export import NEW_TOKENS, answers, export, parts, probes
 from minift.peft.lora import LoRA
 from minift.peft.merge import apart, merge
 from minift.peft.methods import attach
@@ -172,19 +172,17 @@ def test_a_check_that_fails_leaves_nothing_behind(
             raise ConfigError("the second reading")
         return answers(model, prompts)
 
-    path, old = tmp_path / "x", "what was there"
-    if there and to == "hf":
-        path.mkdir()
-        (path / "config.json").write_text(old)
-    elif there:
-        path.write_text(old)
+    path, old = tmp_path / "x", {}
+    if there:
+        export(adapted, tiny_tokenizer, path, to=to)
+        old = {part.name: part.read_bytes() for part in parts(path)}
     monkeypatch.setattr("minift.peft.export.answers", once)
     with pytest.raises(ConfigError, match="the second reading"):
         export(adapted, tiny_tokenizer, path, to=to, overwrite=there)
     assert len(calls) == 2
     assert [p.name for p in tmp_path.iterdir()] == (["x"] if there else [])
     if there:
-        assert (path / "config.json" if to == "hf" else path).read_text() == old
+        assert {part.name: part.read_bytes() for part in parts(path)} == old
 
 
 @pytest.mark.parametrize("to", ["hf", "gguf", "gguf-lora"])

@@ -62,6 +62,7 @@ def test_what_the_file_says(tmp_path):
         "general.base_model.0.name": "llama",
         "adapter.type": "lora",
         "adapter.lora.alpha": 16.0,
+        "minift.writer": "minift",
     }
     assert sorted(file.tensors) == sorted(
         f"blk.{i}.attn_{name}.weight.lora_{part}"

@@ -1,0 +1,223 @@
+"""A run's folder: whether it may be written, whose it is while a run goes on, what gives way.
+
+    run.json, metrics.jsonl, adapter/    of a run; replaced if told, and only if minift wrote them
+    .minift-run                          the lock of a run that is going on, gone when it ends
+
+Whatever else is in the folder stays there. The system gives a lock back when its process ends,
+however that was, so a dead run's holds nobody up.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import secrets
+import stat
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from minift.checkpoints import strict_json
+from minift.checkpoints.overwrite import ADAPTER, check_files, foreign, names_in
+from minift.errors import ConfigError, FormatError, StorageError, notice, one_line
+from minift.storage import probe
+
+try:
+    import fcntl
+except ImportError:  # Windows: no such locks
+    fcntl = None  # type: ignore[assignment]
+
+RUN, METRICS, ADAPTER_FOLDER, LOCK = "run.json", "metrics.jsonl", "adapter", ".minift-run"
+_held: dict[str, int] = {}  # folders that this process holds -> the thread that does
+
+
+def check_out(out: str | os.PathLike[str], overwrite: bool) -> Path:
+    """The run's folder, not made yet.
+
+    Raises ConfigError where a run or anything else is in it, unless `overwrite`, and where a file
+    by minift's names is somebody else's; StorageError where the folder cannot be written.
+    """
+    path = Path(out)
+    shown = one_line(str(path), 200)
+    if os.path.lexists(path) and not os.path.isdir(path):  # pathlib's raises for a long name
+        raise ConfigError(f"out: {shown} is a file, allowed a folder")
+    found = set(names_in(path)) if os.path.isdir(path) else set()
+    own = [name for name in (RUN, METRICS, ADAPTER_FOLDER) if name in found]
+    for name in own:
+        check_own(path, name)
+    if own and not overwrite:
+        raise ConfigError(f"out: {shown} holds a run already; choose another, or --overwrite")
+    others = sorted(found - {*own, LOCK})
+    if others and not overwrite:
+        raise ConfigError(
+            f"out: {shown} holds {one_line(others[0])}, which minift did not write; choose another "
+            "--out, or --overwrite to put the run beside it"
+        )
+    probe(path)
+    return path
+
+
+def check_own(folder: Path, name: str) -> None:
+    """Raise ConfigError unless `name`, which is in the folder, is what a run of minift left."""
+    place = folder / name
+    mode = os.lstat(place).st_mode
+    if name == ADAPTER_FOLDER and stat.S_ISDIR(mode):
+        check_files(place, ADAPTER)
+        return
+    if name == ADAPTER_FOLDER or not stat.S_ISREG(mode) or not is_record(place):
+        raise not_ours(folder, name)
+
+
+def not_ours(folder: Path, name: str) -> ConfigError:
+    return ConfigError(
+        f"out: {one_line(str(folder), 200)} holds {name}, which minift did not write; "
+        "choose another --out"
+    )
+
+
+def is_record(path: Path) -> bool:
+    """Whether a file is a run.json or a metrics.jsonl of minift's, by what is in it."""
+    if path.name == RUN:
+        try:
+            versions = strict_json.read(path).get("versions")
+        except FormatError:
+            return False
+        return isinstance(versions, dict) and "minift" in versions
+    try:
+        with open(path, "rb") as file:
+            line = file.readline(10_000)
+    except OSError:  # not ours to read
+        return False
+    try:
+        first = json.loads(line) if line else {"step": 0, "steps": 0, "loss": 0}
+    except (ValueError, RecursionError):
+        return not line.endswith(b"\n") and line.startswith(b'{"step": ')  # torn
+    return isinstance(first, dict) and {"step", "steps", "loss"} <= first.keys()
+
+
+@contextmanager
+def claimed(out: str | os.PathLike[str], overwrite: bool) -> Iterator[Path]:
+    """The run's folder, made, and nobody else's until the end; what is in it stays as it is.
+
+    Raises ConfigError where another run has it, in this process or in another, and as `check_out`
+    does. The thread that has it may claim it again. A folder that is empty at the end, and was not
+    there before, is gone.
+    """
+    path, key, me = Path(out), os.path.realpath(out), threading.get_ident()
+    if _held.get(key) == me:
+        yield check_out(path, overwrite)
+        return
+    if key in _held:
+        raise busy(path, os.getpid())
+    with contextlib.ExitStack() as undo:
+        if os.path.lexists(path):
+            lock(path, undo)  # first: a run that is going on is what there is to say
+            check_out(path, overwrite)
+        else:
+            check_out(path, overwrite)
+            make(path, undo)
+            lock(path, undo)
+        _held[key] = me
+        undo.callback(_held.pop, key)
+        yield path
+
+
+def make(path: Path, undo: contextlib.ExitStack) -> None:
+    """Make the folder and those above it; at the end, the ones that are empty go again."""
+    missing = [path, *path.parents]
+    missing = missing[: [os.path.isdir(folder) for folder in missing].index(True)]
+    for folder in reversed(missing):
+        try:
+            os.mkdir(folder)
+        except FileExistsError:  # another run made it a moment ago
+            continue
+        except OSError as error:
+            raise ConfigError(f"out: {path} cannot be written: {error.strerror}") from None
+        undo.callback(_remove_if_empty, folder)
+
+
+def _remove_if_empty(folder: Path) -> None:
+    with contextlib.suppress(OSError):
+        os.rmdir(folder)
+
+
+def lock(path: Path, undo: contextlib.ExitStack) -> None:
+    """Hold the folder's lock until the end, with this process's id in it, and remove it then."""
+    if fcntl is None or not os.path.isdir(path):
+        return
+    place = path / LOCK
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+    while True:
+        try:
+            fd = os.open(place, flags, 0o666)
+        except OSError as error:
+            raise ConfigError(f"out: {path} cannot be written: {error.strerror}") from None
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            text = os.pread(fd, 20, 0).decode(errors="replace").strip()
+            os.close(fd)
+            raise busy(path, text) from None
+        except OSError:
+            pass  # a file system without locks
+        with contextlib.suppress(FileNotFoundError):
+            if os.fstat(fd).st_ino == os.stat(place).st_ino:
+                break
+        os.close(fd)  # the run before removed it between our two calls
+    undo.callback(os.close, fd)
+    if not re.fullmatch(rb"[0-9]*\n?", os.pread(fd, 30, 0)):
+        raise not_ours(path, LOCK)
+    undo.callback(_unlink, place)
+    os.ftruncate(fd, 0)
+    os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+
+
+def _unlink(place: Path) -> None:
+    with contextlib.suppress(OSError):
+        os.unlink(place)
+
+
+def busy(path: Path, process: object) -> ConfigError:
+    return ConfigError(
+        f"out: another run writes {one_line(str(path), 200)}, process {process}; "
+        "wait for it, or choose another --out"
+    )
+
+
+def make_room(adapter: Path) -> None:
+    """Move what came into the adapter's folder while its run goes on into a folder beside it.
+
+    A file browser or a person may put something there; it must neither be lost nor cost the run.
+    """
+    if not os.path.isdir(adapter):
+        return
+    beside = adapter.parent / f"minift-kept-{secrets.token_hex(8)}"
+    moved = []
+    try:
+        while (name := foreign(adapter, ADAPTER)) is not None:
+            beside.mkdir(exist_ok=True)
+            os.rename(adapter / name, beside / name)
+            moved.append(name)
+    except OSError as error:
+        raise StorageError(adapter, f"cannot write: {error.strerror}", error.errno) from None
+    if moved:
+        notice(adapter, f"{', '.join(moved)} came in while the run went on, and is in {beside} now")
+
+
+def clear(path: Path) -> None:
+    """Remove an older run's records and adapter, all of which `check_out` has let through."""
+    adapter = path / ADAPTER_FOLDER
+    try:
+        for name in (RUN, METRICS):
+            (path / name).unlink(missing_ok=True)
+        if os.path.isdir(adapter):
+            check_files(adapter, ADAPTER)
+            for name in os.listdir(adapter):
+                if ADAPTER.fullmatch(name):
+                    (adapter / name).unlink()
+            adapter.rmdir()
+    except OSError as error:
+        raise ConfigError(f"out: {path} cannot be written: {error.strerror}") from None
