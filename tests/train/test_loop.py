@@ -309,7 +309,7 @@ def test_steps_and_epochs_together_are_refused():
 
 def test_epochs_become_steps():
     assert TrainConfig(epochs=2.0, batch=4).resolved_steps(9) == 6
-    assert TrainConfig(batch=4).resolved_steps(9) == 3
+    assert TrainConfig(batch=4).resolved_steps(400) == 100
 
 
 def test_batch_counts():
