@@ -33,10 +33,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     debug = "--debug" in words
     try:
         return run(words)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         if debug:
             traceback.print_exc()
         print("minift: interrupted", file=sys.stderr)
+        print_notes(interrupt)
         return 130
     except BrokenPipeError:  # the reader of our output went away
         sys.stderr.close()
@@ -45,6 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if debug:
             traceback.print_exc()
         print(f"minift: {error}", file=sys.stderr)
+        print_notes(error)
         return 2
     except RuntimeError as error:
         if type(error).__name__ != "Diverged":
@@ -52,7 +54,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if debug:
             traceback.print_exc()
         print(f"minift: {error}", file=sys.stderr)
+        print_notes(error)
         return 3
+
+
+def print_notes(error: BaseException) -> None:
+    """What training added to an error: where its adapter is."""
+    for note in getattr(error, "__notes__", ()):
+        print(f"minift: {note}", file=sys.stderr)
 
 
 def run(words: list[str]) -> int:

@@ -26,6 +26,7 @@ from minift.peft.format import Format, Problems, Shapes
 from minift.peft.lora import precise
 from minift.peft.places import hang, members
 from minift.peft.spelling import Spelling, Theirs
+from minift.peft.targets import in_short
 
 RATE = 1e-2
 
@@ -46,7 +47,7 @@ class IA3:
             raise ConfigError("outputs, inputs: found none, allowed names of linears")
 
     def __str__(self) -> str:
-        return f"IA3 on {','.join((*self.outputs, *self.inputs))}"
+        return f"IA3 on {in_short((*self.outputs, *self.inputs))}"
 
 
 class Change(nn.Module):

@@ -47,6 +47,7 @@ from minift.peft import token_rows
 from minift.peft.format import Format, Problems, Shapes, number, one, whole
 from minift.peft.places import APART, WHOLE, changes, hang, members
 from minift.peft.spelling import Spelling, Theirs
+from minift.peft.targets import in_short
 from minift.peft.token_rows import TableRows
 
 INITS = ("uniform", "gaussian", "pissa")
@@ -113,7 +114,7 @@ class LoRA:
     def __str__(self) -> str:
         kind = "DoRA" if self.dora else "LoRA"
         rows = f" and {len(self.tokens)} token rows" if self.tokens else ""
-        return f"{kind} r={self.rank} alpha={self.alpha:g} on {','.join(self.targets)}{rows}"
+        return f"{kind} r={self.rank} alpha={self.alpha:g} on {in_short(self.targets)}{rows}"
 
     def rank_at(self, path: str) -> int:
         return _at(self.ranks, path, self.rank)

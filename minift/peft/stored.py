@@ -16,6 +16,7 @@ from minift.peft import adalora, adapterhub
 from minift.peft.format import CONFIG, NEUTRAL, Format, Shapes, Whole
 from minift.peft.methods import METHODS
 from minift.peft.spelling import Spelling
+from minift.peft.targets import in_short
 
 TENSORS = "adapter_model.safetensors"
 OLDER_TENSORS = "adapter_model.bin"  # PEFT's until 0.6, and later on demand
@@ -148,7 +149,7 @@ class Stored:
     def summary(self) -> str:
         """The method in a few words, its targets in the family's."""
         targets = self.data.get("target_modules")
-        where = f" on {', '.join(map(str, targets))}" if isinstance(targets, list) else ""
+        where = f" on {in_short([*map(str, targets)])}" if isinstance(targets, list) else ""
         return f"{str(self.config()).partition(' on ')[0]}{where}"
 
 

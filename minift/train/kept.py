@@ -50,7 +50,8 @@ class Keeper:
     record: Callable[[], Mapping[str, object]]  # what run.json says
     best: dict[str, Tensor] | None = None
     best_loss: float = math.inf
-    good: int | None = None  # the step whose weights the model has; None: not known
+    good: int = 0  # the last step that changed the weights
+    settled: bool = True  # they are the model's, and not a later step's
     on_disk: int | None = None  # the step whose weights adapter/ has
     told: set[str] = field(default_factory=set)
 
@@ -66,25 +67,25 @@ class Keeper:
             try:
                 append_line(self.run.out / "metrics.jsonl", json.dumps(asdict(progress)))
             except StorageError as problem:
-                self.tell(problem, "lines of metrics.jsonl are missing")
+                self.tell("log", problem, "lines of metrics.jsonl are missing")
 
     def evaluated(self, step: int, loss: float) -> None:
         """Keep the weights of this step where none was better."""
         self.run.evaluations.append((step, loss))
-        if loss < self.best_loss:
+        if self.good and loss < self.best_loss:
             self.best_loss, self.run.best_step = loss, step
             self.best = {n: p.detach().clone() for n, p in self.parameters.items()}
             try:
                 self.write(step)
             except StorageError as problem:
                 kept = "none" if self.on_disk is None else f"that of step {self.on_disk}"
-                self.tell(problem, f"step {step}: the best adapter is not saved yet, {kept} is")
+                self.tell("best", problem, f"the best adapter, of step {step}, is not saved yet, "
+                          f"{kept} is")  # fmt: skip
 
-    def tell(self, problem: StorageError, what: str) -> None:
-        """Say once that the disk took something not, and go on: it may take it later."""
-        assert self.run.out is not None
-        if what.split(":")[0] not in self.told:
-            self.told.add(what.split(":")[0])
+    def tell(self, kind: str, problem: StorageError, what: str) -> None:
+        """Say once what the disk did not take, and go on: it may take it later."""
+        if kind not in self.told and self.run.out is not None:
+            self.told.add(kind)
             reason = os.strerror(problem.errno) if problem.errno else str(problem)
             notice(self.run.out, f"{what} ({reason}); training goes on")
 
@@ -106,7 +107,7 @@ class Keeper:
         run.ended = "interrupted" if stopped and run.steps < run.planned else "finished"
         if self.best is not None:
             restore(self.parameters, self.best)
-        self.write(run.steps if run.best_step is None else run.best_step)
+        self.write(run.best_step or self.good or run.steps)
 
     @contextmanager
     def whatever_happens(self, stopped: Callable[[], bool]) -> Iterator[None]:
@@ -122,19 +123,19 @@ class Keeper:
     def rescued(self, problem: BaseException) -> str:
         """Write what there is after an error; -> a line that says what, and where."""
         run, failed = self.run, ""
-        # Abandoned in the middle of a step, or a step late: not known which weights these are.
-        whole = self.good if isinstance(problem, Exception) else None
         try:
-            if self.best is not None and run.best_step != self.on_disk:
-                if isinstance(problem, Exception):
+            # Abandoned at once, maybe in the middle of an update, or a step late: then it is not
+            # known which weights these are, and nothing is written.
+            if isinstance(problem, Exception) and self.good and self.folder is not None:
+                if self.best is not None and run.best_step != self.on_disk:
                     restore(self.parameters, self.best)
                     self.write(run.best_step or 0)
-            elif self.best is None and whole and self.folder is not None:
-                self.write(whole)
+                elif self.best is None and self.settled:
+                    self.write(self.good)
         except (StorageError, ValueError) as also:
-            failed = f"; not saved: {also}"
+            failed = "" if isinstance(problem, StorageError) else f"; not saved: {also}"
+        run.kept_step = self.on_disk
         with suppress(StorageError):
-            run.kept_step = self.on_disk
             self.write_record()
         if self.on_disk is None:
             return f"no adapter is saved{failed}"

@@ -318,12 +318,9 @@ def fit(
             with keeper.whatever_happens(interrupted.is_set):
                 for taken in one_by_one:
                     step, held_out = taken.step + 1, None
-                    if not taken.settled:
-                        keeper.good = None
-                    elif taken.good:
-                        keeper.good = step
+                    keeper.settled = taken.settled
                     if taken.good:
-                        bad = 0
+                        bad, keeper.good = 0, step
                     else:  # the weights stay as they are
                         run.skipped += 1
                         bad += taken.targets > 0

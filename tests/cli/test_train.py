@@ -85,7 +85,7 @@ def test_ctrl_c_saves_what_there_is(cli, tiny_model, data, tmp_path, monkeypatch
     out = tmp_path / "out"
     code, text, _ = cli("sft", "--model", tiny_model, "--data", data, "--out", out, "--steps", 50)
     assert code == 130
-    assert "interrupted  after step 2; the adapter so far is saved" in text
+    assert "interrupted  after 2 of 50 steps; the adapter saved is that of step" in text
     assert (out / "adapter/adapter_model.safetensors").exists()
     assert json.loads((out / "run.json").read_text())["interrupted"] is True
 
