@@ -86,7 +86,7 @@ class Bar:
             wide = self.width >= WIDE
             layout = (
                 f"{' ' * 13 if wide else ''}{{bar:{20 if wide else 8}}} {{n_fmt}}/{{total_fmt}} "
-                f"{{unit}}  {'{elapsed} ' if wide else ''}left {{remaining}}{{postfix}}"
+                f"{{unit}}  {'{elapsed} ' if wide else ''}left {{remaining}}{{desc}}"
             )
             self.bar = tqdm(
                 total=total, unit=unit, unit_scale=self.bytes, bar_format=layout, leave=False,
@@ -97,7 +97,7 @@ class Bar:
         self.done += by
         if self.bar is not None:
             with suppress(OSError):
-                self.bar.set_postfix_str(note, refresh=False)
+                self.bar.set_description_str(note, refresh=False)
                 self.bar.update(by)
         elif not self.hidden:
             now = time.monotonic()

@@ -34,7 +34,7 @@ from minift.train.objectives import SFT, Objective
 # and seconds a number that a linear reads or writes (benchmarks/LOG.md, "Short rows").
 CALLS, NUMBERS, RATE = 0.7e-3, 1.5e-9, 457
 FEW = 10  # held-out rows: a best chosen on fewer is said to be
-CHANGE = 0.05  # of the loss: what falls by less is said to have changed little
+CHANGE, AT_FIRST = 0.05, 0.25  # of the loss, the latter in a few updates: less is little
 
 
 def sft(parsed: Parsed, screen: Screen) -> int:
@@ -81,7 +81,9 @@ def closing(run: Run, held: int, best: str = "") -> list[str]:
                      f"that of step {run.kept_step}")  # fmt: skip
     if run.best_step is not None:
         loss = min(loss for _, loss in run.evaluations)
-        lines.append(f"held out     loss {loss:.3f} at step {run.best_step}, the adapter kept{best}")
+        lines.append(
+            f"held out     loss {loss:.3f} at step {run.best_step}, the adapter kept{best}"
+        )
         if len(run.evaluations) > 1 and held < FEW:
             lines.append(f"             chosen on {held} held-out row{'s' * (held > 1)}: that is "
                          "little; --held-out FILE")  # fmt: skip
@@ -95,7 +97,8 @@ def little(run: Run) -> str | None:
     """What to try where training changed next to nothing; None where it did, or had no time to."""
     third = max(1, run.steps // 3)
     first, last = (sum(some) / third for some in (run.losses[:third], run.losses[-third:]))
-    if run.interrupted or not first - last < CHANGE * first:
+    much = CHANGE if run.steps >= LEAST else AT_FIRST
+    if run.interrupted or not first - last < much * first:
         return None
     tips = [f"--steps {max(LEAST, 3 * run.steps)}"] if run.steps < 10 * LEAST else []
     tips.append(f"--lr {3 * (run.config.lr or 0):.1g}")
@@ -164,8 +167,8 @@ def floor_said(config: TrainConfig, rows: int) -> Iterator[str]:
     once, steps = math.ceil(rows / config.batch), config.resolved_steps(rows)
     if config.steps is None and config.epochs is None and steps > once:
         yield (
-            f"{rows} row{'s' * (rows > 1)}: {once} update{'s' * (once > 1)} in one pass change "
-            f"little, so {steps} updates, {steps / once:.3g} passes; --epochs 1 for one pass"
+            f"{rows} row{'s make' if rows > 1 else ' makes'} {once} update{'s' * (once > 1)} a "
+            f"pass, too few: {steps} updates, {steps / once:.3g} passes; --epochs 1 for one pass"
         )
 
 

@@ -1,7 +1,7 @@
 """The targets of an adapter in a few words: files and configs may list each by its path.
 
-    blocks.0.attn.q, blocks.1.attn.q, ...        q of 30 layers
-    every linear of 30 layers                    all linears of 30 layers
+blocks.0.attn.q, blocks.1.attn.q, ...        q of 30 layers
+every linear of 30 layers                    all linears of 30 layers
 """
 
 from __future__ import annotations

@@ -111,9 +111,7 @@ def test_the_best_is_on_disk_from_the_moment_it_is_found(model, held_out, tmp_pa
     assert same(saved(out), at[4])
 
 
-def test_an_interrupted_run_keeps_the_best_and_says_so_everywhere(
-    model, held_out, tmp_path, capfd
-):
+def test_an_interrupted_run_keeps_the_best_and_says_so_everywhere(model, held_out, tmp_path, capfd):
     held_out(1.0, 2.0)
     out, at = tmp_path / "r", {}
 
@@ -146,9 +144,7 @@ def test_a_second_ctrl_c_ends_at_once_and_the_best_is_on_disk(model, held_out, t
 
     with pytest.raises(KeyboardInterrupt) as caught:
         fit(model, Rows(), config(50), out, watch=watch)
-    assert caught.value.__notes__ == [
-        f"the best adapter so far, of step 2 is in {out / 'adapter'}"
-    ]
+    assert caught.value.__notes__ == [f"the best adapter so far, of step 2 is in {out / 'adapter'}"]
     assert facts(out)["ended"] == "interrupted"
     assert same(saved(out), at[2])
 
@@ -159,9 +155,7 @@ def test_a_bad_row_in_mid_training_leaves_the_best(model, held_out, tmp_path):
     with pytest.raises(DataError, match="line 7") as caught:
         fit(model, Rows(broken=6), config(9), out,
             watch=lambda progress: at.update({progress.step: weights(model)}))  # fmt: skip
-    assert caught.value.__notes__ == [
-        f"the best adapter so far, of step 2 is in {out / 'adapter'}"
-    ]
+    assert caught.value.__notes__ == [f"the best adapter so far, of step 2 is in {out / 'adapter'}"]
     assert facts(out)["ended"].startswith("failed: DataError: rows.jsonl line 7")
     assert (facts(out)["steps"], facts(out)["kept_step"]) == (5, 2)
     assert same(saved(out), at[2])
@@ -238,9 +232,7 @@ def test_a_disk_that_stays_full_keeps_the_older_best(model, held_out, tmp_path, 
     with pytest.warns(Notice), pytest.raises(StorageError) as caught:
         fit(model, Rows(), config(6), out,
             watch=lambda progress: at.update({progress.step: weights(model)}))  # fmt: skip
-    assert caught.value.__notes__ == [
-        f"the best adapter so far, of step 2 is in {out / 'adapter'}"
-    ]
+    assert caught.value.__notes__ == [f"the best adapter so far, of step 2 is in {out / 'adapter'}"]
     assert same(saved(out), at[2])
     assert facts(out)["kept_step"] == 2
 
