@@ -20,7 +20,7 @@ from minift.cli.models import (
 from minift.cli.options import Parsed
 from minift.cli.run_file import data_in
 from minift.cli.screen import Screen, names
-from minift.cli.train import in_run_folder, sides, train_shown
+from minift.cli.train import closing, in_run_folder, kept_data, sides, train_shown
 from minift.data.read import Records, open_records, unescape_template
 from minift.data.split import Rows
 from minift.errors import ConfigError, escaped, one_line
@@ -73,18 +73,14 @@ def classify(parsed: Parsed, screen: Screen) -> int:
     if before is not None:
         screen.say(f"before       accuracy {before}   {before.total:,} held-out texts")
     run = train_shown(screen, model, objective, config, out, parsed.flag("overwrite"))
-    lines: list[str] = []
     facts: dict[str, object] = {"out": str(out), "labels": labels, "loss": run.losses[-1]}
-    if run.interrupted:
-        lines.append(f"interrupted  after step {len(run.losses)}; the adapter so far is saved")
-    if held is not None and before is not None:
+    lines = closing(run, len(held or ()))
+    if held is not None and before is not None and not run.interrupted:
         after = accuracy(held)
         gain = f"{100 * (after.share - before.share):+.1f} points"
-        loss = min(loss for _, loss in run.evaluations)
-        lines.append(f"after        accuracy {after}   {gain}, held-out loss {loss:.3f}")
+        lines.insert(0, f"after        accuracy {after}   {gain}")
         facts |= {"before": before.share, "held_out": run.evaluations} | accuracy_data(after)
-    lines.append(f"saved        {out}/  adapter/ (PEFT loads it)  metrics.jsonl  run.json")
-    screen.result("\n".join(lines), facts)
+    screen.result("\n".join(lines), facts | kept_data(run))
     screen.say(f"next         minift eval --adapter {out} --data your.csv")
     screen.say(f"             minift merge {out} --out merged")
     return 130 if run.interrupted else 0

@@ -53,6 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if "--debug" in words:
             traceback.print_exc()
         print(f"minift: {line}", file=sys.stderr)
+        print_notes(error)
         return code
 
 
@@ -70,6 +71,12 @@ def told(error: BaseException) -> tuple[str, int]:
     if isinstance(error, OSError) and error.filename is not None:  # no permission, a folder, ...
         return f"{one_line(str(error.filename), 200)}: {error.strerror}", 2
     return "", 1
+
+
+def print_notes(error: BaseException) -> None:
+    """What training added to an error: where its adapter is."""
+    for note in getattr(error, "__notes__", ()):
+        print(f"minift: {note}", file=sys.stderr)
 
 
 def run(words: list[str]) -> int:

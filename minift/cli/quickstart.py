@@ -15,7 +15,7 @@ from minift.cli.evaluate import measure
 from minift.cli.models import base_dtype, headline
 from minift.cli.options import Parsed
 from minift.cli.screen import Screen, duration, megabytes
-from minift.cli.train import in_run_folder, show_example, train_shown
+from minift.cli.train import closing, in_run_folder, kept_data, show_example, train_shown
 from minift.data.split import Rows, published_reviews
 from minift.errors import ConfigError, one_line
 from minift.generation.decode import generate
@@ -69,6 +69,9 @@ def quickstart(parsed: Parsed, screen: Screen) -> int:
     attach(model, LoRA(), seed=config.seed)
     overwrite = parsed.flag("overwrite")
     run = train_shown(screen, model, objective, config, out, overwrite, "4/5 train")
+    if run.interrupted:
+        screen.result("\n".join(closing(run, 0)), {"out": str(out)} | kept_data(run))
+        return 130
     after, after_scores = measure(parsed, screen, model, tokenizer, test, LONGEST)
     gain = 100 * (after.share - before.share)
     screen.say(f"5/5 after    accuracy {after}   {gain:+.1f} points on {after.total:,} test rows")
@@ -98,7 +101,7 @@ def quickstart(parsed: Parsed, screen: Screen) -> int:
         "'Review: {text}\\nSentiment:' --target label --labels negative,positive"
     )
     screen.say(f"             minift merge {out} --out merged")
-    return 130 if run.interrupted else 0
+    return 0
 
 
 def fetch(screen: Screen) -> float:

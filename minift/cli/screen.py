@@ -12,6 +12,7 @@ import sys
 import time
 import unicodedata
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from minift.errors import escaped, one_line
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from tqdm import tqdm
 
 WIDTH = 100
+WIDE = 80  # columns from which a bar has room for more than the least
 EVERY = 5.0  # seconds between plain progress lines
 OURS = re.compile("(\n|\x1b\\[(?:0|1|30;42)m)")  # line ends, and what `paint` writes
 CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # but not line ends and tabs
@@ -178,30 +180,36 @@ def spoken(text: str) -> str:
 
 
 class Bar:
-    """A tqdm bar on a terminal; elsewhere a plain line every few seconds. Unit "B" is bytes."""
+    """A tqdm bar on a terminal; elsewhere a plain line every few seconds. Unit "B" is bytes.
+
+    As wide as the terminal. Progress is worth no error: a terminal that is gone ends no work.
+    """
 
     def __init__(self, total: int, unit: str, *, hidden: bool):
         self.total, self.unit, self.hidden, self.done = total, unit, hidden, 0
         self.bytes = unit == "B"
         self.begin = self.told = time.monotonic()
+        self.width = min(WIDTH, shutil.get_terminal_size((WIDTH, 24)).columns)
         self.bar: tqdm | None = None
         if not hidden and sys.stderr.isatty():
             from tqdm import tqdm
 
+            wide = self.width >= WIDE
             layout = (
-                "             {bar:20} {n_fmt}/{total_fmt} {unit}  "
-                "{elapsed} left {remaining}{postfix}"
+                f"{' ' * 13 if wide else ''}{{bar:{20 if wide else 8}}} {{n_fmt}}/{{total_fmt}} "
+                f"{{unit}}  {'{elapsed} ' if wide else ''}left {{remaining}}{{desc}}"
             )
             self.bar = tqdm(
                 total=total, unit=unit, unit_scale=self.bytes, bar_format=layout, leave=False,
-                ncols=WIDTH,
+                ncols=self.width,
             )  # fmt: skip
 
     def advance(self, by: int, note: str = "") -> None:
         self.done += by
         if self.bar is not None:
-            self.bar.set_postfix_str(note, refresh=False)
-            self.bar.update(by)
+            with suppress(OSError):
+                self.bar.set_description_str(note, refresh=False)
+                self.bar.update(by)
         elif not self.hidden:
             now = time.monotonic()
             if now - self.told >= EVERY or self.done >= self.total:
@@ -209,13 +217,25 @@ class Bar:
                 count = f"{self.done}/{self.total} {self.unit}"
                 if self.bytes:
                     count = f"{megabytes(self.done)} of {megabytes(self.total)}"
-                line = f"             {count}  left {clock(left)}"
-                print(f"{line}  {note}".rstrip(), file=sys.stderr, flush=True)
+                indent = " " * 13 if self.width >= WIDE else ""
+                line = f"{indent}{count}  left {clock(left)}  {note}"
+                self.tell(line[: self.width].rstrip())
                 self.told = now
+
+    def tell(self, line: str) -> None:
+        """A line that stays, above the bar."""
+        with suppress(OSError):
+            if self.hidden:
+                return
+            if self.bar is not None:
+                self.bar.write(line, file=sys.stderr)
+            else:
+                print(line, file=sys.stderr, flush=True)
 
     def close(self) -> None:
         if self.bar is not None:
-            self.bar.close()
+            with suppress(OSError):
+                self.bar.close()
 
 
 def clock(seconds: float) -> str:

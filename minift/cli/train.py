@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import wraps
 from pathlib import Path
 
@@ -13,7 +14,8 @@ from minift.checkpoints.open import load
 from minift.cli.method import chosen
 from minift.cli.models import base_dtype, base_kind, base_line, headline
 from minift.cli.options import Parsed
-from minift.cli.screen import Bar, Screen, duration, megabytes
+from minift.cli.screen import Screen, duration, megabytes
+from minift.cli.watching import Watch
 from minift.data.read import Records, open_records, unescape_template
 from minift.data.split import Rows, held_out
 from minift.errors import ConfigError, escaped, one_line
@@ -24,16 +26,18 @@ from minift.peft.adapters import config_of, trainable
 from minift.peft.files import load_adapter, stored
 from minift.peft.methods import attach
 from minift.peft.places import linears
-from minift.runtime import device_of, peak_memory, rates
+from minift.runtime import cores, device_of, peak_memory, rates
 from minift.tokenizers.interface import Tokenizer
 from minift.train.classification import Classification
-from minift.train.loop import Progress, Run, TrainConfig, fit
+from minift.train.loop import LEAST, Run, TrainConfig, fit
 from minift.train.objectives import SFT, Objective
 from minift.train.run_folder import claimed
 
 # What a step takes beside its products, on a machine of RATE GFLOP/s in float32: seconds a linear,
 # and seconds a number that a linear reads or writes (benchmarks/LOG.md, "Short rows").
 CALLS, NUMBERS, RATE = 0.7e-3, 1.5e-9, 457
+FEW = 10  # held-out rows: a best chosen on fewer is said to be
+CHANGE, AT_FIRST = 0.05, 0.25  # of the loss, the latter in a few updates: less is little
 
 
 def in_run_folder(command: Callable[[Parsed, Screen], int]) -> Callable[[Parsed, Screen], int]:
@@ -83,16 +87,49 @@ def sft(parsed: Parsed, screen: Screen) -> int:
         screen.say(f"             {line}")
     show_example(screen, objective, tokenizer)
     run = train_shown(screen, model, objective, config, out, parsed.flag("overwrite"))
-    data_out = {"out": str(out), "loss": run.losses[-1], "held_out": run.evaluations}
-    text = f"saved        {out}/  adapter/ (PEFT loads it)  metrics.jsonl  run.json"
-    if run.evaluations:
-        best = min(loss for _, loss in run.evaluations)
-        text = f"held out     loss {best:.3f} at step {run.best_step}, the adapter kept\n{text}"
-    if run.interrupted:
-        text = f"interrupted  after step {len(run.losses)}; the adapter so far is saved\n{text}"
-    screen.result(text, data_out)
+    facts = {"out": str(out), "loss": run.losses[-1], "held_out": run.evaluations}
+    screen.result("\n".join(closing(run, len(held or ()))), facts | kept_data(run))
     screen.say(f"next         minift chat --adapter {out}")
     return 130 if run.interrupted else 0
+
+
+def kept_data(run: Run) -> dict[str, object]:
+    return {"ended": run.ended, "steps": run.steps, "kept_step": run.kept_step}
+
+
+def closing(run: Run, held: int, best: str = "") -> list[str]:
+    """How a run ended and what was kept, of which step. `best` says more of it."""
+    lines = []
+    if run.interrupted:
+        lines.append(f"interrupted  after {run.steps} of {run.planned} steps; the adapter saved is "
+                     f"that of step {run.kept_step}")  # fmt: skip
+    if run.best_step is not None:
+        loss = min(loss for _, loss in run.evaluations)
+        lines.append(
+            f"held out     loss {loss:.3f} at step {run.best_step}, the adapter kept{best}"
+        )
+        if len(run.evaluations) > 1 and held < FEW:
+            lines.append(f"             chosen on {held} held-out row{'s' * (held > 1)}: that is "
+                         "little; --held-out FILE")  # fmt: skip
+    lines.append(f"saved        {run.out}/  adapter/ (PEFT loads it)  metrics.jsonl  run.json")
+    if (advice := little(run)) is not None:
+        lines.append(advice)
+    return lines
+
+
+def little(run: Run) -> str | None:
+    """What to try where training changed next to nothing; None where it did, or had no time to."""
+    third = max(1, run.steps // 3)
+    first, last = (sum(some) / third for some in (run.losses[:third], run.losses[-third:]))
+    much = CHANGE if run.steps >= LEAST else AT_FIRST
+    if run.interrupted or not first - last < much * first:
+        return None
+    tips = [f"--steps {max(LEAST, 3 * run.steps)}"] if run.steps < 10 * LEAST else []
+    tips.append(f"--lr {3 * (run.config.lr or 0):.1g}")
+    return (
+        f"             the loss changed little, {first:.3f} to {last:.3f} in {run.steps} "
+        f"update{'s' * (run.steps > 1)}: try {' or '.join(tips)}"
+    )
 
 
 def sides(
@@ -149,6 +186,16 @@ def describe(model: Transformer, seconds: float | None) -> str:
     )
 
 
+def floor_said(config: TrainConfig, rows: int) -> Iterator[str]:
+    """That few rows are passed over more than once, where nobody asked for it."""
+    once, steps = math.ceil(rows / config.batch), config.resolved_steps(rows)
+    if config.steps is None and config.epochs is None and steps > once:
+        yield (
+            f"{rows} row{'s make' if rows > 1 else ' makes'} {once} update{'s' * (once > 1)} a "
+            f"pass, too few: {steps} updates, {steps / once:.3g} passes; --epochs 1 for one pass"
+        )
+
+
 def estimate(
     model: Transformer, steps: int, tokens: float, threads: int | None = None
 ) -> float | None:
@@ -184,24 +231,13 @@ def train_shown(
     tokens = config.batch * sum(sample) / len(sample)
     plan = estimate(model, steps, tokens, config.threads)
     screen.say(f"{label:<12} {describe(model, plan)}")
-    bar: Bar = screen.bar(steps, "steps")
-
-    def watch(progress: Progress) -> None:
-        done = max(1e-9, progress.seconds)
-        speed = f"{bar_tokens(progress) / done:,.0f} tok/s"
-        bar.advance(1, f"  loss {progress.loss:.3f}  lr {progress.lr:.1e}  {speed}")
-
-    total = 0
-
-    def bar_tokens(progress: Progress) -> int:
-        nonlocal total
-        total += progress.tokens
-        return total
-
+    for line in floor_said(config, objective.rows):
+        screen.say(f"             {line}")
+    watch = Watch(screen, steps, plan, config.threads or cores())
     try:
         run = fit(model, objective, config, out, overwrite=overwrite, watch=watch)
     finally:
-        bar.close()
+        watch.close()
     if not run.losses:
         raise ConfigError("training made no step")
     cut = f" · {len(objective.truncated)} rows cut to length" if objective.truncated else ""

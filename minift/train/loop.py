@@ -6,15 +6,12 @@ target tokens, so that cutting a step into pieces changes nothing.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import platform
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from itertools import chain
 from pathlib import Path
@@ -24,33 +21,36 @@ from torch import Tensor, nn
 
 from minift import __version__
 from minift.checkpoints.finite import is_finite
-from minift.checkpoints.save import as_json
 from minift.checkpoints.tensor_names import file_names
 from minift.data.batches import row_batches
-from minift.errors import ConfigError, FormatError
+from minift.errors import ConfigError, FormatError, notice
 from minift.kernels.choice import KERNELS, using, word
 from minift.kernels.quantized.linear import base_of, numbers, quantized
 from minift.model.transformer import Transformer
 from minift.peft import methods
 from minift.peft.adapters import active, config_of, known, trainable
-from minift.peft.files import save_adapter
 from minift.runtime import numerics, peak_memory, tuned
-from minift.storage import append_line, free_space, write_file
+from minift.storage import free_space
 from minift.tokenizers.text_format import TextFormat
 from minift.train.evaluate import held_out_loss
+from minift.train.kept import Diverged, Keeper, interruptible
 from minift.train.objectives import Counted, Objective
 from minift.train.optimizer import SCHEDULES, AdamW, learning_rate
-from minift.train.run_folder import claimed, clear, make_room
+from minift.train.run_folder import claimed, clear
 
 ORDERS = ("auto", "random", "length")
 GRAPHS = ("off", "on")
+LEAST = 30  # updates that change something, where neither steps nor epochs are given
+EVALUATIONS, SHARE = 8, 0.1  # of a run that does not say: how many, and the most time they take
 
 
 @dataclass(frozen=True)
 class TrainConfig:
     """How long, how fast, how carefully. A step is one update of the weights."""
 
-    steps: int | None = field(default=None, metadata={"help": "updates; default: one epoch"})
+    steps: int | None = field(
+        default=None, metadata={"help": "updates; default: one epoch, and 30 at least"}
+    )
     epochs: float | None = field(default=None, metadata={"help": "passes over the data instead"})
     batch: int = field(default=16, metadata={"help": "rows an update"})
     micro_tokens: int = field(
@@ -73,8 +73,12 @@ class TrainConfig:
             "where rows can be packed"
         },
     )
-    eval_every: int = field(
-        default=0, metadata={"help": "steps between evaluations; 0: at the end"}
+    eval_every: int | None = field(
+        default=None,
+        metadata={
+            "help": "steps between evaluations; 0: at the end; default: about 8 a run, fewer where "
+            "they would cost over a tenth of it"
+        },
     )
     checkpointing: bool = field(
         default=False, metadata={"help": "recompute activations: less memory, slower"}
@@ -113,7 +117,7 @@ class TrainConfig:
         rule("eps", 0 < self.eps < math.inf, "a number above 0")
         rule("clip", 0 <= self.clip < math.inf, "0 or more")
         rule("order", self.order in ORDERS, ", ".join(ORDERS))
-        rule("eval_every", self.eval_every >= 0, "0 or more")
+        rule("eval_every", self.eval_every is None or self.eval_every >= 0, "0 or more")
         rule("kernels", self.kernels in KERNELS, ", ".join(KERNELS))
         rule("graph", self.graph in GRAPHS, ", ".join(GRAPHS))
         rule("threads", self.threads is None or self.threads >= 1, "a whole number from 1")
@@ -126,14 +130,24 @@ class TrainConfig:
             raise ConfigError("; ".join(problems))
 
     def resolved_steps(self, rows: int) -> int:
+        """As told; else one epoch, and on few rows as many as change something."""
         per_epoch = math.ceil(rows / self.batch)
         if self.steps is not None:
             return self.steps
-        return max(1, math.ceil(per_epoch * (self.epochs or 1.0)))
+        if self.epochs is not None:
+            return max(1, math.ceil(per_epoch * self.epochs))
+        return max(LEAST, per_epoch)
 
+    def resolved_eval_every(self, rows: int, held_out: int) -> int:
+        """As told; else often enough to find the best step, while it costs little.
 
-class Diverged(RuntimeError):
-    """A guard rail stopped training: the loss or the gradient was not finite, again and again."""
+        A row takes about three times as long to train on as to evaluate.
+        """
+        if self.eval_every is not None or not held_out:
+            return self.eval_every or 0
+        steps = self.resolved_steps(rows)
+        count = min(EVALUATIONS, int(SHARE * 3 * steps * self.batch / held_out))
+        return math.ceil(steps / count) if count > 1 else 0
 
 
 class Step(nn.Module):
@@ -152,16 +166,26 @@ class Run:
     """What a run did. `losses` has the mean loss a target token of every step, in nats."""
 
     config: TrainConfig
-    steps: int
+    planned: int  # steps
     losses: list[float] = field(default_factory=list)
     norms: list[float] = field(default_factory=list)
     evaluations: list[tuple[int, float]] = field(default_factory=list)  # (step, held-out loss)
-    best_step: int | None = None
+    best_step: int | None = None  # of the lowest held-out loss
+    kept_step: int | None = None  # whose weights the model and adapter/ have
     skipped: int = 0  # steps without a target, or not finite
     tokens: int = 0  # read, padding left out
     seconds: float = 0.0
-    interrupted: bool = False
+    ended: str = "unfinished"  # or finished, interrupted, diverged, failed: WHY
     out: Path | None = None
+
+    @property
+    def steps(self) -> int:
+        """Those that were taken."""
+        return len(self.losses)
+
+    @property
+    def interrupted(self) -> bool:
+        return self.ended == "interrupted"
 
     @property
     def tokens_per_second(self) -> float:
@@ -222,12 +246,23 @@ def fit(
 ) -> Run:
     """Train what is trainable. With `out`, a run folder: run.json, metrics.jsonl, adapter/.
 
-    `watch` hears of every step. Ctrl-C ends after the step at hand, with everything saved. Raises
-    ConfigError where nothing is trainable or `out` holds a run, FormatError where a weight is NaN
-    or infinite before the first step, Diverged after three steps in a row
-    whose loss or gradient was not finite. With `graph` on, all of that is a step late, since a step
-    is read when the next one is under way; evaluation and the end are not. No other run writes
-    `out` until this one ends.
+    `watch` hears of every step. Where rows are held out, the weights of the step with the lowest
+    loss on them are kept: in the model, and in adapter/ from the moment they are found. So neither
+    an error nor a `kill -9` costs them. Ctrl-C, SIGTERM and SIGHUP end the run after the step at
+    hand, evaluated, with the best kept; a second Ctrl-C at once, with what is on disk. An error
+    carries a note that says where the best adapter is and of which step; without an evaluation the
+    last good weights are saved, if they can be. `Run` and run.json say how it ended, how many steps
+    were taken and planned, and of which step the weights are.
+
+    Without steps and epochs it is one epoch, and LEAST updates at least.
+
+    Raises ConfigError where nothing is trainable or `out` holds a run, FormatError where a weight
+    is NaN or infinite before the first step, Diverged after three steps in a row whose loss or
+    gradient was not finite. With `graph` on, all of that is a step late, since a step is read when
+    the next one is under way; evaluation and the end are not.
+
+    Full training, of a model without an adapter, needs an lr, and `out` gets its records alone:
+    `minift.save` writes the weights. No other run writes `out` until this one ends.
     """
     with nullcontext() if out is None else claimed(out, overwrite) as folder:
         return train(model, objective, config, folder, watch)
@@ -243,18 +278,27 @@ def train(
     """`fit`, in a folder that is ours."""
     parameters = trainable(model)
     if not parameters:
-        raise ConfigError("fit: nothing is trainable; attach a method first")
+        raise ConfigError(
+            "fit: nothing is trainable: minift.attach a method first, or load_adapter with "
+            "trainable=True"
+        )
+    if config.lr is None and active(model) is None:
+        raise ConfigError("fit: nothing attached: minift.attach, or give lr for full training")
     objective.check(model)  # what it finds may change the number of its rows
     steps = config.resolved_steps(objective.rows)
     rate = methods.learning_rate(model) if config.lr is None else config.lr
-    config = replace(config, lr=rate)
     check_finite(model)
     if config.graph == "on":
         from minift.train import captured
 
         captured.check(model, objective, parameters)
+    held = objective.summary().get("held_out_rows")
+    every = config.resolved_eval_every(objective.rows, held if isinstance(held, int) else 0)
+    config = replace(config, lr=rate, eval_every=every)
     if out is not None:  # now, not after hours of training
         free_space(out, 2 * sum(p.numel() * p.element_size() for p in parameters.values()))
+        if active(model) is None:
+            notice(out, "no weights are written here, as no adapter is attached: minift.save them")
         clear(out)
     run = Run(config, steps, out=out)
     remember_texts(model, objective)
@@ -266,18 +310,24 @@ def train(
         decay=config.weight_decay,
     )
     step_module = Step(model, objective)
-    best: dict[str, Tensor] | None = None
-    best_loss, bad = math.inf, 0
     torch.manual_seed(config.seed)  # dropout
     was, model.checkpointing = (model.training, model.checkpointing), config.checkpointing
     step_module.train()
-    begin = time.perf_counter()
+    begin, bad = time.perf_counter(), 0
     try:
         # "auto" leaves the choice to whoever called.
         choice = nullcontext() if config.kernels == "auto" else using(config.kernels)
         weight = model.embed.weight
         here = tuned(config.threads, weight.device)
         with choice, here, interruptible() as interrupted:
+
+            def facts() -> dict[str, object]:
+                return {
+                    "data": objective.summary(),
+                    "numerics": numerics(weight.dtype, weight.device, word(weight)),
+                }
+
+            keeper = Keeper(model, parameters, run, lambda: record(model, run) | facts())
             work = planned(objective, config, steps, rate)
             if config.graph == "on":
                 one_by_one = captured.steps(
@@ -285,52 +335,39 @@ def train(
                 )
             else:
                 one_by_one = ordinary(work, step_module, optimizer, parameters, config)
-            for taken in one_by_one:
-                if taken.good:
-                    bad = 0
-                else:  # the weights stay as they are
-                    run.skipped += 1
-                    bad += taken.targets > 0
-                run.losses.append(taken.loss)
-                run.norms.append(taken.norm)
-                run.tokens += taken.tokens
-                run.seconds = time.perf_counter() - begin
-                step, held_out = taken.step, None
-                last = step + 1 == steps or interrupted.is_set()
-                if taken.settled and due(config, step, last):
-                    held_out = held_out_loss(model, objective, config.micro_tokens)
-                if held_out is not None:
-                    run.evaluations.append((step + 1, held_out))
-                    if held_out < best_loss:
-                        best_loss, run.best_step = held_out, step + 1
-                        best = {n: p.detach().clone() for n, p in parameters.items()}
-                progress = Progress(
-                    step + 1, steps, taken.loss, taken.lr, taken.norm, taken.tokens, taken.targets,
-                    run.seconds, held_out,
-                )  # fmt: skip
-                if run.out is not None:
-                    append_line(run.out / "metrics.jsonl", json.dumps(asdict(progress)))
-                watch(progress)
-                if bad == 3:
-                    raise Diverged(
-                        f"step {step + 1}: the loss or the gradient was not finite three times in "
-                        f"a row (loss {taken.loss}, gradient norm {taken.norm}); try an lr below "
-                        f"{rate}"
-                    )
-                if interrupted.is_set() and taken.settled:
-                    run.interrupted = True
-                    break
-            if best is not None and not run.interrupted:
-                restore(parameters, best)
-            if run.out is not None:
-                if active(model) is not None:
-                    make_room(run.out / "adapter")
-                    save_adapter(model, run.out / "adapter", overwrite=True)
-                facts = {
-                    "data": objective.summary(),
-                    "numerics": numerics(weight.dtype, weight.device, word(weight)),
-                }
-                write_file(run.out / "run.json", as_json(record(model, run) | facts))
+            with keeper.whatever_happens(interrupted.is_set):
+                for taken in one_by_one:
+                    step, held_out = taken.step + 1, None
+                    keeper.settled = taken.settled
+                    if taken.good:
+                        bad, keeper.good = 0, step
+                    else:  # the weights stay as they are
+                        run.skipped += 1
+                        bad += taken.targets > 0
+                    run.losses.append(taken.loss)
+                    run.norms.append(taken.norm)
+                    run.tokens += taken.tokens
+                    run.seconds = time.perf_counter() - begin
+                    last = step == steps or interrupted.is_set()
+                    if taken.settled and due(config, taken.step, last):
+                        held_out = held_out_loss(model, objective, config.micro_tokens)
+                    if held_out is not None:
+                        keeper.evaluated(step, held_out)
+                    progress = Progress(
+                        step, steps, taken.loss, taken.lr, taken.norm, taken.tokens, taken.targets,
+                        run.seconds, held_out,
+                    )  # fmt: skip
+                    keeper.log(progress)
+                    watch(progress)
+                    if bad == 3:
+                        raise Diverged(
+                            f"step {step}: the loss or the gradient was not finite three times in "
+                            f"a row (loss {taken.loss}, gradient norm {taken.norm}); try an lr "
+                            f"below {rate}"
+                        )
+                    if interrupted.is_set() and taken.settled:
+                        break
+                keeper.finish(interrupted.is_set())
     finally:
         optimizer.release()
         model.train(was[0])
@@ -424,36 +461,8 @@ def check_gradients(parameters: dict[str, nn.Parameter]) -> None:
 
 
 def due(config: TrainConfig, step: int, last: bool) -> bool:
-    return last or (config.eval_every > 0 and (step + 1) % config.eval_every == 0)
-
-
-@torch.no_grad()
-def restore(parameters: dict[str, nn.Parameter], best: dict[str, Tensor]) -> None:
-    for name, parameter in parameters.items():
-        parameter.copy_(best[name])
-
-
-@contextmanager
-def interruptible() -> Iterator[threading.Event]:
-    """Ctrl-C and SIGTERM set the event; a second one ends the process as usual."""
-    event = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield event
-        return
-    numbers: tuple[int, ...] = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.getsignal(number) for number in numbers}
-
-    def note(number: int, frame: object) -> None:
-        event.set()
-        signal.signal(number, before[number])
-
-    for number in before:
-        signal.signal(number, note)
-    try:
-        yield event
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    every = config.eval_every or 0
+    return last or (every > 0 and (step + 1) % every == 0)
 
 
 def record(model: Transformer, run: Run) -> dict[str, object]:
@@ -468,10 +477,13 @@ def record(model: Transformer, run: Run) -> dict[str, object]:
         "parameters": numbers(model),
         "base": base_of(model) or "dense",
         "config": asdict(run.config),
-        "steps": len(run.losses),
+        "ended": run.ended,
+        "steps": run.steps,
+        "planned_steps": run.planned,
         "final_loss": run.losses[-1] if run.losses else None,
         "held_out": [{"step": s, "loss": loss} for s, loss in run.evaluations],
         "best_step": run.best_step,
+        "kept_step": run.kept_step,
         "skipped_steps": run.skipped,
         "tokens": run.tokens,
         "seconds": round(run.seconds, 3),

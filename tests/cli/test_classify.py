@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
+import signal
 
 import pytest
 import torch
@@ -13,11 +15,13 @@ from minift.checkpoints import safetensors
 from minift.checkpoints.labels import with_labels
 from minift.checkpoints.open import load
 from minift.checkpoints.save import save
+from minift.cli import classify
 from minift.cli.main import main
 from minift.peft.files import TENSORS, adapter_files, load_adapter, save_adapter
 from minift.peft.lora import LoRA
 from minift.peft.merge import merge
 from minift.peft.methods import attach
+from minift.train import loop
 from minift.train.classification import Classification, class_accuracy
 
 LABELS = "bad,good"
@@ -71,7 +75,7 @@ def test_a_run_says_what_it_does(cli, tiny_encoder, reviews, tmp_path):
     assert code == 0
     assert "[CLS] a bad film 0 [SEP]   ▐bad▌   ▐trained▌" in text
     assert "held out · labels bad, good" in text
-    assert "train        IA3 on k,v,down" in text
+    assert "train        IA3 on k, v, down" in text
     for line in ("data  ", "before       accuracy ", "after        accuracy ", "saved  ", "next  "):
         assert line in text
     assert {p.name for p in out.iterdir()} == {"adapter", "metrics.jsonl", "run.json"}
@@ -329,3 +333,31 @@ def test_names_in_files_do_not_steer_the_terminal(cli, evil_run, tiny_encoder):
         assert all(line.isprintable() for line in shown), words
         assert max(map(len, shown)) <= 2000, words
         assert err.count("\n") <= 1 or right == 0, words
+
+
+def test_ctrl_c_before_training_is_just_that(cli, tiny_encoder, reviews, tmp_path, monkeypatch):
+    def pressed(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(classify, "class_accuracy", pressed)
+    code, _, err = cli("classify", "--model", tiny_encoder, "--data", reviews, "--labels",
+                       "bad,good", "--out", tmp_path / "r", "--quiet")  # fmt: skip
+    assert (code, err) == (130, "minift: interrupted\n")
+    assert not (tmp_path / "r").exists()
+
+
+def test_ctrl_c_in_training_ends_without_another_evaluation(
+    cli, tiny_encoder, reviews, tmp_path, monkeypatch
+):
+    honest = loop.gradients
+
+    def pressed(*arguments):
+        os.kill(os.getpid(), signal.SIGINT)
+        return honest(*arguments)
+
+    monkeypatch.setattr(loop, "gradients", pressed)
+    code, text, _ = cli("classify", "--model", tiny_encoder, "--data", reviews, "--labels",
+                        "bad,good", "--out", tmp_path / "r", "--steps", 9)  # fmt: skip
+    assert code == 130
+    assert "interrupted  after 1 of 9 steps; the adapter saved is that of step 1" in text
+    assert "after        accuracy" not in text

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 
 import numpy as np
+import pytest
 
 from minift.checkpoints.open import load
 from minift.cli import quickstart
 from minift.data.read import open_records
 from minift.data.split import Rows
+from minift.train import loop
 
 
-def test_the_five_stages(cli, tiny_model, tmp_path, monkeypatch):
+@pytest.fixture
+def reviews(tiny_model, tmp_path, monkeypatch):
+    """A few of them and a tiny model in place of the real ones."""
     table = tmp_path / "t.csv"
     table.write_text("text,label\n" + "".join(f"a film {i},{i % 2}\n" for i in range(40)))
     records = open_records(
@@ -26,6 +32,9 @@ def test_the_five_stages(cli, tiny_model, tmp_path, monkeypatch):
     monkeypatch.setattr(quickstart, "published_reviews", lambda path, source: halves)
     monkeypatch.setattr(quickstart.assets, "cached", lambda name: table)
     monkeypatch.setattr(quickstart.assets, "download", lambda name, say=None: table)
+
+
+def test_the_five_stages(cli, reviews, tmp_path):
     words = ["quickstart", "--out", tmp_path / "out", "--steps", 3]
     code, text, _ = cli(*words)
     assert code == 0
@@ -42,3 +51,27 @@ def test_the_five_stages(cli, tiny_model, tmp_path, monkeypatch):
     data = json.loads(text)
     assert (code, data["rows"]) == (0, 4)
     assert 0 <= data["before"] <= 1
+
+
+def test_ctrl_c_in_training_saves_and_in_the_before_does_not(cli, reviews, tmp_path, monkeypatch):
+    honest = loop.gradients
+
+    def pressed(*arguments):
+        os.kill(os.getpid(), signal.SIGINT)
+        return honest(*arguments)
+
+    monkeypatch.setattr(loop, "gradients", pressed)
+    words = ["quickstart", "--steps", 3, "--out"]
+    code, text, _ = cli(*words, tmp_path / "a")
+    assert code == 130
+    assert "interrupted  after 1 of 3 steps; the adapter saved is that of step 1" in text
+    assert "5/5" not in text
+    assert (tmp_path / "a/adapter/adapter_config.json").exists()
+
+    def interrupted(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(quickstart, "measure", interrupted)
+    code, _, err = cli(*words, tmp_path / "b", "--quiet")
+    assert (code, err) == (130, "minift: interrupted\n")
+    assert not (tmp_path / "b").exists()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import shlex
+import sys
 
 import pytest
 
@@ -141,3 +142,50 @@ def test_the_width_is_the_terminals_between_40_and_100(monkeypatch):
     for typed, width in (("60", 60), ("20", 40), ("300", 100)):
         monkeypatch.setenv("COLUMNS", typed)
         assert columns() == width
+
+
+@pytest.mark.parametrize(("columns", "line"), [
+    ("100", "             2/2 steps  left 00:00  loss 1.234  1,020 tok/s  lr 1.0e-03"),
+    ("60", "2/2 steps  left 00:00  loss 1.234  1,020 tok/s  lr 1.0e-03"),
+    ("40", "2/2 steps  left 00:00  loss 1.234  1,020"),
+])  # fmt: skip
+def test_plain_progress_fits_the_columns(monkeypatch, capsys, columns, line):
+    monkeypatch.setenv("COLUMNS", columns)
+    Screen().bar(2, "steps").advance(2, "loss 1.234  1,020 tok/s  lr 1.0e-03")
+    assert capsys.readouterr().err == line + "\n"
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.mark.parametrize("columns", [40, 60, 80, 100])
+def test_a_bar_fits_the_terminal(monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setattr("sys.stderr", Terminal())
+    bar = Screen().bar(120, "steps")
+    bar.begin -= 60
+    for step in range(120):
+        bar.advance(1, "  loss 1.234  1,020 tok/s  lr 1.0e-03")
+        if step == 60:
+            bar.tell("held out 1.500 at step 2 (best)")
+    bar.bar.refresh()
+    bar.close()
+    text = sys.stderr.getvalue()
+    assert "held out 1.500 at step 2 (best)\n" in text
+    assert "left 00:00  loss 1.234" in text or columns == 40
+    assert max(len(part) for part in text.replace("\n", "\r").split("\r")) <= columns
+
+
+class Gone(io.StringIO):
+    def write(self, text):
+        raise OSError(5, "Input/output error")
+
+
+def test_a_terminal_that_is_gone_ends_no_work(monkeypatch):
+    monkeypatch.setattr("sys.stderr", Gone())
+    bar = Screen().bar(2, "steps")
+    bar.advance(2)
+    bar.tell("held out")
+    bar.close()

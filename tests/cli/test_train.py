@@ -13,6 +13,7 @@ from minift.model.config import ModelConfig
 from minift.model.transformer import Transformer
 from minift.runtime import Rates
 from minift.train import loop
+from minift.train.loop import Run, TrainConfig
 
 
 def test_a_run_says_what_it_does_and_leaves_a_run_folder(cli, tiny_model, data, tmp_path):
@@ -85,7 +86,7 @@ def test_ctrl_c_saves_what_there_is(cli, tiny_model, data, tmp_path, monkeypatch
     out = tmp_path / "out"
     code, text, _ = cli("sft", "--model", tiny_model, "--data", data, "--out", out, "--steps", 50)
     assert code == 130
-    assert "interrupted  after step 2; the adapter so far is saved" in text
+    assert "interrupted  after 2 of 50 steps; the adapter saved is that of step" in text
     assert (out / "adapter/adapter_model.safetensors").exists()
     assert json.loads((out / "run.json").read_text())["interrupted"] is True
 
@@ -99,6 +100,78 @@ def test_a_loss_that_explodes_is_exit_code_3(cli, tiny_model, data, tmp_path, mo
     assert code == 3
     assert err.startswith("minift: step 3: the loss or the gradient was not finite")
     assert not (out / "adapter").exists()
+
+
+def test_an_error_in_mid_training_says_where_the_best_is(
+    cli, tiny_model, data, tmp_path, monkeypatch
+):
+    honest, calls = loop.gradients, []
+
+    def explode(*arguments):
+        calls.append(1)
+        found = honest(*arguments)
+        return found if len(calls) <= 4 else (float("nan"), *found[1:])
+
+    monkeypatch.setattr(loop, "gradients", explode)
+    out = tmp_path / "out"
+    code, _, err = cli("sft", "--model", tiny_model, "--data", data, "--out", out, "--steps", 9,
+                       "--quiet", "--eval-every", 4, "--held-out-share", 0.3)  # fmt: skip
+    assert code == 3
+    assert err.splitlines()[-1] == (
+        f"minift: the best adapter so far, of step 4 is in {out / 'adapter'}"
+    )
+    assert json.loads((out / "run.json").read_text())["ended"] == "diverged"
+
+
+def test_few_rows_get_updates_that_change_something(cli, tiny_model, data, tmp_path):
+    words = ["sft", "--model", tiny_model, "--data", data, "--held-out-share", 0.3, "--lr", 1e-2]
+    code, text, err = cli(*words, "--out", tmp_path / "a")
+    assert code == 0
+    assert "rows make 1 update a pass, too few: 30 updates, 30 passes; --epochs 1 for one" in text
+    facts = json.loads((tmp_path / "a/run.json").read_text())
+    assert (facts["steps"], facts["planned_steps"], facts["ended"]) == (30, 30, "finished")
+    losses = [one["loss"] for one in facts["held_out"]]
+    assert 5 <= len(losses) <= 10
+    assert min(losses) < 0.8 * losses[0]
+    assert facts["kept_step"] == facts["best_step"]
+    assert err.count("held out ") == len(losses)
+    assert "held-out rows: that is little; --held-out FILE" in text
+    code, text, _ = cli(*words, "--out", tmp_path / "b", "--epochs", 1)
+    assert code == 0
+    assert "too few" not in text
+    assert json.loads((tmp_path / "b/run.json").read_text())["steps"] == 1
+
+
+def run_with(losses, **more):
+    config = TrainConfig(steps=len(losses), lr=5e-4)
+    return Run(config, len(losses), losses, ended="finished", **more)
+
+
+@pytest.mark.parametrize(("losses", "said"), [
+    ([4.0, 3.9, 3.9], "4.000 to 3.900 in 3 updates: try --steps 30 or --lr 0.002"),
+    ([4.0], "4.000 to 4.000 in 1 update: try --steps 30 or --lr 0.002"),
+    ([4.0] * 600, "4.000 to 4.000 in 600 updates: try --lr 0.002"),
+    ([4.0, 3.5, 2.9], None),
+    ([4.0] * 30 + [3.7] * 30, None),
+])  # fmt: skip
+def test_a_loss_that_hardly_moved_says_what_to_try(losses, said):
+    assert train.little(run_with(losses)) == (
+        None if said is None else f"             the loss changed little, {said}"
+    )
+
+
+def test_the_end_in_lines(tmp_path):
+    run = run_with([4.0, 3.0], evaluations=[(1, 2.0), (2, 3.0)], best_step=1, kept_step=1,
+                   out=tmp_path)  # fmt: skip
+    assert train.closing(run, 9)[:2] == [
+        "held out     loss 2.000 at step 1, the adapter kept",
+        "             chosen on 9 held-out rows: that is little; --held-out FILE",
+    ]
+    assert "chosen" not in "".join(train.closing(run, 10))
+    run.ended, run.planned = "interrupted", 7
+    assert train.closing(run, 10)[0] == (
+        "interrupted  after 2 of 7 steps; the adapter saved is that of step 1"
+    )
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bf16"])

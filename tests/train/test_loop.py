@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from minift.checkpoints.open import load_model
-from minift.errors import ConfigError, FormatError, StorageError
+from minift.errors import ConfigError, FormatError, Notice, StorageError
 from minift.kernels import choice
 from minift.peft.adapters import trainable
 from minift.peft.files import load_adapter, save_adapter
@@ -289,6 +289,34 @@ def test_settings_come_back_after_training():
     assert not model.checkpointing
 
 
+def test_nothing_attached_says_what_to_do():
+    model = load_model(GOLDEN / "llama_gqa")
+    text = "nothing attached: minift.attach, or give lr for full training"
+    with pytest.raises(ConfigError, match=text):
+        fit(model, Fixed(random_rows([5])), TrainConfig(steps=1))
+
+
+def test_full_training_says_that_its_folder_has_no_weights(tmp_path):
+    model = load_model(GOLDEN / "llama_gqa")
+    with pytest.warns(Notice, match=r"no weights are written here.*minift\.save"):
+        run = fit(
+            model, Fixed(random_rows([5])), TrainConfig(steps=2, lr=1e-3, threads=1), tmp_path / "r"
+        )
+    assert not (tmp_path / "r/adapter").exists()
+    assert run.kept_step == run.steps == 2
+
+
+def test_how_often_a_run_is_evaluated():
+    """Eight times, but no more than a tenth of the time that training takes, three times a row."""
+    every = TrainConfig(epochs=1, batch=10).resolved_eval_every
+    assert every(1000, 0) == 0
+    assert every(1000, 10) == 13  # 100 steps in 8 parts
+    assert every(1000, 100) == 34  # 3,000 rows' time, a tenth of it: 3 evaluations
+    assert every(1000, 200) == 0  # one, at the end
+    assert TrainConfig(epochs=1, eval_every=0).resolved_eval_every(1000, 10) == 0
+    assert TrainConfig(epochs=1, eval_every=7).resolved_eval_every(1000, 10**6) == 7
+
+
 def test_nothing_trainable_is_refused():
     model = load_model(GOLDEN / "llama_gqa").requires_grad_(False)
     with pytest.raises(ConfigError, match="nothing is trainable"):
@@ -312,7 +340,7 @@ def test_steps_and_epochs_together_are_refused():
 
 def test_epochs_become_steps():
     assert TrainConfig(epochs=2.0, batch=4).resolved_steps(9) == 6
-    assert TrainConfig(batch=4).resolved_steps(9) == 3
+    assert TrainConfig(batch=4).resolved_steps(400) == 100
 
 
 def test_batch_counts():

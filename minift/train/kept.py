@@ -1,0 +1,196 @@
+"""What a run keeps while it goes on: the best adapter, on disk from the moment it is found.
+
+    every new best evaluation    adapter/ written whole, then run.json with "ended": "unfinished"
+    the end, whatever it is      run.json with "finished", "interrupted", "diverged" or "failed: .."
+
+So what ends a run, a `kill -9` too, leaves the best adapter that was found before. Without an
+evaluation the weights of the last good step are written, at an interruption or an error as well.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from minift.checkpoints.save import as_json
+from minift.errors import StorageError, notice, one_line
+from minift.model.transformer import Transformer
+from minift.peft.adapters import active
+from minift.peft.files import save_adapter
+from minift.storage import append_line, write_file
+from minift.train.run_folder import make_room
+
+if TYPE_CHECKING:
+    from minift.train.loop import Progress, Run
+
+STOPPING = b"minift: stopping after this step; again abandons the run\n"
+
+
+class Diverged(RuntimeError):
+    """A guard rail stopped training: the loss or the gradient was not finite, again and again."""
+
+
+@dataclass
+class Keeper:
+    """Holds the best weights of a run, and writes them and run.json."""
+
+    model: Transformer
+    parameters: Mapping[str, nn.Parameter]
+    run: Run
+    record: Callable[[], Mapping[str, object]]  # what run.json says
+    best: dict[str, Tensor] | None = None
+    best_loss: float = math.inf
+    good: int = 0  # the last step that changed the weights
+    settled: bool = True  # they are the model's, and not a later step's
+    on_disk: int | None = None  # the step whose weights adapter/ has
+    told: set[str] = field(default_factory=set)
+
+    @property
+    def folder(self) -> Path | None:
+        """Of the adapter; None where none is written."""
+        out = self.run.out
+        return None if out is None or active(self.model) is None else out / "adapter"
+
+    def log(self, progress: Progress) -> None:
+        """A line of metrics.jsonl. A full disk costs the line, not the run."""
+        if self.run.out is not None:
+            try:
+                append_line(self.run.out / "metrics.jsonl", json.dumps(asdict(progress)))
+            except StorageError as problem:
+                self.tell("log", problem, "lines of metrics.jsonl are missing")
+
+    def evaluated(self, step: int, loss: float) -> None:
+        """Keep the weights of this step where none was better."""
+        self.run.evaluations.append((step, loss))
+        if self.good and loss < self.best_loss:
+            self.best_loss, self.run.best_step = loss, step
+            self.best = {n: p.detach().clone() for n, p in self.parameters.items()}
+            try:
+                self.write(step)
+            except StorageError as problem:
+                kept = "none" if self.on_disk is None else f"that of step {self.on_disk}"
+                self.tell("best", problem, f"the best adapter, of step {step}, is not saved yet, "
+                          f"{kept} is")  # fmt: skip
+
+    def tell(self, kind: str, problem: StorageError, what: str) -> None:
+        """Say once what the disk did not take, and go on: it may take it later."""
+        if kind not in self.told and self.run.out is not None:
+            self.told.add(kind)
+            reason = os.strerror(problem.errno) if problem.errno else str(problem)
+            notice(self.run.out, f"{what} ({reason}); training goes on")
+
+    def write(self, step: int) -> None:
+        """The weights that the model has, which are those of `step`, and run.json."""
+        if self.folder is not None and self.on_disk != step:
+            make_room(self.folder)
+            save_adapter(self.model, self.folder, overwrite=True)
+            self.on_disk = step
+        self.run.kept_step = step if self.folder is None else self.on_disk
+        self.write_record()
+
+    def write_record(self) -> None:
+        if self.run.out is not None:
+            write_file(self.run.out / "run.json", as_json(dict(self.record())))
+
+    def finish(self, stopped: bool) -> None:
+        """The end after a whole step: the best weights are the model's and on the disk."""
+        run = self.run
+        run.ended = "interrupted" if stopped and run.steps < run.planned else "finished"
+        if self.best is not None:
+            restore(self.parameters, self.best)
+        self.write(run.best_step or self.good or run.steps)
+
+    @contextmanager
+    def whatever_happens(self, stopped: Callable[[], bool]) -> Iterator[None]:
+        """An error inside leaves the best on disk, and a line with it that says where."""
+        try:
+            yield
+        except BaseException as problem:
+            self.run.ended = ending(problem, stopped())
+            if self.run.out is not None and self.run.losses:
+                problem.add_note(self.rescued(problem))
+            raise
+
+    def rescued(self, problem: BaseException) -> str:
+        """Write what there is after an error; -> a line that says what, and where."""
+        run, failed = self.run, ""
+        try:
+            # Abandoned at once, maybe in the middle of an update, or a step late: then it is not
+            # known which weights these are, and nothing is written.
+            if isinstance(problem, Exception) and self.good and self.folder is not None:
+                if self.best is not None and run.best_step != self.on_disk:
+                    restore(self.parameters, self.best)
+                    self.write(run.best_step or 0)
+                elif self.best is None and self.settled:
+                    self.write(self.good)
+        except (StorageError, ValueError) as also:
+            failed = "" if isinstance(problem, StorageError) else f"; not saved: {also}"
+        run.kept_step = self.on_disk
+        with suppress(StorageError):
+            self.write_record()
+        if self.on_disk is None:
+            return f"no adapter is saved{failed}"
+        what = "the adapter" if self.best is None else "the best adapter so far,"
+        return f"{what} of step {self.on_disk} is in {one_line(str(self.folder), 200)}{failed}"
+
+
+def ending(problem: BaseException, stopped: bool) -> str:
+    """What run.json says of an error."""
+    if isinstance(problem, Diverged):
+        return "diverged"
+    if stopped or isinstance(problem, KeyboardInterrupt):
+        return "interrupted"
+    return f"failed: {type(problem).__name__}: {one_line(str(problem), 200)}"
+
+
+@torch.no_grad()
+def restore(parameters: Mapping[str, nn.Parameter], best: Mapping[str, Tensor]) -> None:
+    for name, parameter in parameters.items():
+        parameter.copy_(best[name])
+
+
+@contextmanager
+def interruptible() -> Iterator[threading.Event]:
+    """Ctrl-C, SIGTERM and SIGHUP set the event, and say so; a second Ctrl-C or SIGTERM ends the
+    process as usual.
+
+    A terminal that is closed sends SIGHUP more than once: it never abandons. Where it is ignored
+    (`nohup`) it stays so.
+    """
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    before = {number: signal.getsignal(number) for number in numbers}
+    hangup = getattr(signal, "SIGHUP", None)  # not on Windows
+    if hangup is not None and signal.getsignal(hangup) != signal.SIG_IGN:
+        before[hangup] = signal.getsignal(hangup)
+
+    def note(number: int, frame: object) -> None:
+        if number != hangup:
+            for other in numbers:
+                signal.signal(other, before[other])
+        if not event.is_set():
+            event.set()
+            with suppress(OSError):  # no print: the signal may have come in the middle of one
+                os.write(2, (b"\n" if os.isatty(2) else b"") + STOPPING)
+
+    for number in before:
+        signal.signal(number, note)
+    try:
+        yield event
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
