@@ -41,6 +41,7 @@ def with_labels(model: Transformer, labels: Sequence[str], *, seed: int = 0) -> 
         raise ConfigError("with_labels: the model has an adapter attached; it comes after the head")
     config = labelled(model.config, names)
     new = unfilled(config, model.source)
+    new.text_format = model.text_format
     for path, linear in quantized(model):
         new.set_submodule(path, linear.twin(linear.bias))
     body = {n: p for n, p in model.named_parameters() if not n.startswith("head.")}

@@ -119,18 +119,20 @@ def tokenizer_of(metadata: Mapping[str, Any], path: str) -> Tokenizer:
         field_of(metadata, where, str, path), known, path, where
     ).from_gguf(metadata, path)
     eot = field_of(metadata, "tokenizer.ggml.eot_token_id", int, path, none=True)
-    tokenizer.also_ends = ends_within(tokenizer, [eot])
+    eom = field_of(metadata, "tokenizer.ggml.eom_token_id", int, path, none=True)
+    tokenizer.also_ends = ends_within(tokenizer, [eot, eom])
     return tokenizer
 
 
 def ends_in(folder: Path, tokenizer: Tokenizer) -> frozenset[int]:
-    """The tokens that config.json and generation_config.json let a text end with."""
-    ids: list[object] = []
-    for name in ("config.json", "generation_config.json"):
+    """The tokens that generation_config.json, or else config.json, lets a text end with."""
+    for name in ("generation_config.json", "config.json"):  # the first that says it counts
+        found = None
         if os.path.exists(folder / name):
             found = strict_json.read(folder / name).get("eos_token_id")
-            ids += found if type(found) is list else [found]
-    return ends_within(tokenizer, ids)
+        if found is not None:
+            return ends_within(tokenizer, found if type(found) is list else [found])
+    return frozenset()
 
 
 def ends_within(tokenizer: Tokenizer, ids: Iterable[object]) -> frozenset[int]:

@@ -26,7 +26,7 @@ from minift.data.split import Rows
 from minift.errors import ConfigError, escaped, one_line
 from minift.model.transformer import Transformer
 from minift.peft.adapters import room_left
-from minift.peft.files import adapter_folder, load_adapter, stored
+from minift.peft.files import adapter_folder, load_adapter, stored, texts_of
 from minift.peft.methods import attach
 from minift.runtime import device_of
 from minift.tokenizers.interface import Tokenizer
@@ -74,7 +74,7 @@ def classify(parsed: Parsed, screen: Screen) -> int:
         screen.say(f"before       accuracy {before}   {before.total:,} held-out texts")
     run = train_shown(screen, model, objective, config, out, parsed.flag("overwrite"))
     facts: dict[str, object] = {"out": str(out), "labels": labels, "loss": run.losses[-1]}
-    lines = closing(run, len(held or ()))
+    lines = closing(run, model, len(held or ()))
     if held is not None and before is not None and not run.interrupted:
         after = accuracy(held)
         gain = f"{100 * (after.share - before.share):+.1f} points"
@@ -109,7 +109,11 @@ def accuracy_data(accuracy: Accuracy) -> dict[str, object]:
 
 def run_of(adapter: str | None) -> Mapping[str, Any]:
     """How the run of the adapter made its texts, where there is one."""
-    return {} if adapter is None else data_in(adapter_folder(adapter))
+    if adapter is None:
+        return {}
+    folder = adapter_folder(adapter)
+    texts = texts_of(folder)
+    return data_in(folder) if texts is None or texts.template is None else texts.as_json()
 
 
 def read(parsed: Parsed, labels: tuple[str, ...], run: Mapping[str, Any], path: str) -> Records:

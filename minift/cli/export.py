@@ -15,7 +15,7 @@ def export(parsed: Parsed, screen: Screen) -> int:
     from minift.checkpoints.open import load
     from minift.checkpoints.overwrite import check_target
     from minift.checkpoints.save import target_names
-    from minift.cli.models import base_kind
+    from minift.cli.models import base_kind, use_texts
     from minift.peft.export import export as write
     from minift.peft.files import CONFIG, load_adapter, stored
     from minift.peft.stored import METRICS
@@ -37,10 +37,12 @@ def export(parsed: Parsed, screen: Screen) -> int:
         if adapter.labels:
             model = with_labels(model, adapter.labels)
         load_adapter(model, adapter.folder)
+        use_texts(parsed, adapter, tokenizer)
     else:
         if to == "gguf-lora":
             raise ConfigError(f"--to gguf-lora needs an adapter or a run, and {place} is neither")
         model, tokenizer = load(parsed.words[0], base=base_kind(parsed.flag("base")))
+        use_texts(parsed, None, tokenizer)
     done = write(
         model, tokenizer, out, to=to, dtype=parsed.flag("dtype"), overwrite=parsed.flag("overwrite")
     )

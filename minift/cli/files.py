@@ -132,7 +132,7 @@ def merge(parsed: Parsed, screen: Screen) -> int:
     from minift.checkpoints.open import load
     from minift.checkpoints.overwrite import check_target
     from minift.checkpoints.save import save, target_names
-    from minift.cli.models import base_dtype, base_kind
+    from minift.cli.models import base_dtype, base_kind, use_texts
     from minift.peft.export import COMPARED, PROBES
     from minift.peft.files import load_adapter, stored
     from minift.peft.merge import merge as fold
@@ -151,6 +151,7 @@ def merge(parsed: Parsed, screen: Screen) -> int:
     if adapter.labels:
         model = with_labels(model, adapter.labels)
     load_adapter(model, adapter.folder)
+    use_texts(parsed, adapter, tokenizer)
     merged = fold(model)
     probe = torch.tensor([[i for text in PROBES for i in tokenizer.encode(text)]])
     error = merge_error(model, merged, probe[:, : model.config.context])

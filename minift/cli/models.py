@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 from minift.checkpoints.frozen_base import BASES, counts
 from minift.checkpoints.labels import with_labels
 from minift.checkpoints.open import headers, load, resolve
 from minift.checkpoints.tokenizers import tokenizer_in
 from minift.cli.options import Parsed
-from minift.cli.run_file import base_in
+from minift.cli.run_file import base_in, dtype_in
 from minift.errors import ConfigError, FormatError, notice, one_line
 from minift.kernels.quantized.linear import base_of
 from minift.model.transformer import Transformer
-from minift.peft.files import AnyStored, load_adapter, stored
+from minift.peft.files import AnyStored, load_adapter, stored, texts_of
 from minift.runtime import device_of, machine, rates
+from minift.tokenizers import text_format
 from minift.tokenizers.interface import Tokenizer
+from minift.tokenizers.text_format import TextFormat
 
 
 def base_dtype(choice: str, threads: int | None = None, device: str = "cpu") -> str:
@@ -64,10 +67,11 @@ def open_model(parsed: Parsed, *, trainable: bool = False) -> tuple[Transformer,
         check_here(adapter)
     device = device_of(parsed.values["device"])
     dtype = base_dtype(parsed.values["dtype"], parsed.values.get("threads"), device)
+    if adapter is not None:
+        dtype = trained_dtype(adapter.folder, dtype, asked="dtype" in parsed.given)
     base = base_kind(parsed.values["base"], adapter)
     model, tokenizer = load(name, dtype=dtype, device=device, base=base)
     labels = labels_of(parsed)
-    tokenizer.chat_template = parsed.values["chat_template"]
     brings_head = adapter is not None and bool(adapter.labels) and not names_labels(adapter)
     if labels and not brings_head:
         model = with_labels(model, labels)
@@ -76,7 +80,42 @@ def open_model(parsed: Parsed, *, trainable: bool = False) -> tuple[Transformer,
         tokenizer = with_new_tokens(tokenizer, adapter, model.config.vocab)
     if labels and brings_head:
         model.config = replace(model.config, labels=labels)
+    use_texts(parsed, adapter, tokenizer)
     return model, tokenizer
+
+
+def trained_dtype(adapter: Path, dtype: str, *, asked: bool) -> str:
+    """The dtype that an adapter was trained in, which is used unless another was asked for."""
+    trained = dtype_in(adapter)
+    if trained is None or trained == dtype:
+        return dtype
+    if asked:
+        notice(adapter, f"was trained in {trained}; --dtype {dtype} is used")
+        return dtype
+    notice(adapter, f"computes in {trained}, as in its training")
+    return trained
+
+
+def use_texts(parsed: Parsed, adapter: AnyStored | None, tokenizer: Tokenizer) -> None:
+    """Make and end texts as in the training of the adapter; by --chat-template, where given."""
+    texts = None if adapter is None else texts_of(adapter.folder)
+    if texts is not None:
+        text_format.apply(tokenizer, texts)
+    name = parsed.values.get("chat_template")
+    if text_format.choose(tokenizer, name) and texts is not None and texts.chat_template:
+        place = adapter.folder if adapter is not None else "the model"
+        notice(place, f"was trained with another chat template; --chat-template {name} is used")
+
+
+def trained_texts(parsed: Parsed) -> TextFormat:
+    """How the run of --adapter, or the one that made --model, made its texts."""
+    asked, model = parsed.values.get("adapter"), parsed.values["model"]
+    found = None
+    if asked is not None:
+        found = texts_of(stored(asked).folder)
+    elif model is not None:
+        found = headers(model).text_format()
+    return found or TextFormat()
 
 
 def check_here(adapter: AnyStored) -> None:

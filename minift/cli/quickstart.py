@@ -15,7 +15,14 @@ from minift.cli.evaluate import measure
 from minift.cli.models import base_dtype, headline
 from minift.cli.options import Parsed
 from minift.cli.screen import Screen, duration, megabytes
-from minift.cli.train import closing, in_run_folder, kept_data, show_example, train_shown
+from minift.cli.train import (
+    closing,
+    in_run_folder,
+    kept_data,
+    loaded_by,
+    show_example,
+    train_shown,
+)
 from minift.data.split import Rows, published_reviews
 from minift.errors import ConfigError, one_line
 from minift.generation.decode import generate
@@ -70,7 +77,7 @@ def quickstart(parsed: Parsed, screen: Screen) -> int:
     overwrite = parsed.flag("overwrite")
     run = train_shown(screen, model, objective, config, out, overwrite, "4/5 train")
     if run.interrupted:
-        screen.result("\n".join(closing(run, 0)), {"out": str(out)} | kept_data(run))
+        screen.result("\n".join(closing(run, model, 0)), {"out": str(out)} | kept_data(run))
         return 130
     after, after_scores = measure(parsed, screen, model, tokenizer, test, LONGEST)
     gain = 100 * (after.share - before.share)
@@ -80,7 +87,7 @@ def quickstart(parsed: Parsed, screen: Screen) -> int:
     seconds = time.perf_counter() - start
     screen.say()
     size = sum(f.stat().st_size for f in (Path(out) / "adapter").iterdir())
-    saved = f"adapter/ ({megabytes(size)}, PEFT loads it)  metrics.jsonl  run.json"
+    saved = f"adapter/ ({megabytes(size)}, {loaded_by(model)})  metrics.jsonl  run.json"
     screen.result(
         f"saved        {out}/  {saved}\n"
         f"took         {duration(seconds)}, fetching {duration(fetched)} apart",

@@ -12,6 +12,7 @@ from typing import Any
 
 from minift.checkpoints import strict_json
 from minift.checkpoints.frozen_base import BASES
+from minift.checkpoints.open import DTYPES
 from minift.errors import FormatError, one_line
 
 NAME = "run.json"
@@ -29,6 +30,18 @@ def base_in(adapter: Path) -> str | None:
         return found
     allowed = f"dense, {', '.join(BASES)}"
     raise FormatError(run, "base", found, allowed, "out-of-range")
+
+
+def dtype_in(adapter: Path) -> str | None:
+    """The dtype that the run of an adapter computed in; None where no run says so."""
+    run = adapter.parent / NAME
+    if adapter.name != "adapter" or not os.path.exists(run):
+        return None
+    numerics = strict_json.read(run).get("numerics")
+    found = numerics.get("dtype") if type(numerics) is dict else None
+    if found is None or found in DTYPES:
+        return found
+    raise FormatError(run, "numerics.dtype", found, ", ".join(DTYPES), "out-of-range")
 
 
 def data_in(adapter: Path) -> Mapping[str, Any]:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import codecs
 import json
 import sys
+from string import Formatter
 from typing import Any
 
-from minift.cli.models import open_speaker
+from minift.cli.models import open_speaker, trained_texts
 from minift.cli.options import Parsed
 from minift.cli.screen import Screen, spoken
-from minift.data.read import unescape_template
+from minift.data.read import parse_template, unescape_template
 from minift.errors import ConfigError, one_line
 from minift.generation.decode import generate as continue_text
 from minift.generation.prepared import obstacle
@@ -77,10 +78,37 @@ def prompt_of(parsed: Parsed) -> str:
     return stdin_text(whole=True).removesuffix("\n")
 
 
+def by_template(parsed: Parsed, prompt: str) -> str:
+    """The prompt in the template of --template, or of training, where that shows one column.
+
+    One that has the template's form already stays as it is.
+    """
+    given = parsed.flag("template")
+    template = trained_texts(parsed).template if given is None else unescape_template(given)
+    if template is None:
+        return prompt
+    columns = {name for _, name, *_ in Formatter().parse(template) if name is not None}
+    if len(columns) != 1:
+        if given is not None:
+            raise ConfigError(f"template: found {one_line(given)}, allowed one column, as {{text}}")
+        return prompt
+    pieces = parse_template(template, [*columns])
+    first, last = (text if name is None else "" for text, name in (pieces[0], pieces[-1]))
+    if given is None and prompt.startswith(first) and prompt.endswith(last):
+        return prompt
+    if given is None:
+        shown = one_line(template.replace("\n", "\\n"), 200)
+        line = f"the prompt is made by the template of training, '{shown}'; --template '{{text}}'"
+        print(f"minift: {line} takes it as it is", file=sys.stderr)
+    return "".join(text if name is None else prompt for text, name in pieces)
+
+
 def generate(parsed: Parsed, screen: Screen) -> int:
     how = writing(parsed)
     prompt = prompt_of(parsed)
     model, tokenizer = speaker(parsed)
+    if not parsed.flag("chat"):
+        prompt = by_template(parsed, prompt)
     ids: str | list[int] = prompt
     if parsed.flag("chat"):
         ids = tokenizer.chat([{"role": "user", "content": prompt}], reply=True)[0]
@@ -113,7 +141,12 @@ def chat(parsed: Parsed, screen: Screen) -> int:
     """
     how, as_json = writing(parsed), parsed.flag("json")
     model, tokenizer = speaker(parsed)
-    system = parsed.flag("system")
+    system: str | None = parsed.flag("system")
+    trained = trained_texts(parsed).system
+    if trained is not None and "system" not in parsed.given:
+        system = trained
+        line = f"the system's message of training: {one_line(trained, 120)} (--system '' for none)"
+        print(f"minift: {line}", file=sys.stderr)
     messages = [] if system is None else [{"role": "system", "content": system}]
     opening = len(messages)
     shown = sys.stdin.isatty() and not as_json

@@ -10,24 +10,27 @@ from pathlib import Path
 
 import torch
 
+from minift.checkpoints.download import peft_name
 from minift.checkpoints.open import load
 from minift.cli.method import chosen
-from minift.cli.models import base_dtype, base_kind, base_line, headline
+from minift.cli.models import base_dtype, base_kind, base_line, headline, use_texts
 from minift.cli.options import Parsed
 from minift.cli.screen import Screen, duration, megabytes
 from minift.cli.watching import Watch
 from minift.data.read import Records, open_records, unescape_template
 from minift.data.split import Rows, held_out
-from minift.errors import ConfigError, escaped, one_line
+from minift.errors import ConfigError, escaped, notice, one_line
 from minift.kernels.choice import word
 from minift.kernels.quantized.linear import base_of, numbers
 from minift.model.transformer import Transformer
 from minift.peft.adapters import config_of, trainable
+from minift.peft.bottleneck import Bottleneck
 from minift.peft.files import load_adapter, stored
 from minift.peft.methods import attach
 from minift.peft.places import linears
 from minift.runtime import cores, device_of, peak_memory, rates
 from minift.tokenizers.interface import Tokenizer
+from minift.tokenizers.text_format import TextFormat
 from minift.train.classification import Classification
 from minift.train.loop import LEAST, Run, TrainConfig, fit
 from minift.train.objectives import SFT, Objective
@@ -71,7 +74,7 @@ def sft(parsed: Parsed, screen: Screen) -> int:
     model, tokenizer = load(name, dtype=dtype, device=device, base=base)
     if model.config.head != "lm":
         raise ConfigError(f"{name} is no language model: minift classify trains it on labels")
-    tokenizer.chat_template = parsed.flag("chat_template")
+    use_texts(parsed, stored(adapter) if method is None else None, tokenizer)
     screen.say(headline(config.threads))
     most, pack = parsed.given.get("max_length"), parsed.flag("pack")
     objective = SFT(tokenizer, train, held, max_length=most, pack=pack)
@@ -88,7 +91,8 @@ def sft(parsed: Parsed, screen: Screen) -> int:
     show_example(screen, objective, tokenizer)
     run = train_shown(screen, model, objective, config, out, parsed.flag("overwrite"))
     facts = {"out": str(out), "loss": run.losses[-1], "held_out": run.evaluations}
-    screen.result("\n".join(closing(run, len(held or ()))), facts | kept_data(run))
+    lines = closing(run, model, len(held or ()))
+    screen.result("\n".join(lines), facts | kept_data(run))
     screen.say(f"next         minift chat --adapter {out}")
     return 130 if run.interrupted else 0
 
@@ -97,7 +101,7 @@ def kept_data(run: Run) -> dict[str, object]:
     return {"ended": run.ended, "steps": run.steps, "kept_step": run.kept_step}
 
 
-def closing(run: Run, held: int, best: str = "") -> list[str]:
+def closing(run: Run, model: Transformer, held: int, best: str = "") -> list[str]:
     """How a run ended and what was kept, of which step. `best` says more of it."""
     lines = []
     if run.interrupted:
@@ -111,10 +115,22 @@ def closing(run: Run, held: int, best: str = "") -> list[str]:
         if len(run.evaluations) > 1 and held < FEW:
             lines.append(f"             chosen on {held} held-out row{'s' * (held > 1)}: that is "
                          "little; --held-out FILE")  # fmt: skip
-    lines.append(f"saved        {run.out}/  adapter/ (PEFT loads it)  metrics.jsonl  run.json")
+    lines.append(f"saved        {run.out}/  adapter/ ({loaded_by(model)})  metrics.jsonl  run.json")
     if (advice := little(run)) is not None:
         lines.append(advice)
     return lines
+
+
+def loaded_by(model: Transformer) -> str:
+    """Which other program takes the adapter, and on which model."""
+    if isinstance(config_of(model), Bottleneck):
+        return "AdapterHub loads it"
+    base = peft_name(model.source)
+    return (
+        f"PEFT loads it on {base}"
+        if base and not base.endswith(".gguf")
+        else ("PEFT loads it on its base as a folder: minift export --to hf")
+    )
 
 
 def little(run: Run) -> str | None:
@@ -144,8 +160,16 @@ def sides(
     return records, None
 
 
-def read(parsed: Parsed, path: str) -> Records:
-    """The data file as the options say."""
+def read(parsed: Parsed, path: str, texts: TextFormat | None = None) -> Records:
+    """The data file as the options say; where they are silent, as in training."""
+    if texts is not None and texts.template and not {"template", "target"} & set(parsed.given):
+        labels = parsed.flag("labels") or texts.labels or None
+        shown = one_line(texts.template.replace("\n", "\\n"), 200)
+        notice(path, f"is read by the template of training, '{shown}'; --template names another")
+        return open_records(
+            path, template=texts.template, target=texts.target, labels=labels,
+            limit=parsed.flag("limit"),
+        )  # fmt: skip
     template = parsed.flag("template")
     return open_records(
         path,
