@@ -81,7 +81,8 @@ def write_data(folder: Path) -> None:
         {"prompt": f"Order: {word} {dish}, please.\nTicket:", "completion": f" {count} x {dish}"}
         for (word, count), dish in itertools.product(numbers.items(), DISHES)
     ]
-    lines(folder / "prompts.jsonl", prompts)
+    lines(folder / "prompts.jsonl", prompts[5:])
+    lines(folder / "held.jsonl", prompts[:5])
     system = {"role": "system", "content": "You answer for the Old Harbour café."}
     chats = [
         {"messages": [system, {"role": "user", "content": q}, {"role": "assistant", "content": a}]}
@@ -309,8 +310,7 @@ def main() -> int:
         walk = Walk(folder, options.only)
         for command in commands:
             walk.literally(command)
-        for block in python:
-            walk.python(block)
+        walk.python("\n".join(python))
         for command in NARROW:
             walk.narrow(command)
         for command in NARROW:
