@@ -227,7 +227,10 @@ def faults(command: str, seen: Seen, columns: int | None) -> list[str]:
     plain = "\n".join(seen.lines)
     found += [f"nothing like {p!r}" for p in READ.get(kind, ()) if not re.search(p, plain)]
     if columns is not None and kind not in SPEAKS:
-        found += [f"{len(line)} columns: {line}" for line in seen.lines if len(line) > columns]
+        wide = [line for line in seen.lines if len(line) > columns]
+        found += [
+            f"{len(line)} columns: {line}" for line in wide if not line.startswith("minift: ")
+        ]
     return found
 
 
