@@ -54,7 +54,7 @@ def test_info_of_a_model_and_of_a_run(cli, tiny_model, run_folder):
     assert "2 layers · width 16 · feed-forward 32 · 4 heads of 4, 2 kv heads" in text
     code, text, _ = cli("info", run_folder)
     assert code == 0
-    assert "LoRA r=2 alpha=16 on down_proj" in text
+    assert "LoRA r=2 alpha=16 on all linears" in text
     assert f"base {tiny_model}" in text
     assert "run          3 steps" in text
     assert json.loads(cli("info", run_folder / "adapter", "--json")[1])["base"] == tiny_model
