@@ -56,7 +56,13 @@ def worker(arm: str, seed: int, steps: int) -> dict[str, Any]:
     train = [row for k, row in enumerate(rows) if k % 20]
     objective = minift.SFT(tokenizer, train=train, held_out=rows[::20], max_length=256, pack=pack)
     config = minift.TrainConfig(
-        steps=steps, batch=ROWS, lr=5e-4, seed=seed, threads=2, order="length" if like else "random"
+        steps=steps,
+        batch=ROWS,
+        lr=5e-4,
+        seed=seed,
+        threads=2,
+        eval_every=0,
+        order="length" if like else "random",
     )
     seconds, tokens, last = [], [], [time.perf_counter()]
 

@@ -71,9 +71,16 @@ def checked(data: Mapping[str, Any], run: Path) -> dict[str, Any]:
 
 
 def facts_in(folder: Path) -> str | None:
-    """A run's steps and last loss, in words; None where it has no run.json."""
+    """A run's steps, last loss, end and kept step, in words; None where it has no run.json."""
     run = folder / NAME
     if not os.path.exists(run):
         return None
     facts = strict_json.read(run)
-    return f"{one_line(facts.get('steps'))} steps · loss {one_line(facts.get('final_loss'))}"
+    text = f"{one_line(facts.get('steps'))} steps · loss {one_line(facts.get('final_loss'))}"
+    ended, kept = facts.get("ended", "finished"), facts.get("kept_step")
+    if ended != "finished":
+        planned = one_line(facts.get("planned_steps"))
+        text = f"{one_line(ended, 200)} · {planned} steps planned · {text}"
+    if kept is not None and (ended != "finished" or kept != facts.get("steps")):
+        text += f" · adapter of step {one_line(kept)}"
+    return text

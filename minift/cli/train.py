@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
 
@@ -98,20 +98,19 @@ def sft(parsed: Parsed, screen: Screen) -> int:
 
 
 def kept_data(run: Run) -> dict[str, object]:
+    """The same for --json."""
     return {"ended": run.ended, "steps": run.steps, "kept_step": run.kept_step}
 
 
-def closing(run: Run, model: Transformer, held: int, best: str = "") -> list[str]:
-    """How a run ended and what was kept, of which step. `best` says more of it."""
+def closing(run: Run, model: Transformer, held: int) -> list[str]:
+    """How a run ended and what was kept, of which step, chosen on `held` rows."""
     lines = []
     if run.interrupted:
         lines.append(f"interrupted  after {run.steps} of {run.planned} steps; the adapter saved is "
                      f"that of step {run.kept_step}")  # fmt: skip
     if run.best_step is not None:
-        loss = min(loss for _, loss in run.evaluations)
-        lines.append(
-            f"held out     loss {loss:.3f} at step {run.best_step}, the adapter kept{best}"
-        )
+        loss = dict(run.evaluations)[run.best_step]
+        lines.append(f"held out     loss {loss:.3f} at step {run.best_step}, the adapter kept")
         if len(run.evaluations) > 1 and held < FEW:
             lines.append(f"             chosen on {held} held-out row{'s' * (held > 1)}: that is "
                          "little; --held-out FILE")  # fmt: skip
@@ -210,14 +209,15 @@ def describe(model: Transformer, seconds: float | None) -> str:
     )
 
 
-def floor_said(config: TrainConfig, rows: int) -> Iterator[str]:
+def passes(config: TrainConfig, rows: int) -> str | None:
     """That few rows are passed over more than once, where nobody asked for it."""
     once, steps = math.ceil(rows / config.batch), config.resolved_steps(rows)
-    if config.steps is None and config.epochs is None and steps > once:
-        yield (
-            f"{rows} row{'s make' if rows > 1 else ' makes'} {once} update{'s' * (once > 1)} a "
-            f"pass, too few: {steps} updates, {steps / once:.3g} passes; --epochs 1 for one pass"
-        )
+    if config.steps is not None or config.epochs is not None or steps == once:
+        return None
+    return (
+        f"{rows} row{'s make' if rows > 1 else ' makes'} {once} update{'s' * (once > 1)} a pass, "
+        f"too few: {steps} updates, {steps / once:.3g} passes; --epochs 1 for one pass"
+    )
 
 
 def estimate(
@@ -255,8 +255,8 @@ def train_shown(
     tokens = config.batch * sum(sample) / len(sample)
     plan = estimate(model, steps, tokens, config.threads)
     screen.say(f"{label:<12} {describe(model, plan)}")
-    for line in floor_said(config, objective.rows):
-        screen.say(f"             {line}")
+    if (said := passes(config, objective.rows)) is not None:
+        screen.say(f"             {said}")
     watch = Watch(screen, steps, plan, config.threads or cores())
     try:
         run = fit(model, objective, config, out, overwrite=overwrite, watch=watch)

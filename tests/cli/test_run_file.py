@@ -106,3 +106,17 @@ def test_what_is_only_shown_is_one_line(tmp_path):
     shown = facts_in(tmp_path)
     assert shown.isprintable()
     assert len(shown) < 200
+
+
+@pytest.mark.parametrize(("facts", "text"), [
+    ({"ended": "finished", "kept_step": 9}, "9 steps · loss 0.5"),
+    ({"ended": "finished", "kept_step": 4}, "9 steps · loss 0.5 · adapter of step 4"),
+    ({"ended": "interrupted", "kept_step": 9},
+     "interrupted · 20 steps planned · 9 steps · loss 0.5 · adapter of step 9"),
+    ({"ended": "failed: DataError: \x1b", "kept_step": None},
+     "failed: DataError: \\x1b · 20 steps planned · 9 steps · loss 0.5"),
+])  # fmt: skip
+def test_how_a_run_ended_and_of_which_step_its_adapter_is(tmp_path, facts, text):
+    common = {"steps": 9, "planned_steps": 20, "final_loss": 0.5}
+    (tmp_path / "run.json").write_text(json.dumps(common | facts))
+    assert facts_in(tmp_path) == text
