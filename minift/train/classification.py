@@ -228,9 +228,9 @@ def labels_of(data: object, labels: Sequence[str] | None) -> tuple[str, ...]:
 
 
 def texts_of(data: str | os.PathLike[str] | Rowset, labels: Sequence[str]) -> Rowset:
-    if isinstance(data, str | os.PathLike):
-        return open_records(data, template=TEXT, target=LABEL, labels=labels)
-    return data
+    if isinstance(data, Records | Rows):
+        return data
+    return open_records(data, template=TEXT, target=LABEL, labels=labels)
 
 
 def texts_and_label(rows: Rowset, i: int, labels: Sequence[str]) -> tuple[str, str | None, int]:

@@ -188,7 +188,7 @@ class SFT:
 
 
 def rows_of(data: str | os.PathLike[str] | Rowset) -> Rowset:
-    return open_records(data) if isinstance(data, str | os.PathLike) else data
+    return data if isinstance(data, Records | Rows) else open_records(data)
 
 
 def size(row: Mapping[str, object]) -> int:
