@@ -1,9 +1,9 @@
 """Conversations of a ChatterBot corpus file: the part of YAML that those files use, and no more.
 
-    conversations:
-    - - What is a pun?                  a turn: plain, 'quoted', "quoted" or a block after |
-      - A play on words, which          lines further to the right go on with it
-        sounds like another.
+conversations:
+- - What is a pun?                  a turn: plain, 'quoted', "quoted" or a block after |
+  - A play on words, which          lines further to the right go on with it
+    sounds like another.
 """
 
 from __future__ import annotations

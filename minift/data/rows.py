@@ -27,8 +27,7 @@ LINE_LIMIT = 16 << 20
 BLOCK = 1 << 18  # bytes searched for line ends at a time
 BLANK = b" \t\r\n"
 _IS_BLANK, _IS_LINE_END, _IS_BRACKET = (
-    np.isin(np.arange(256), np.frombuffer(these, np.uint8))
-    for these in (BLANK, b"\r\n", b"{}[],")
+    np.isin(np.arange(256), np.frombuffer(these, np.uint8)) for these in (BLANK, b"\r\n", b"{}[],")
 )
 _DEPTH = np.zeros(256, np.int64)
 _DEPTH[list(b"{[")], _DEPTH[list(b"}]")] = 1, -1
@@ -160,7 +159,7 @@ def _document_spans(data: Any, start: int) -> Iterator[Span]:
         stop = min(len(data), start + LINE_LIMIT)
         if stop < len(data):
             piece = data[start:stop]
-            cut = (piece.rfind(b"\n\n") + 2 if b"\n\n" in piece else piece.rfind(b"\n") + 1)
+            cut = piece.rfind(b"\n\n") + 2 if b"\n\n" in piece else piece.rfind(b"\n") + 1
             while not cut and stop > start + 1 and data[stop] & 0xC0 == 0x80:
                 stop -= 1  # in the middle of a character
             stop = start + cut if cut else stop

@@ -5,7 +5,7 @@
     messages, conversations {"messages": [...]}
     text                    {"text"}
 
-The fields of the first row decide for all.
+The fields of the first row decide for all of a file.
 """
 
 from __future__ import annotations
@@ -43,7 +43,11 @@ class Shape:
         target: str | None = None,
         labels: Sequence[str] | None = None,
         pair: str | None = None,
+        *,
+        is_mixed: bool = False,
     ):
+        self.is_mixed = is_mixed  # rows from Python: each tells its own kind
+        self.given_pair = pair
         self.labels = None if labels is None else checked_labels(labels)
         self.template, self.target, self.pair = template, target, pair
         self.conversation = ""  # the field that has it
@@ -53,8 +57,8 @@ class Shape:
         if self.template is not None or self.target is not None:
             if self.template is None or self.target is None:
                 raise ConfigError("template and target go together: the prompt and the answer")
-            if self.pair is None and self.template == "{text}" and first.get(PAIR) is not None:
-                self.pair = f"{{{PAIR}}}"
+            has_pair = self.template == "{text}" and first.get(PAIR) is not None
+            self.pair = self.given_pair or (f"{{{PAIR}}}" if has_pair else None)
             self._fills = [
                 parse_template(template, list(first))
                 for template in (self.template, self.pair)
@@ -89,6 +93,8 @@ class Shape:
         return next((name for name in first if name.lower() in ANSWERS), None)
 
     def record(self, row: Row) -> Record:
+        if self.is_mixed:
+            self.settle(row)
         if self.template is not None:
             prompt, *pair = (_filled(row, fill) for fill in self._fills)
             record = {"prompt": prompt, "completion": self._answer(row, prompt)}
@@ -165,7 +171,7 @@ def known_column(what: str, name: str, columns: Sequence[str]) -> None:
     if near:
         raise ConfigError(f'{what} "{name}" is no column; nearest: {one_line(near[0])}')
     yours = one_line(", ".join(some), 300)
-    raise ConfigError(f'no column {name or "without a name"}; yours: {yours}{suggestion(some)}')
+    raise ConfigError(f"no column {name or 'without a name'}; yours: {yours}{suggestion(some)}")
 
 
 def suggestion(columns: Sequence[str]) -> str:
