@@ -21,6 +21,7 @@ from minift.cli.options import Parsed
 from minift.cli.run_file import data_in
 from minift.cli.screen import Screen, names
 from minift.cli.train import closing, in_run_folder, kept_data, sides, train_shown
+from minift.data.named import labels_of_named
 from minift.data.read import Records, open_records, unescape_template
 from minift.data.split import Rows
 from minift.errors import ConfigError, escaped, one_line
@@ -43,6 +44,8 @@ def classify(parsed: Parsed, screen: Screen) -> int:
     labels, before_run = labels_of(parsed) if method is None else (), run_of(adapter)
     if method is None and not labels:
         raise ConfigError(f"{adapter} is no classifier: minift sft goes on from it")
+    if parsed.flag("labels") is None:
+        labels = labels or labels_of_named(parsed.flag("data"))
     labels = labels or parsed.need("labels")
     base = base_kind(parsed.flag("base"), stored(adapter) if adapter is not None else None)
     train, held = sides(parsed, partial(read, parsed, labels, before_run), config.seed)

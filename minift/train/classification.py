@@ -12,7 +12,7 @@ which score the last token) its beginning; of two texts the longer is cut first.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from minift.data.batches import micro_batches
-from minift.data.read import PAIR, Records, open_records
+from minift.data.read import Records, open_records
 from minift.data.split import Rows
 from minift.errors import ConfigError, EncodeError, one_line
 from minift.model.transformer import Transformer
@@ -89,7 +89,7 @@ class Classification:
         self.max_length, self.by_default = max_length or LONGEST, max_length is None
         self.labels = labels_of(train, labels)
         self.train = texts_of(train, self.labels)
-        self.held_out = texts_of(held_out, self.labels) if held_out is not None else ()
+        self.held_out: Rowset = texts_of(held_out, self.labels) if held_out is not None else ()
         if not len(self.train):
             raise ConfigError("train: found no rows, allowed one or more")
         self.truncated: set[tuple[bool, int]] = set()
@@ -307,39 +307,19 @@ def labels_of(data: object, labels: Sequence[str] | None) -> tuple[str, ...]:
 
 
 def texts_of(data: str | os.PathLike[str] | Rowset, labels: Sequence[str]) -> Rowset:
-    if isinstance(data, str | os.PathLike):
-        return open_records(data, template=TEXT, target=LABEL, labels=labels)
-    return data
+    if isinstance(data, Records | Rows):
+        return data
+    return open_records(data, template=TEXT, target=LABEL, labels=labels)
 
 
 def texts_and_label(rows: Rowset, i: int, labels: Sequence[str]) -> tuple[str, str | None, int]:
     """The text, the second text where there is one, and the index of the label."""
-    row = rows[i]
-    if isinstance(rows, Records | Rows):
-        found = rows.label_index(i)
-        if found is None:
-            raise ConfigError(f"{rows.path}: opened without labels; give template, target, labels")
-        other = str(row["pair"]) if rows.pair is not None else None
-        return str(row["prompt"]), other, found
-    second = text_in(row, i, PAIR) if row.get(PAIR) is not None else None
-    return text_in(row, i, "text"), second, index_of(row, i, labels)
-
-
-def text_in(row: Mapping[str, object], i: int, field: str) -> str:
-    text = row.get(field)
-    if not isinstance(text, str) or not text.strip():
-        raise ConfigError(f'row {i + 1}: field "{field}": found {one_line(text)}, allowed text')
-    return text
-
-
-def index_of(row: Mapping[str, object], i: int, labels: Sequence[str]) -> int:
-    label = row.get("label")
-    if isinstance(label, str) and label in labels:
-        return list(labels).index(label)
-    if type(label) is int and 0 <= label < len(labels):
-        return label
-    allowed = f"{', '.join(labels)} or 0 to {len(labels) - 1}"
-    raise ConfigError(f'row {i + 1}: field "label": found {label!r}, allowed {allowed}')
+    assert isinstance(rows, Records | Rows)
+    row, found = rows[i], rows.label_index(i)
+    if found is None:
+        raise ConfigError(f"{rows.path}: opened without labels; give template, target, labels")
+    other = row.get("pair")
+    return str(row["prompt"]), None if other is None else str(other), found
 
 
 def wrapped(

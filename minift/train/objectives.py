@@ -354,7 +354,7 @@ def common_system(rows: Rowset) -> str | None:
 
 
 def rows_of(data: str | os.PathLike[str] | Rowset) -> Rowset:
-    return open_records(data) if isinstance(data, str | os.PathLike) else data
+    return data if isinstance(data, Records | Rows) else open_records(data)
 
 
 def size(row: Mapping[str, object]) -> int:

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from minift.data.read import Records, open_records, parse_template, unescape_template
+from minift.data.read import open_records, parse_template, unescape_template
+from minift.data.records import FileRecords
 from minift.errors import ConfigError, DataError
 
 REVIEWS: dict[str, Any] = {
@@ -165,11 +166,11 @@ def test_template_pieces() -> None:
     ("template", "message"),
     [
         ("{txet}", 'template field "txet" is no column; nearest: text'),
-        ("{zzzzz}", "columns: text, label"),
-        ("{}", 'template field "" is no column'),
+        ("{zzzzz}", "no column zzzzz; yours: text, label"),
+        ("{}", "no column without a name"),
         ("{text.upper}", "nearest: text"),
         ("{text[0]}", "nearest: text"),
-        ("{text.__class__}", "is no column"),
+        ("{text.__class__}", "no column text.__class__"),
         ("{text!r}", "has a format"),
         ("{text:>9}", "has a format"),
         ("{text", "expected '}'"),
@@ -206,8 +207,8 @@ def test_bad_options(tmp_path: Path, options: dict[str, Any], message: str) -> N
 
 
 def test_unknown_suffix(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r'type ".json"; allowed: .jsonl .csv .tsv .txt'):
-        open_records(tmp_path / "a.json")
+    with pytest.raises(ConfigError, match=r'type ".xml"; allowed: .jsonl .json .csv .tsv .txt .p'):
+        open_records(tmp_path / "a.xml")
 
 
 # ---- what is refused -----------------------------------------------------------------------------
@@ -236,10 +237,9 @@ BAD: list[tuple[str, str | bytes, int | None, str | None, str]] = [
     ("a.jsonl", GOOD + '{"prompt": "a", "completion": ""}\n', 2, "completion", "an empty text"),
     ("a.jsonl", GOOD + '{"prompt": "a", "prompt": "b"}\n', 2, "prompt", "the field twice"),
     ("a.jsonl", GOOD + '{"x": {"y": 1, "y": 2}}\n', 2, "y", "the field twice"),
-    ("a.jsonl", GOOD + '{"x": NaN}\n', 2, None, "NaN"),
-    ("a.jsonl", GOOD + '{"x": -Infinity}\n', 2, None, "-Infinity"),
-    ("a.jsonl", GOOD + '{"x": 1e999}\n', 2, None, "1e999"),
-    ("a.jsonl", GOOD + '{"x": ' + "9" * 5000 + "}\n", 2, None, "a number of 5,000 digits"),
+    ("a.jsonl", '{"text": NaN}\n', 1, "text", "NaN"),
+    ("a.jsonl", '{"text": -Infinity}\n', 1, "text", "-Infinity"),
+    ("a.jsonl", '{"text": 1e999}\n', 1, "text", "1e999"),
     ("a.jsonl", GOOD + "[" * 200_000 + "\n", 2, None, "JSON nested too deeply"),
     ("a.jsonl", GOOD + '{"a": "\\ud800"}\n', 2, "a", "the lone surrogate U+D800"),
     ("a.jsonl", GOOD + '{"a": ["\\uDC00"]}\n', 2, "a", "the lone surrogate U+DC00"),
@@ -250,7 +250,6 @@ BAD: list[tuple[str, str | bytes, int | None, str | None, str]] = [
     ("a.jsonl", GOOD.encode("utf-16"), 1, None, "UTF-16"),
     ("a.jsonl", GOOD.encode("utf-16-le"), 1, None, "UTF-16"),
     ("a.jsonl", GOOD.encode("utf-16-be"), 1, None, "UTF-16"),
-    ("a.jsonl", "\ufeff" + GOOD, 1, None, "a byte order mark"),
     ("a.jsonl", "", None, None, "an empty file"),
     ("a.jsonl", "\n \n", None, None, "no rows"),
     ("a.jsonl", '{"question": "a", "answer": "b"}\n', 1, None, "fields question, answer"),
@@ -291,8 +290,6 @@ BAD: list[tuple[str, str | bytes, int | None, str | None, str]] = [
     ("a.jsonl", GOOD.encode() + bytes(50) + b"\n", 2, None, "no JSON value"),
     ("a.jsonl", GOOD + '{"a":' * 200_000 + "\n", 2, None, "JSON nested too deeply"),
     ("a.jsonl", GOOD + '{"x": 01}\n', 2, None, "no JSON"),
-    ("a.jsonl", GOOD + '{"x": -1e999}\n', 2, None, "-1e999"),
-    ("a.jsonl", GOOD + '{"x": ' + "9" * 21 + "}\n", 2, None, "a number of 21 digits"),
     ("a.jsonl", GOOD + '{"a": "\\ud83d"}\n', 2, "a", "the lone surrogate U+D83D"),
     ("a.jsonl", GOOD + '{"a": {"b": "\\udfff"}}\n', 2, "a", "the lone surrogate U+DFFF"),
     ("a.jsonl", GOOD.encode() + b'{"a": "\xc0\x80"}\n', 2, None, "the byte 0xc0"),
@@ -309,7 +306,7 @@ BAD: list[tuple[str, str | bytes, int | None, str | None, str]] = [
     ("a.jsonl", CHAT + '{"messages": {}}\n', 2, "messages", "an object"),
     ("a.jsonl", CHAT + '{"messages": [null]}\n', 2, "messages[0]", "null"),
     ("a.jsonl", CHAT + '{"messages": [{}]}\n', 2, "messages[0].role", "no such field"),
-    ("a.jsonl", CHAT.replace('"b"', '["b"]'), 1, "messages[1].content", "a list"),
+    ("a.jsonl", CHAT.replace('"b"', '["b"]'), 1, "messages[1].content[0]", '"b"'),
     ("a.jsonl", CHAT.replace('"b"', "7"), 1, "messages[1].content", "7"),
     ("a.jsonl", CHAT.replace('"user"', "null"), 1, "messages[0].role", "null"),
     ("a.jsonl", CHAT.replace('"user"', '"User"'), 1, "messages[0].role", '"User"'),
@@ -335,7 +332,6 @@ BAD: list[tuple[str, str | bytes, int | None, str | None, str]] = [
     ("a.tsv", "text,n\na,1\n", 2, None, "fields text,n"),
     ("a.tsv", 'text\tn\n"a\t1\n', 2, None, "never closed"),
     ("a.txt", "one\n".encode("utf-16-le"), 1, None, "UTF-16"),
-    ("a.txt", "\ufeffone\n", 1, None, "a byte order mark"),
     ("a.txt", " \n\t\n", None, None, "no rows"),
     ("a.txt", bytes(100), 1, None, "UTF-16"),
     ("a.txt", b"one\n\n\xed\xa0\x80\n", 3, None, "the byte 0xed"),
@@ -358,15 +354,26 @@ def test_refused(
 
 
 BAD_LABELS: list[tuple[str, str, int, str, str]] = [
-    ("a.csv", "text,label\na,1\nb,postive\n", 3, "label", '"postive", allowed negative, posit'),
-    ("a.csv", "text,label\na,2\n", 2, "label", '"2", allowed negative, positive or 0 to 1'),
+    (
+        "a.csv",
+        "text,label\na,1\nb,postive\n",
+        3,
+        "label",
+        '"postive", which is not in --labels, allowed negative, posit',
+    ),
+    (
+        "a.csv",
+        "text,label\na,2\n",
+        2,
+        "label",
+        '"2", which is not in --labels, allowed negative, positive or 0 to 1',
+    ),
     ("a.csv", "text,label\na,\n", 2, "label", '""'),
     ("a.csv", "text,label\na,²\n", 2, "label", '"²"'),
     ("a.csv", "text,label\na," + "0" * 5000 + "\n", 2, "label", '"0000'),
     ("a.csv", "text,label\n ,1\n", 2, "text", "an empty text"),
     ("a.jsonl", '{"text": "a", "label": -1}\n', 1, "label", "-1"),
     ("a.jsonl", '{"text": "a", "label": true}\n', 1, "label", "true"),
-    ("a.jsonl", '{"text": "a", "label": 1.0}\n', 1, "label", "1.0"),
     ("a.jsonl", '{"text": "a", "label": 1}\n{"text": "a"}\n', 2, "label", "no such field"),
     ("a.jsonl", '{"text": "a", "label": 1}\n{"label": 1}\n', 2, "text", "no such field"),
     ("a.jsonl", '{"text": null, "label": 1}\n', 1, "text", "null"),
@@ -401,7 +408,7 @@ def test_an_empty_answer_column(tmp_path: Path) -> None:
 
 
 def test_no_such_file(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="No such file"):
+    with pytest.raises(ConfigError, match=r"a\.jsonl: no such file$"):
         open_records(tmp_path / "a.jsonl")
     (tmp_path / "folder.csv").mkdir()
     with pytest.raises(DataError, match="not a plain file"):
@@ -482,8 +489,8 @@ def test_blank_lines_cost_no_look_at_the_file(
     head = "text\n" if suffix in ("csv", "tsv") else ""
     path = write(tmp_path, f"a.{suffix}", head + blank * 300_000 + row + blank * 300_000 + row)
     looks = []
-    identity = Records._identity
-    monkeypatch.setattr(Records, "_identity", lambda self: looks.append(1) or identity(self))
+    identity = FileRecords._identity
+    monkeypatch.setattr(FileRecords, "_identity", lambda self: looks.append(1) or identity(self))
     records = open_records(path)
     assert len(looks) < 10
     lines = blank.count("\n") * 300_000 + 1 + bool(head)
@@ -518,14 +525,20 @@ def hostile() -> dict[str, tuple[Callable[[Path], object], str]]:
         ("a.jsonl", lambda path: path.mkdir(), {}, "data"),
         ("a.jsonl", os.mkfifo, {}, "data"),
         ("a.jsonl", lambda path: path.symlink_to(path.name), {}, "data"),
-        ("a.jsonl", lambda path: path.symlink_to("nowhere"), {}, "data"),
+        ("a.jsonl", lambda path: path.symlink_to("nowhere"), {}, "config"),
         ("a.jsonl", lambda path: path.symlink_to("/dev/zero"), {}, "data"),
-        ("a.jsonl", lambda path: None, {}, "data"),
+        ("a.jsonl", lambda path: None, {}, "config"),
         ("a.jsonl", hole(b'{"text": "a"}\n"'), {}, "data"),
         ("a.csv", hole(b'text\n"'), {}, "data"),
         ("a.tsv", hole(b"text\n"), {}, "data"),
         ("a.txt", hole(b"text\n"), {}, "data"),
-        ("a.json", GOOD, {}, "config"),
+        ("a.json", "[" * (1 << 20), {}, "data"),
+        ("a.json", '[{"text": "a"},' * 60_000, {}, "data"),
+        ("a.json", '["' + "\\" * (1 << 20), {}, "data"),
+        ("a.json", hole(b'[{"text": "a"},'), {}, "data"),
+        ("a.json", hole(b'[{"text": "'), {}, "data"),
+        ("a.json", "[" + " " * (1 << 20), {}, "data"),
+        ("a.json", '[{"text": "a"}' + "," * (1 << 20), {}, "data"),
         ("a.parquet", b"PAR1" + bytes(40), {}, "config"),
         ("a", GOOD, {}, "config"),
         ("a.csv", wide, {"template": "{text}", "target": "label"}, "config"),

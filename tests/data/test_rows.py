@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from minift.data import read, rows
+from minift.data import records, rows
 from minift.data.read import open_records
 from minift.data.rows import READERS, Problem
 from minift.errors import DataError
@@ -78,7 +78,7 @@ def test_json_rows_are_those_of_the_json_module() -> None:
     for row in (
         {"text": 'é\n"\\/\u2028 😀'},
         {"a": {"b": [1, -2, 0.5, 1e-7, None, True, False, "x"]}, "": ""},
-        {"n": 10**19},
+        {"n": 10**19, "long": 10**19},
     ):
         for ascii_only in (False, True):
             raw = json.dumps(row, ensure_ascii=ascii_only).encode()
@@ -118,7 +118,7 @@ def test_every_cut_and_every_flipped_bit_is_a_row_or_a_problem() -> None:
 def test_a_row_at_the_limit_and_over_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, at: str, over: str
 ) -> None:
-    for module in (rows, read):
+    for module in (rows, records):
         monkeypatch.setattr(module, "LINE_LIMIT", 20)
     (tmp_path / name).write_text(at)
     assert len(open_records(tmp_path / name)) == 1

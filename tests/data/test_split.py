@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from minift.data.read import open_records
-from minift.data.split import Rows, hash_split, held_out, published_reviews
+from minift.data.split import Rows, fewest_held_out, hash_split, held_out, published_reviews
 from minift.errors import ConfigError, DataError
 
 
@@ -128,9 +128,19 @@ def test_each_side_has_a_row(tmp_path: Path, share: float) -> None:
         assert sorted([len(train), len(held)]) == [1, 2]
 
 
+@pytest.mark.parametrize(("rows", "held_rows"), [(2, 1), (10, 2), (45, 9), (99, 19), (300, 20)])
+def test_small_data_hold_out_enough_to_choose_by(tmp_path: Path, rows: int, held_rows: int) -> None:
+    records = open_records(texts_file(tmp_path, [f"text {k}" for k in range(rows)]))
+    train, held = held_out(records, 1e-9, fewest=fewest_held_out(rows))
+    assert (len(train), len(held)) == (rows - held_rows, held_rows)
+    # The lowest draws: what a smaller share holds out is among them.
+    _, one = held_out(records, 1e-9)
+    assert set(one.indices) <= set(held.indices)
+
+
 def test_held_out_refusals(tmp_path: Path) -> None:
     records = open_records(texts_file(tmp_path, ["a", "a"]))
-    with pytest.raises(DataError, match=r"found only equal rows \(2\)"):
+    with pytest.raises(DataError, match=r"found only equal rows \(2\), .*--held-out-share 0"):
         held_out(records, 0.5)
     for share in (0.0, 1.0, -1.0, float("nan")):
         with pytest.raises(ConfigError, match="held-out share"):
