@@ -5,7 +5,8 @@
 `minift sft` runs in a fresh process and folder each time, every second time with all cores kept
 busy by other processes; then `minift eval` and a greedy `minift generate` with what it trained.
 Compared are run.json's choices, every loss of metrics.jsonl, the bytes of the adapter, the held-out
-loss and the text. Then, unless --small, the same twice in float32 and on a base in 8 and in 4
+loss and the text. Then, unless --small, the same twice in float32, there with a prompt whose
+gradient many texts add to, and on a base in 8 and in 4
 bits. Exit code 1 where anything differs.
 """
 
@@ -24,7 +25,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-CASES = ((), ("--dtype", "float32"), ("--base", "int8"), ("--base", "nf4"))
+PROMPT = ("--method", "prompt", "--pack", "on", "--dtype", "float32")
+CASES = ((), ("--dtype", "float32"), PROMPT, ("--base", "int8"), ("--base", "nf4"))
 CHOICES = (
     "numerics",
     "config",
@@ -135,7 +137,7 @@ def main() -> int:
             amiss += len(apart)
             state = "busy" if k % 2 else "idle"
             about = " ".join(case) or "as it comes"
-            print(f"{about:<18} {k + 1:>2} {state}  {time.monotonic() - begin:5.1f} s  "
+            print(f"{about:<50} {k + 1:>2} {state}  {time.monotonic() - begin:5.1f} s  "
                   f"{'the first' if first is found else 'equal' if not apart else 'NOT EQUAL'}",
                   flush=True)  # fmt: skip
             for line in apart[:10]:

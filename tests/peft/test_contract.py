@@ -304,8 +304,8 @@ def test_packed_rows_are_the_separate_ones(case, kernels, monkeypatch):
 
 
 class Ordered(TorchDispatchMode):
-    """Refuses sums in the order of the threads: on a CPU torch adds to one place of a float32
-    tensor from several of them, where an index that is a tensor names the place more than once."""
+    """Refuses sums in the order of threads: on a CPU several add to one place of a float32
+    tensor where x[index], with a tensor as the index, names that place more than once."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if "index_put" in func._schema.name and len(args) > 3 and args[3]:

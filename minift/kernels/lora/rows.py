@@ -39,7 +39,7 @@ def adapted_rows(
             if one.A is not None:
                 A[k, first : first + len(one.A)] = one.A * one.scale
         first += rank
-    at = torch.tensor([*which], device=x.device)
+    at = torch.tensor([k % len(A) for k in which], device=x.device)
     # TRAP: not A[at], whose gradient threads add up in no fixed order.
     t = torch.bmm(x.to(dtype), A.index_select(0, at).mT)  # (B, T, all ranks)
     for j, (changes, part) in enumerate(zip(members, t.split(ranks, dim=-1), strict=True)):
