@@ -17,6 +17,7 @@ import difflib
 import hashlib
 import json
 import os
+import secrets
 import shutil
 import stat
 import subprocess
@@ -30,7 +31,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import BinaryIO
 
-from minift.errors import ConfigError, FormatError, StorageError
+from minift.errors import ConfigError, FormatError, StorageError, notice
 from minift.storage import cache_dir, read_file, write_file
 
 CHUNK = 1 << 20
@@ -211,7 +212,7 @@ def download(
                 say(f"{name} is in the cache: {found}")
                 return found
             if alone:
-                for dead in cache.glob(f".tmp-{name}-*"):
+                for dead in cache.glob(f".tmp-{name}-????????"):
                     shutil.rmtree(dead, ignore_errors=True)
             temp = Path(tempfile.mkdtemp(prefix=f".tmp-{name}-", dir=cache))
             try:
@@ -352,10 +353,23 @@ def _chunks(
 
 
 def _put_in_place(new: Path, target: Path, old: Path) -> None:
-    """One rename makes the folder appear; a damaged one that stood there goes with the temp."""
+    """One rename makes the folder appear; a damaged one that stood there goes with the temp.
+
+    One that holds anything else than the asset is kept: it may be a person's, by that name.
+    """
     if os.path.lexists(target):
+        if not _names(target) <= _names(new) or not (target / "stamp.json").is_file():
+            old = target.with_name(f"{target.name}.kept-{secrets.token_hex(8)}")
+            notice(target, f"holds what minift did not write; it is in {old} now")
         os.rename(target, old)
     os.rename(new, target)
+
+
+def _names(place: Path) -> set[str]:
+    """The paths of everything in a folder; of a file or a link, its own."""
+    if place.is_symlink() or not place.is_dir():
+        return {str(place)}
+    return {str(path.relative_to(place)) for path in place.rglob("*")}
 
 
 @contextlib.contextmanager

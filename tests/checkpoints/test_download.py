@@ -17,7 +17,7 @@ import pytest
 
 from minift.checkpoints import download as module
 from minift.checkpoints.download import ASSETS, Asset, cache_dir, cached, download
-from minift.errors import ConfigError, FormatError
+from minift.errors import ConfigError, FormatError, Notice
 
 MEMBERS = {
     "toy_data/rows.csv": b"text,label\ngood,1\n",
@@ -120,6 +120,25 @@ def test_a_damaged_cache_is_not_whole(wheel: Path, damage: str) -> None:
     assert cached("toy") is None
     assert download("toy", wheel=wheel).read_bytes() == MEMBERS["toy_data/rows.csv"]
     assert left_over() == ["toy"]
+
+
+@pytest.mark.parametrize("mine", ["toy/rows.csv", "toy/stamp.json/x", "toy/deep/x", "toy"])
+@pytest.mark.parametrize("there", [False, True])
+def test_what_a_person_keeps_by_the_name_of_an_asset_is_kept(
+    wheel: Path, mine: str, there: bool
+) -> None:
+    path = cache_dir() / mine
+    if there:
+        damaged = download("toy", wheel=wheel)
+        damaged.write_bytes(b"damaged")
+        path = damaged.parent / "notes.csv"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("mine")
+    with pytest.warns(Notice, match="holds what minift did not write; it is in .*toy.kept-"):
+        assert download("toy", wheel=wheel).read_bytes() == MEMBERS["toy_data/rows.csv"]
+    (kept,) = cache_dir().glob("toy.kept-*")
+    found = kept if kept.is_file() else next(kept.rglob(path.name))
+    assert found.read_text() == "mine"
 
 
 def test_a_wheel_with_another_hash_is_refused(wheel: Path) -> None:
