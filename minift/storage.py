@@ -360,9 +360,11 @@ def _replaceable(target: str, old: os.stat_result, overwrite: bool) -> list[str]
     shown = one_line(target, 200)
     if not stat.S_ISDIR(old.st_mode):
         raise ConfigError(f"{shown}: exists and is not a folder")
-    if not overwrite:
-        raise ConfigError(f"{shown}: exists; choose another name or ask to overwrite it")
+    if os.path.samefile(target, os.getcwd()):  # whoever stands in it would stand in nothing
+        raise ConfigError(f"{shown}: is the current folder, allowed another one")
     found = sorted(os.listdir(target))
+    if found and not overwrite:
+        raise ConfigError(f"{shown}: exists; choose another name or ask to overwrite it")
     for name in found:
         if not stat.S_ISREG(os.lstat(os.path.join(target, name)).st_mode):
             inside = one_line(name)

@@ -42,7 +42,7 @@ def check_target(
 
 
 def check_folder(path: str | os.PathLike[str], overwrite: bool, names: re.Pattern[str]) -> None:
-    """Raise ConfigError unless nothing is at `path`, or, with `overwrite`, minift's own folder."""
+    """Raise ConfigError unless `path` is new, empty, or, with `overwrite`, minift's own folder."""
     recover(path)
     if not os.path.exists(path):
         return
@@ -50,7 +50,9 @@ def check_folder(path: str | os.PathLike[str], overwrite: bool, names: re.Patter
     if not os.path.isdir(path):
         raise ConfigError(f"{shown}: exists and is not a folder; choose another --out")
     check_files(path, names)
-    if not overwrite:
+    if os.path.samefile(path, os.getcwd()):
+        raise ConfigError(f"{shown}: is the current folder; choose another --out")
+    if names_in(path) and not overwrite:
         raise ConfigError(f"{shown}: exists; choose another, or --overwrite")
 
 

@@ -105,8 +105,8 @@ def printable(lines: Iterable[str]) -> str:
 
 
 def adapter_info(folder: Path, screen: Screen) -> int:
-    from minift.cli.run_file import facts_in
-    from minift.peft.files import stored
+    from minift.cli.run_file import ended_badly, facts_in
+    from minift.peft.files import stored, texts_of
 
     adapter = stored(folder)
     place, base = adapter.folder, adapter.base
@@ -118,9 +118,15 @@ def adapter_info(folder: Path, screen: Screen) -> int:
     ]
     if adapter.labels:
         lines.append(f"labels       {', '.join(adapter.labels)}")
+    texts = texts_of(place)
+    if texts is not None:
+        lines += [f"texts        {line}" if k == 0 else f"             {line}"
+                  for k, line in enumerate(texts.lines())]  # fmt: skip
     run = facts_in(folder)
     if run is not None:
         lines.append(f"run          {run}")
+    if (badly := ended_badly(place)) is not None:
+        lines.append(f"             {badly}")
     screen.result(printable(lines), {"path": str(place), "parameters": numbers, "base": base})
     return 0
 

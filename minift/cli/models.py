@@ -10,7 +10,7 @@ from minift.checkpoints.labels import with_labels
 from minift.checkpoints.open import headers, load, resolve
 from minift.checkpoints.tokenizers import tokenizer_in
 from minift.cli.options import Parsed
-from minift.cli.run_file import base_in, dtype_in
+from minift.cli.run_file import base_in, dtype_in, ended_badly
 from minift.errors import ConfigError, FormatError, notice, one_line
 from minift.kernels.quantized.linear import base_of
 from minift.model.transformer import Transformer
@@ -99,6 +99,8 @@ def trained_dtype(adapter: Path, dtype: str, *, asked: bool) -> str:
 def use_texts(parsed: Parsed, adapter: AnyStored | None, tokenizer: Tokenizer) -> None:
     """Make and end texts as in the training of the adapter; by --chat-template, where given."""
     texts = None if adapter is None else texts_of(adapter.folder)
+    if adapter is not None and (badly := ended_badly(adapter.folder)) is not None:
+        notice(adapter.folder.parent, badly)
     if texts is not None:
         text_format.apply(tokenizer, texts)
     name = parsed.values.get("chat_template")

@@ -70,6 +70,19 @@ def checked(data: Mapping[str, Any], run: Path) -> dict[str, Any]:
     return found
 
 
+def ended_badly(adapter: Path) -> str | None:
+    """That the run of an adapter did not come to its end, in words; None where it did."""
+    run = adapter.parent / NAME
+    if adapter.name != "adapter" or not os.path.exists(run):
+        return None
+    facts = strict_json.read(run)
+    if facts.get("ended", "finished") in ("finished", "interrupted"):
+        return None
+    step = facts.get("kept_step")
+    which = f", of step {step}," if type(step) is int else ""
+    return f"the run did not finish; its best adapter so far{which} is used"
+
+
 def facts_in(folder: Path) -> str | None:
     """A run's steps, last loss, end and kept step, in words; None where it has no run.json."""
     run = folder / NAME

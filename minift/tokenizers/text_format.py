@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
-from minift.errors import FormatError
+from minift.errors import FormatError, one_line
 from minift.tokenizers import chat
 from minift.tokenizers.interface import Tokenizer
 
@@ -37,6 +37,16 @@ class TextFormat:
         """What there is."""
         rows = {key: list(v) if key in LISTS else v for key, v in asdict(self).items()}
         return {key: value for key, value in rows.items() if value not in (None, [])}
+
+    def lines(self) -> list[str]:
+        """What there is, for a person."""
+        rows = {
+            "chat template": self.chat_template, "answers end at": ", ".join(self.ends),
+            "system": self.system, "prompts": self.template, "answers": self.target,
+            "second text": self.pair, "labels": ", ".join(self.labels),
+            "longest": self.max_length and f"{self.max_length:,} tokens",
+        }  # fmt: skip
+        return [f"{name}: {one_line(str(value), 60)}" for name, value in rows.items() if value]
 
     @staticmethod
     def from_json(data: object, path: str) -> TextFormat:
