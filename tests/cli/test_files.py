@@ -322,3 +322,16 @@ def test_merge_of_numbers_that_overflow_in_the_model_writes_nothing(cli, run_fol
     assert (code, text, err.count("\n")) == (2, "", 1)
     assert "gives numbers that are not finite" in err
     assert not out.exists()
+
+
+def test_a_run_that_was_killed_says_so_wherever_a_run_is_asked_for(tmp_path, cli):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "steps": 9, "loss": 1.0}\n')
+    wanted = f'minift: "{tmp_path}": unfinished run, no adapter saved\n'
+    for words in (
+        ("info", tmp_path),
+        ("merge", tmp_path, "--out", tmp_path / "m"),
+        ("export", tmp_path, "--out", tmp_path / "m.gguf"),
+        ("eval", "--adapter", tmp_path, "--data", "x"),
+        ("generate", "--adapter", tmp_path, "x"),
+    ):
+        assert cli(*words) == (2, "", wanted), words[0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import threading
 
 import pytest
 
@@ -14,6 +15,7 @@ from minift.model.transformer import Transformer
 from minift.runtime import Rates
 from minift.train import loop
 from minift.train.loop import Run, TrainConfig
+from minift.train.run_folder import claimed
 
 
 def test_a_run_says_what_it_does_and_leaves_a_run_folder(cli, tiny_model, data, tmp_path):
@@ -194,3 +196,39 @@ def test_a_csv_with_a_template(cli, tiny_model, tmp_path):
                         "--labels", "bad,good", "--steps", 1)  # fmt: skip
     assert code == 0
     assert "⏎Word:▐ " in text
+
+
+def test_a_run_does_not_replace_the_adapter_that_it_starts_from(tiny_model, data, run_folder, cli):
+    before = (run_folder / "adapter" / "adapter_model.safetensors").read_bytes()
+    for adapter in (run_folder, run_folder / "adapter"):
+        code, _, err = cli("sft", "--model", tiny_model, "--data", data, "--adapter", adapter,
+                           "--out", run_folder, "--overwrite", "--steps", 1)  # fmt: skip
+        assert code == 2
+        assert err == f"minift: out: {run_folder} is where --adapter comes from; choose another\n"
+    assert (run_folder / "adapter" / "adapter_model.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize("verb", ["sft", "classify", "quickstart"])
+def test_an_out_that_cannot_be_written_is_found_before_anything_is_loaded(
+    verb, data, tmp_path, cli, monkeypatch
+):
+    for module in ("train", "classify", "quickstart"):
+        monkeypatch.delattr(f"minift.cli.{module}.load")
+    (tmp_path / "file").write_text("mine")
+    words = () if verb == "quickstart" else ("--model", "m", "--data", data)
+    code, _, err = cli(verb, *words, "--out", tmp_path / "file" / "run")
+    assert code == 2
+    assert err.startswith(f"minift: {tmp_path}/file/run: cannot write: Not a directory")
+    assert err.count("\n") == 1
+
+
+def test_two_runs_on_one_folder(tiny_model, data, tmp_path, cli):
+    with claimed(tmp_path / "r", False):
+        told = []
+        words = ("sft", "--model", tiny_model, "--data", data, "--out", tmp_path / "r")
+        thread = threading.Thread(target=lambda: told.append(cli(*words)))
+        thread.start()
+        thread.join()
+    ((code, _, err),) = told
+    assert code == 2
+    assert f"another run writes {tmp_path}/r, process {os.getpid()}; wait for it" in err

@@ -27,3 +27,16 @@ def test_a_difference_is_an_error(capsys):
     result = capsys.readouterr()
     assert json.loads(result.out)["first_difference"][0] == "block 0"
     assert "is not what it should be: see block 0" in result.err
+
+
+def test_a_trace_is_replaced_only_if_told_and_only_one_of_ours(capsys, tmp_path):
+    out, mine = tmp_path / "trace.safetensors", tmp_path / "notes.csv"
+    mine.write_text("mine")
+    words = ["verify", str(GOLDEN / "families/bert"), "--out"]
+    assert main([*words, str(out)]) == 0
+    assert main([*words, str(out)]) == 2
+    assert "exists; choose another, or --overwrite" in capsys.readouterr().err
+    assert main([*words, str(out), "--overwrite"]) == 0
+    assert main([*words, str(mine), "--overwrite"]) == 2
+    assert "exists, and minift did not write it" in capsys.readouterr().err
+    assert mine.read_text() == "mine"
