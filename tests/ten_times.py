@@ -6,8 +6,7 @@
 busy by other processes; then `minift eval` and a greedy `minift generate` with what it trained.
 Compared are run.json's choices, every loss of metrics.jsonl, the bytes of the adapter, the held-out
 loss and the text. Then, unless --small, the same twice in float32, there with a prompt whose
-gradient many texts add to, and on a base in 8 and in 4
-bits. Exit code 1 where anything differs.
+gradient many texts add to, and on a base in 8 and in 4 bits. Exit code 1 where anything differs.
 """
 
 from __future__ import annotations
@@ -41,6 +40,7 @@ CHOICES = (
 
 def spin() -> None:
     """Keep one core busy until killed."""
+    os.environ["OPENBLAS_NUM_THREADS"] = "1"
     import numpy as np
 
     x = np.ones((256, 256), np.float32)
