@@ -161,7 +161,7 @@ def text_format_in(folder: Path) -> TextFormat | None:
     if not os.path.exists(path):
         return None
     data = strict_json.read(path, limit_bytes=CONFIG_LIMIT)
-    return TextFormat.from_json(data.get("texts", {}), str(path))
+    return TextFormat.from_json(data["texts"], str(path)) if "texts" in data else None
 
 
 def bytes_in(path: Path) -> bytes:
