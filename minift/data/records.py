@@ -56,7 +56,7 @@ class Records(Sequence[Record]):
         raise NotImplementedError
 
     def where(self, i: int) -> int:
-        """The physical line, counted from 1, on which row i starts; or which row of a list it is."""
+        """The physical line, from 1, on which row i starts; or which row of a list it is."""
         return range(len(self))[i] + 1
 
     def error(self, i: int, field: str | None, found: object, allowed: str) -> DataError:
@@ -80,8 +80,10 @@ class Records(Sequence[Record]):
         self.shape.settle(first)
         unread = self.shape.unread_answer(first)
         if unread is not None:
-            notice(self.path, f"reads the column text alone, not {unread}; "
-                              f"--template '{{text}}' --target {unread} makes it the answer")  # fmt: skip
+            flags = f"--template '{{text}}' --target {unread}"
+            notice(
+                self.path, f"reads the column text alone, not {unread}; {flags} makes it the answer"
+            )
 
 
 class FileRecords(Records):

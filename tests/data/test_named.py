@@ -14,7 +14,7 @@ from minift.errors import ConfigError, Notice
 
 def test_a_set_that_is_not_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MINIFT_CACHE", str(tmp_path))
-    with pytest.raises(ConfigError, match="^aclsum is not downloaded: minift download aclsum$"):
+    with pytest.raises(ConfigError, match=r"^aclsum is not downloaded: minift download aclsum$"):
         open_records("aclsum")
     with pytest.raises(ConfigError, match="allowed: aclsum, aclsum:val, aclsum:test"):
         open_records("aclsum:dev")
