@@ -234,6 +234,8 @@ PLAIN = [
     ("csv", b'text,label,"text_pair"\n"a ""film""\n",good,x\nb,0,"y,\n"\n'),
     ("csv", b"prompt,completion\r\na,b\r\n\r\nc,d"),
     ("tsv", b'text\tlabel\na\tgood\n"b\t"\t1\n'),
+    ("json", b'[{"text": "a", "x": "\\""},\n {"text": "b"}]'),
+    ("jsonl", b'{"conversations": [{"from": "gpt", "value": "b"}]}'),
     ("txt", b"one\ntwo\n\n\nthree\n \n\xc3\xa9"),
 ]  # fmt: skip
 OPTIONS: list[dict[str, Any]] = [

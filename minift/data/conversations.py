@@ -73,7 +73,7 @@ def _message(turn: object, field: str) -> Message:
     content = _content(turn[content_name], f"{field}.{content_name}")
     if role != "system" and not content.strip():
         raise Problem(f"{field}.{content_name}", "an empty text", "text")
-    message: dict[str, str | int] = {"role": role, "content": content}
+    message: Message = {"role": role, "content": content}
     weight = turn.get("weight")
     if weight is not None:
         if type(weight) not in (int, float) or weight not in (0, 1):

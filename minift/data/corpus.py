@@ -28,7 +28,8 @@ def conversations_of(path: str | os.PathLike[str]) -> Iterator[list[str]]:
     try:
         text = read_file(path, limit_bytes=LIMIT).decode()
         turns: list[str] = []
-        for _, is_first, lines in _items(text.removeprefix("\ufeff")):
+        for at, is_first, lines in _items(text.removeprefix("\ufeff")):
+            line = at
             if is_first and turns:
                 yield turns
                 turns = []

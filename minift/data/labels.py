@@ -28,10 +28,8 @@ def checked_labels(labels: Sequence[str]) -> tuple[str, ...]:
 def label_index(text: str, labels: tuple[str, ...]) -> int | None:
     """The index of the label that a text means, or None.
 
-    >>> label_index("5", ("1", "5")), label_index("1", ("bad", "good"))
-    (1, 1)
-    >>> label_index("0", ("1", "5")) is None
-    True
+    >>> label_index("5", ("1", "5")), label_index("1", ("bad", "good")), label_index("0", ("1",))
+    (1, 1, None)
     """
     for value in (text, text.strip()):
         if value in labels:

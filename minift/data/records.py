@@ -80,9 +80,9 @@ class Records(Sequence[Record]):
         self.shape.settle(first)
         unread = self.shape.unread_answer(first)
         if unread is not None:
-            how = f"--template '{{text}}' --target {unread}"
+            flags = f"--template '{{text}}' --target {unread}"
             notice(
-                self.path, f"reads the column text alone, not {unread}; {how} makes it the answer"
+                self.path, f"reads the column text alone, not {unread}; {flags} makes it the answer"
             )
 
 

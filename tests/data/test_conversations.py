@@ -61,7 +61,7 @@ def test_system_turns_anywhere_and_turns_of_one_role_in_a_row(tmp_path: Path) ->
         ({"messages": [ASKED | {"role": "function"}, SAID]}, "messages[0].role", '"function"'),
         ({"messages": [ASKED, SAID | {"tool_calls": [{}]}]}, "messages[1].tool_calls", "a list"),
         (
-            {"messages": [ASKED, {"role": "assistant", "content": None, "function_call": {"x": 1}}]},  # noqa: E501
+            {"messages": [ASKED, {"role": "assistant", "content": None, "function_call": {1: 1}}]},
             "messages[1].function_call", "an object",
         ),
         ({"messages": [ASKED, SAID], "tools": [{}]}, "tools", "a list"),

@@ -237,7 +237,7 @@ def test_files_with_text_and_label_need_no_template(tmp_path):
     records = open_records(path, template="{text}!", target="label", labels=LABELS)
     assert Classification(ENCODER, records).labels == LABELS
     for line, found in (('{"text": "a"}', "no such field"),
-                        ('{"text": "a", "label": "fair"}', '"fair", allowed bad, good'),
+                        ('{"text": "a", "label": "fair"}', '"fair", which is not in --labels'),
                         ('{"text": "a", "label": null}', "null")):  # fmt: skip
         path.write_text(path.read_text().splitlines()[0] + "\n" + line + "\n")
         with pytest.raises(DataError, match=f'rows.jsonl line 2, field "label": found {found}'):
