@@ -33,6 +33,7 @@ from minift.model.transformer import Transformer
 from minift.peft.lora import LoRA
 from minift.peft.methods import attach
 from minift.runtime import recorded
+from minift.train.chunks import Chunks
 from minift.train.loop import TrainConfig, fit
 from minift.train.objectives import SFT, Batch, pieces
 
@@ -269,6 +270,13 @@ def drawn_anew(on: On, ours: str) -> bool:
 class Ids(SFT):
     """An SFT whose rows are ids already."""
 
+    def __init__(self, train: list[Any], held_out: list[Any]):
+        self.train, self.held_out, self.pack, self.window = train, held_out, "auto", {}
+        self.chunks = {False: Chunks(len(train), {})}
+
+    def check(self, model: Transformer) -> None:
+        pass
+
     def encode(self, i: int, held_out: bool = False) -> tuple[list[int], list[int]]:
         return (self.held_out if held_out else self.train)[i]  # type: ignore[return-value]
 
@@ -305,7 +313,7 @@ def captured_apart(on: On, ours: str, dtype: torch.dtype) -> float:
             steps=12 if on.device == "cuda" else 3, batch=8, lr=2e-3, micro_tokens=600, clip=0.5,
             eval_every=5, kernels=ours, graph=graph, threads=1,
         )  # fmt: skip
-        runs.append(fit(model, Ids(None, rows[8:], rows[:8]), config))
+        runs.append(fit(model, Ids(rows[8:], rows[:8]), config))
     pairs = [
         *zip(runs[0].losses, runs[1].losses, strict=True),
         *zip(runs[0].norms, runs[1].norms, strict=True),

@@ -31,6 +31,7 @@ sys.path.insert(0, str(HERE.parent))
 import torch  # noqa: E402
 
 from minift.errors import ConfigError, DataError, FormatError, Notice  # noqa: E402
+from minift.tokenizers.chat import Unwritten  # noqa: E402
 
 SECONDS, MEGABYTES, HUNG = 1.0, 64, 20
 FORMATS = {
@@ -97,8 +98,9 @@ def refusal(attempt: Callable[[Path], object], folder: Path) -> tuple[str, str]:
             attempt(folder)
     except (FormatError, ConfigError, DataError) as error:
         text = str(error)
-        code = {ConfigError: "config", DataError: "data"}.get(type(error))
-        code = error.code if isinstance(error, FormatError) else code or type(error).__name__
+        names = {ConfigError: "config", Unwritten: "config", DataError: "data"}
+        code = names.get(type(error), type(error).__name__)
+        code = error.code if isinstance(error, FormatError) else code
         first, *more = text.split("\n")
         if not first or len(first) > 1000 or not all(line.startswith("  ") for line in more):
             return "", f"not one line, with a list or none: {text[:200]!r}"

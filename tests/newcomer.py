@@ -179,9 +179,9 @@ def piped(words: list[str], folder: Path, **environment: str) -> Seen:
 
 # What a command that begins so owes its reader: patterns, all of them somewhere in its output.
 READ = {
-    "minift sft": (r"trainable", r"held out +\d", r"loss \d+\.\d+ to \d+\.\d+", r"saved +runs/\w+/",
-                   r"next +minift"),
-    "minift classify": (r"labels bad, mixed, good", r"accuracy +\d+\.\d %", r"saved +runs/\w+/"),
+    "minift sft": (r"trainable", r"\d held out", r"loss \d+\.\d+ to \d+\.\d+",
+                   r"saved +runs/[\w-]+/", r"next +minift"),
+    "minift classify": (r"labels bad, mixed, good", r"accuracy +\d+\.\d %", r"saved +runs/[\w-]+/"),
     "minift eval": (r"(accuracy +\d+\.\d %|loss +\d+\.\d+ nats)",),
     "minift generate": (r"\w{3,}",),
     "minift chat": (r"you> ", r"\w{3,}"),
@@ -224,7 +224,7 @@ def faults(command: str, seen: Seen, columns: int | None) -> list[str]:
     if "Traceback" in seen.text or "Warning:" in seen.text:
         found.append("a traceback or a raw warning")
     kind = " ".join(command.split()[:2])
-    plain = "\n".join(seen.lines)
+    plain = " ".join(" ".join(seen.lines).split())  # lines may be broken anywhere
     found += [f"nothing like {p!r}" for p in READ.get(kind, ()) if not re.search(p, plain)]
     if columns is not None and kind not in SPEAKS:
         wide = [line for line in seen.lines if len(line) > columns]

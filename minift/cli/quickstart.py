@@ -27,7 +27,7 @@ from minift.data.split import Rows, published_reviews
 from minift.errors import ConfigError, one_line
 from minift.generation.decode import generate
 from minift.model.transformer import Transformer
-from minift.peft.adapters import disabled
+from minift.peft.adapters import disabled, room_left
 from minift.peft.lora import LoRA
 from minift.peft.methods import attach
 from minift.runtime import device_of
@@ -67,11 +67,12 @@ def quickstart(parsed: Parsed, screen: Screen) -> int:
     model, tokenizer = load(
         MODEL, dtype=base_dtype(parsed.flag("dtype"), config.threads, device), device=device
     )
-    objective = SFT(tokenizer, train, max_length=LONGEST)
+    most = min(LONGEST, room_left(model))
+    objective = SFT(tokenizer, train, max_length=most)
     look(screen, objective, train, test)
     show_example(screen, objective, tokenizer)
 
-    before, before_scores = measure(parsed, screen, model, tokenizer, test, LONGEST)
+    before, before_scores = measure(parsed, screen, model, tokenizer, test, most)
     screen.say(f"3/5 before   accuracy {before}")
     attach(model, LoRA(), seed=config.seed)
     overwrite = parsed.flag("overwrite")
@@ -79,7 +80,7 @@ def quickstart(parsed: Parsed, screen: Screen) -> int:
     if run.interrupted:
         screen.result("\n".join(closing(run, model, 0)), {"out": str(out)} | kept_data(run))
         return 130
-    after, after_scores = measure(parsed, screen, model, tokenizer, test, LONGEST)
+    after, after_scores = measure(parsed, screen, model, tokenizer, test, most)
     gain = 100 * (after.share - before.share)
     screen.say(f"5/5 after    accuracy {after}   {gain:+.1f} points on {after.total:,} test rows")
     screen.say()

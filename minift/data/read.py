@@ -66,6 +66,8 @@ def open_records(
     if is_named(data):
         return open_named(str(data), shape, limit)
     suffix = os.path.splitext(data)[1].lower()
+    if not os.path.exists(data):
+        raise ConfigError(f"{os.fspath(data)}: no such file")
     if suffix not in (*READERS, PARQUET):
         allowed = " ".join((*READERS, PARQUET))
         raise ConfigError(f'{os.fspath(data)}: unknown file type "{suffix}"; allowed: {allowed}')

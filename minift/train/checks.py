@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from unicodedata import normalize
 
 from minift.data.read import Records
+from minift.data.records import ListRecords
 from minift.data.split import Rows
 from minift.errors import ConfigError, EncodeError, notice
 from minift.model.transformer import Transformer
@@ -66,9 +67,15 @@ def name_of(rows: Rowset, usual: str) -> str:
     return str(rows.path) if isinstance(rows, Records | Rows) else usual
 
 
+def spelled(error: EncodeError) -> str:
+    """What an error of a vocabulary found, for the error of a row."""
+    return str(error).removeprefix("found ")
+
+
 def line_of(rows: Rowset, i: int) -> str:
     """The place of row i in words."""
-    return f"line {rows.where(i):,}" if isinstance(rows, Records | Rows) else f"row {i + 1:,}"
+    in_file = isinstance(rows, Records | Rows) and not isinstance(rows, ListRecords)
+    return f"line {rows.where(i):,}" if in_file else f"row {i + 1:,}"
 
 
 @dataclass

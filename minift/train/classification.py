@@ -30,7 +30,7 @@ from minift.runtime import tuned
 from minift.tokenizers.interface import Tokenizer
 from minift.tokenizers.text_format import TextFormat
 from minift.train import checks
-from minift.train.checks import Cuts, Rowset
+from minift.train.checks import Cuts, Rowset, spelled
 from minift.train.evaluate import Accuracy
 from minift.train.objectives import WINDOW
 
@@ -169,7 +169,9 @@ class Classification:
             ids, types, cut = wrapped(self.tokenizer, text, self.max_length, other)
         except EncodeError as error:
             if isinstance(rows, Records | Rows):
-                raise rows.error(i, None, str(error), "text that the vocabulary spells") from None
+                raise rows.error(
+                    i, None, spelled(error), "text that the vocabulary spells"
+                ) from None
             raise ConfigError(f"row {i + 1}: {error}") from None
         if cut:
             self.truncated.add((held_out, i))

@@ -20,7 +20,7 @@ from minift.generation.decode import opened
 from minift.model.transformer import Transformer
 from minift.runtime import tuned
 from minift.tokenizers.interface import Tokenizer
-from minift.train.checks import check_room
+from minift.train.checks import check_room, spelled
 from minift.train.objectives import LONGEST, Objective
 
 ROWS, TOKENS = 64, 1024  # at once: more would leave the cache, fewer slow the products
@@ -87,7 +87,7 @@ def label_ids(
             prompts.append(opened(tokenizer, str(row["prompt"])))
         except EncodeError as error:
             allowed = "text that the vocabulary spells"
-            raise records.error(i, None, str(error), allowed) from None
+            raise records.error(i, None, spelled(error), allowed) from None
     spaced = str(rows[0]["completion"]).startswith(" ")
     labels = records.labels or ()
     last = next((prompt[-1] for prompt in prompts if prompt), None)

@@ -238,7 +238,7 @@ class Taken:
 def fit(
     model: Transformer,
     objective: Objective,
-    config: TrainConfig,
+    config: TrainConfig = TrainConfig(),
     out: str | os.PathLike[str] | None = None,
     *,
     overwrite: bool = False,

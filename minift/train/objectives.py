@@ -18,6 +18,7 @@ from torch import Tensor
 
 from minift.data.batches import micro_batches, packed_batches
 from minift.data.read import Records, open_records
+from minift.data.records import ListRecords
 from minift.data.split import Rows
 from minift.errors import ConfigError, EncodeError
 from minift.model.transformer import Transformer
@@ -140,7 +141,11 @@ class SFT:
     def chunked(self, held_out: bool) -> Chunks:
         """Which texts are over the length, and into how many rows each is cut."""
         rows, counts = self.held_out if held_out else self.train, dict[int, int]()
-        if not isinstance(rows, Records | Rows) or rows.kind == "text":
+        if (
+            isinstance(rows, ListRecords)
+            or not isinstance(rows, Records | Rows)
+            or rows.kind == "text"
+        ):
             for i, row in enumerate(rows):
                 text = (
                     row.get("text") if isinstance(row, Mapping) and kind_of(row) == "text" else None
@@ -384,9 +389,10 @@ def refused(rows: Rowset, i: int, error: ConfigError) -> ValueError:
         allowed = f"what the chat template writes ({error.reason}), or another --chat-template"
         return checks.row_error(rows, i, found, allowed, f"messages[{error.number - 1}].role")
     if isinstance(error, EncodeError) and isinstance(rows, Records | Rows):
-        return rows.error(i, None, str(error), "text that the vocabulary spells")
+        return rows.error(i, None, checks.spelled(error), "text that the vocabulary spells")
     where = checks.line_of(rows, i)
-    where = f"{rows.path} {where}" if isinstance(rows, Records | Rows) else where
+    in_file = isinstance(rows, Records | Rows) and not isinstance(rows, ListRecords)
+    where = f"{rows.path} {where}" if in_file else where
     return ConfigError(f"{where}: {error}")
 
 

@@ -115,7 +115,9 @@ def test_a_place_that_cannot_be_written_is_told_at_once(tmp_path):
     assert os.listdir(tmp_path) == ["file"]
 
 
-def test_an_empty_folder_is_replaced_if_told(tmp_path):
-    with pytest.raises(ConfigError, match="exists"):
-        check_folder(tmp_path, False, MODEL)
+def test_an_empty_folder_may_be_filled_and_the_current_one_may_not(tmp_path, monkeypatch):
+    check_folder(tmp_path, False, MODEL)
     check_folder(tmp_path, True, MODEL)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match="is the current folder"):
+        check_folder(".", True, MODEL)

@@ -75,7 +75,7 @@ def test_a_run_says_what_it_does(cli, tiny_encoder, reviews, tmp_path):
     assert code == 0
     assert "[CLS] a bad film 0 [SEP]   ▐bad▌   ▐trained▌" in text
     assert "held out · labels bad, good" in text
-    assert "train        IA3 on k, v, down" in text
+    assert "train        IA3 on k,v,down" in text
     for line in ("data  ", "before       accuracy ", "after        accuracy ", "saved  ", "next  "):
         assert line in text
     assert {p.name for p in out.iterdir()} == {"adapter", "metrics.jsonl", "run.json"}
@@ -194,7 +194,7 @@ def test_a_folder_without_names_has_numbered_ones_or_those_that_are_given(
         ("text,label\na,1\n", ["--labels", "good"], ["two or more different words"]),
         ("text,label\na,1\n", ["--method", "lara"], ['--method: found "lara"', "nearest: lora"]),
         ("text,label\na,1\n", ["--prefix-tokens", "2"], ["belongs to the method prefix"]),
-        ("text,label\na,1\nb,1\n", ["--max-length", "33"], ["max_length: found 33", "32"]),
+        ("text,label\na,1\nb,1\n", ["--max-length", "33"], ["--max-length: found 33", "32"]),
         ("text,label\na,1\n", ["--max-length", "2"], ["--max-length: found 2"]),
         ("text,label\na,1\n", ["--held-out", "none.csv"], ["none.csv"]),
     ],

@@ -235,6 +235,7 @@ def test_what_files_call_things_does_not_steer_the_terminal(cli, run_folder, tmp
     config = json.loads((tmp_path / "run/adapter/adapter_config.json").read_text())
     config["base_model_name_or_path"] = "\x1b]0;x\x07"
     (tmp_path / "run/adapter/adapter_config.json").write_text(json.dumps(config))
+    (tmp_path / "run/adapter/minift.json").unlink()
     text = cli("info", tmp_path / "run")[1]
     assert "\x1b" not in text
     assert r"base \x1b]0;x\x07" in text

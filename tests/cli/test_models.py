@@ -32,6 +32,7 @@ def test_an_adapter_without_a_base_asks_for_one(cli, run_folder, data, tmp_path)
     config = json.loads((tmp_path / "adapter_config.json").read_text())
     config["base_model_name_or_path"] = None
     (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    (tmp_path / "minift.json").unlink()
     code, _, err = cli("eval", "--adapter", tmp_path, "--data", data)
     assert code == 2
     assert "add --model" in err
@@ -103,7 +104,8 @@ def test_talking_merging_and_going_on_are_too(cli, nf4_run, data, tmp_path):
         }[verb]
         code, text, err = cli(verb, *words)
         slow = "minift: base nf4 is decoded for every token: nf4 has no product of its own\n"
-        assert (code, err) == (0, slow if verb == "generate" else "")
+        said = [line for line in err.splitlines(True) if "as in its training" not in line]
+        assert (code, "".join(said)) == (0, slow if verb == "generate" else "")
         if verb == "merge":
             assert "dense, from the nf4 base" in text
     losses = []

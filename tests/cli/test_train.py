@@ -9,9 +9,12 @@ import threading
 
 import pytest
 
+from minift.checkpoints.open import load
 from minift.cli import train
 from minift.model.config import ModelConfig
 from minift.model.transformer import Transformer
+from minift.peft.lora import LoRA
+from minift.peft.methods import attach
 from minift.runtime import Rates
 from minift.train import loop
 from minift.train.loop import Run, TrainConfig
@@ -162,16 +165,17 @@ def test_a_loss_that_hardly_moved_says_what_to_try(losses, said):
     )
 
 
-def test_the_end_in_lines(tmp_path):
+def test_the_end_in_lines(tmp_path, tiny_model):
     run = run_with([4.0, 3.0], evaluations=[(1, 2.0), (2, 3.0)], best_step=1, kept_step=1,
                    out=tmp_path)  # fmt: skip
-    assert train.closing(run, 9)[:2] == [
+    model = attach(load(tiny_model)[0], LoRA(rank=2))
+    assert train.closing(run, model, 9)[:2] == [
         "held out     loss 2.000 at step 1, the adapter kept",
         "             chosen on 9 held-out rows: that is little; --held-out FILE",
     ]
-    assert "chosen" not in "".join(train.closing(run, 10))
+    assert "chosen" not in "".join(train.closing(run, model, 10))
     run.ended, run.planned = "interrupted", 7
-    assert train.closing(run, 10)[0] == (
+    assert train.closing(run, model, 10)[0] == (
         "interrupted  after 2 of 7 steps; the adapter saved is that of step 1"
     )
 
@@ -204,7 +208,7 @@ def test_a_run_does_not_replace_the_adapter_that_it_starts_from(tiny_model, data
         code, _, err = cli("sft", "--model", tiny_model, "--data", data, "--adapter", adapter,
                            "--out", run_folder, "--overwrite", "--steps", 1)  # fmt: skip
         assert code == 2
-        assert err == f"minift: out: {run_folder} is where --adapter comes from; choose another\n"
+        assert err == f"minift: --out: {run_folder} is where --adapter comes from; choose another\n"
     assert (run_folder / "adapter" / "adapter_model.safetensors").read_bytes() == before
 
 
@@ -216,6 +220,7 @@ def test_an_out_that_cannot_be_written_is_found_before_anything_is_loaded(
         monkeypatch.delattr(f"minift.cli.{module}.load")
     (tmp_path / "file").write_text("mine")
     words = () if verb == "quickstart" else ("--model", "m", "--data", data)
+    words += ("--labels", "a,b") if verb == "classify" else ()
     code, _, err = cli(verb, *words, "--out", tmp_path / "file" / "run")
     assert code == 2
     assert err.startswith(f"minift: {tmp_path}/file/run: cannot write: Not a directory")

@@ -126,7 +126,7 @@ def test_about_a_folder():
 def test_the_command_line_tells_about_it(capsys):
     folder = GOLDEN / "adapterhub" / "bert_pfeiffer"  # a .bin
     assert main(["info", str(folder)]) == 0
-    text = capsys.readouterr().out
+    text = " ".join(capsys.readouterr().out.split())
     assert "pfeiffer bottlenecks of D/5 on mlp" in text
     assert "440 parameters in 8 tensors · base bert" in text
 

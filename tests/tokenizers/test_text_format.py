@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from typing import Any
 
@@ -78,33 +79,39 @@ def test_hostile_files_in_a_folder(tmp_path):
             text_format_in(tmp_path)
 
 
-def test_a_tokenizer_writes_and_ends_as_in_training(tiny_tokenizer):
-    tiny_tokenizer.chat_template = "plain"
-    before = chat.ends(tiny_tokenizer)
-    names = [name for name, i in tiny_tokenizer.special.items() if i not in before]
+@pytest.fixture
+def tokenizer(tiny_tokenizer):
+    """One's own, which may be changed."""
+    return copy.copy(tiny_tokenizer)
+
+
+def test_a_tokenizer_writes_and_ends_as_in_training(tokenizer):
+    tokenizer.chat_template = "plain"
+    before = chat.ends(tokenizer)
+    names = [name for name, i in tokenizer.special.items() if i not in before]
     source = "{% for m in messages %}{{ m.role + m.content + eos_token }}{% endfor %}"
-    apply(tiny_tokenizer, TextFormat(chat_template=source, ends=(*names[:1], "<|not here|>")))
-    assert tiny_tokenizer.template == source
-    assert tiny_tokenizer.chat_template is None
-    assert chat.jinja(tiny_tokenizer) == source
-    added = {tiny_tokenizer.special[name] for name in names[:1]}
-    assert added <= chat.ends(tiny_tokenizer)
-    assert end_names(tiny_tokenizer)[0] == tiny_tokenizer.token_bytes(tiny_tokenizer.eos).decode()
-    found = TextFormat(system="S").by(tiny_tokenizer)
+    apply(tokenizer, TextFormat(chat_template=source, ends=(*names[:1], "<|not here|>")))
+    assert tokenizer.template == source
+    assert tokenizer.chat_template is None
+    assert chat.jinja(tokenizer) == source
+    added = {tokenizer.special[name] for name in names[:1]}
+    assert added <= chat.ends(tokenizer)
+    assert end_names(tokenizer)[0] == tokenizer.token_bytes(tokenizer.eos).decode()
+    found = TextFormat(system="S").by(tokenizer)
     assert (found.chat_template, found.system) == (source, "S")
     assert set(names[:1]) <= set(found.ends)
 
 
-def test_a_named_template_in_place_of_another_is_told(tiny_tokenizer):
-    tiny_tokenizer.template, tiny_tokenizer.chat_template = None, None
-    assert not choose(tiny_tokenizer, None)
-    assert not choose(tiny_tokenizer, "plain")  # there was none
-    apply(tiny_tokenizer, TextFormat(chat_template=chat.jinja(tiny_tokenizer)))
-    assert not choose(tiny_tokenizer, "plain")  # the same again
-    apply(tiny_tokenizer, TextFormat(chat_template="{{ messages[0].content }}"))
-    assert choose(tiny_tokenizer, "plain")
+def test_a_named_template_in_place_of_another_is_told(tokenizer):
+    tokenizer.template, tokenizer.chat_template = None, None
+    assert not choose(tokenizer, None)
+    assert not choose(tokenizer, "plain")  # there was none
+    apply(tokenizer, TextFormat(chat_template=chat.jinja(tokenizer)))
+    assert not choose(tokenizer, "plain")  # the same again
+    apply(tokenizer, TextFormat(chat_template="{{ messages[0].content }}"))
+    assert choose(tokenizer, "plain")
     with pytest.raises(ConfigError, match="--chat-template"):
-        choose(tiny_tokenizer, "no such one")
+        choose(tokenizer, "no such one")
 
 
 def test_lines_for_a_person():

@@ -365,9 +365,9 @@ def test_turns_that_the_template_does_not_write_are_found_before_the_first_step(
     for train, held in ((path, None), ([TALK], path)):
         with pytest.raises(DataError, match=text):
             SFT(Llama(), train, held).check(short)
-    with pytest.raises(ConfigError, match=r'row 2, field "messages\[1\].role": found user after'):
+    with pytest.raises(DataError, match=r'row 2, field "messages\[1\].role": found user after'):
         SFT(Llama(), [TALK, {"messages": ROLES}]).check(short)
-    with pytest.raises(ConfigError, match='row 2: message 1, field "role": found tool'):
+    with pytest.raises(DataError, match=r'row 2, field "messages\[0\].role": found "tool"'):
         data(TALK, {"messages": [{"role": "tool", "content": "x"}]}).check(short)
 
 
@@ -377,9 +377,9 @@ def test_texts_that_the_vocabulary_refuses_are_found_before_the_first_step(short
     with pytest.raises(DataError, match=r"held\.jsonl line 2: found .*byte 00"):
         fit(short, SFT(Bytes(), [PAIR], path), TrainConfig(steps=1))
     for row in ({"text": "a\x00"}, {"prompt": "a", "completion": "\x00"}):
-        with pytest.raises(ConfigError, match="row 2: found byte 00"):
+        with pytest.raises(DataError, match=r"row 2: found byte 00"):
             data(PAIR, row).check(short)
-    with pytest.raises(ConfigError, match='row 1, field "completion": found 5, allowed text'):
+    with pytest.raises(DataError, match='row 1, field "completion": found 5, allowed text'):
         data({"prompt": "a", "completion": 5}).check(short)
 
 
@@ -387,14 +387,14 @@ def weighed(weight):
     return {"messages": [TALK["messages"][0], TALK["messages"][1] | {"weight": weight}]}
 
 
-def test_rows_with_nothing_to_learn_are_counted_and_all_of_them_refused(short):
-    with pytest.warns(
-        Notice, match=r"train: 1 of 3 rows has nothing to learn \(first: row 2\); every"
+def test_a_row_with_nothing_to_learn_is_refused_by_its_number(short):
+    data(weighed(1), PAIR, max_length=64).check(short)
+    with pytest.raises(
+        DataError, match=r'row 2, field "messages": found no assistant message with'
     ):
-        data(weighed(1), weighed(0), PAIR, max_length=64).check(short)
-    for train, held in (([weighed(0)], []), ([PAIR], [weighed(0), weighed(0)])):
-        with pytest.raises(ConfigError, match=r"no row has anything to learn: every assistant"):
-            data(*train, held_out=held, max_length=64).check(short)
+        data(weighed(1), weighed(0), PAIR, max_length=64)
+    with pytest.raises(DataError, match=r"row 1, .*no assistant message with"):
+        data(PAIR, held_out=[weighed(0)], max_length=64)
 
 
 def test_special_tokens_spelled_in_texts_are_said_once(short, tmp_path):
