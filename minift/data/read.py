@@ -66,11 +66,12 @@ def open_records(
     if is_named(data):
         return open_named(str(data), shape, limit)
     suffix = os.path.splitext(data)[1].lower()
-    if not os.path.exists(data):
-        raise ConfigError(f"{os.fspath(data)}: no such file")
     if suffix not in (*READERS, PARQUET):
         allowed = " ".join((*READERS, PARQUET))
-        raise ConfigError(f'{os.fspath(data)}: unknown file type "{suffix}"; allowed: {allowed}')
+        here = "" if os.path.exists(data) else "no such file, and an "
+        raise ConfigError(
+            f'{os.fspath(data)}: {here}unknown file type "{suffix}"; allowed: {allowed}'
+        )
     if documents != "paragraphs" and suffix != ".txt":
         raise ConfigError(f"documents {documents} is for .txt files, not {suffix}")
     if suffix == PARQUET:

@@ -74,8 +74,9 @@ def spelled(error: EncodeError) -> str:
 
 def line_of(rows: Rowset, i: int) -> str:
     """The place of row i in words."""
-    in_file = isinstance(rows, Records | Rows) and not isinstance(rows, ListRecords)
-    return f"line {rows.where(i):,}" if in_file else f"row {i + 1:,}"
+    if isinstance(rows, Records | Rows) and not isinstance(rows, ListRecords):
+        return f"line {rows.where(i):,}"
+    return f"row {i + 1:,}"
 
 
 @dataclass

@@ -391,8 +391,8 @@ def refused(rows: Rowset, i: int, error: ConfigError) -> ValueError:
     if isinstance(error, EncodeError) and isinstance(rows, Records | Rows):
         return rows.error(i, None, checks.spelled(error), "text that the vocabulary spells")
     where = checks.line_of(rows, i)
-    in_file = isinstance(rows, Records | Rows) and not isinstance(rows, ListRecords)
-    where = f"{rows.path} {where}" if in_file else where
+    if isinstance(rows, Records | Rows) and not isinstance(rows, ListRecords):
+        where = f"{rows.path} {where}"
     return ConfigError(f"{where}: {error}")
 
 
