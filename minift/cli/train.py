@@ -266,11 +266,10 @@ def train_shown(
         watch.close()
     if not run.losses:
         raise ConfigError("training made no step")
-    cut = f" · {len(objective.truncated)} rows cut to length" if objective.truncated else ""
     planned = "" if plan is None else f"plan {duration(plan)}, "
     screen.say(
         f"             loss {run.losses[0]:.3f} to {run.losses[-1]:.3f} · "
         f"{run.tokens_per_second:,.0f} tokens/s · {planned}took "
-        f"{duration(run.seconds)}, peak {megabytes(peak_memory())}{cut}"
+        f"{duration(run.seconds)}, peak {megabytes(peak_memory())}"
     )
     return run

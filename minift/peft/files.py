@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from minift.checkpoints import safetensors
 from minift.checkpoints.download import peft_name
-from minift.checkpoints.open import TensorFile
+from minift.checkpoints.open import TensorFile, headers
 from minift.checkpoints.overwrite import ADAPTER, own_files
 from minift.checkpoints.save import as_json
 from minift.checkpoints.tokenizers import template_in, text_format_in
@@ -180,9 +180,17 @@ def load_adapter(
         adapterhub.load(model, found, name=name, trainable=trainable)
         return with_texts(model, name, texts, tokenizer)
     labels, tokens = len(model.config.labels), model.config.vocab
-    with base_kept(model), kept_on_error(model, name):
-        new_head = fit_labels(model, found)
-        left_out = put(model, name, found, trainable)
+    try:
+        with base_kept(model), kept_on_error(model, name):
+            new_head = fit_labels(model, found)
+            left_out = put(model, name, found, trainable)
+    except FormatError:
+        own, theirs = model.config.family, family_of(found.base)
+        if theirs in (None, own):
+            raise
+        found_text, allowed = f"an adapter for {theirs}", f"one for {own}, which the model is"
+        at = found.folder / CONFIG
+        raise FormatError(at, "base", found_text, allowed, "shape-mismatch") from None
     now = model.config
     if new_head and labels:
         notice(found.folder, f"its head for {len(now.labels)} labels replaces the base's head for "
@@ -218,6 +226,14 @@ def texts_of(folder: Path) -> TextFormat | None:
         template = template_in(folder)
         texts = None if template is None else TextFormat(chat_template=template)
     return texts
+
+
+def family_of(base: str) -> str | None:
+    """The family of the model that an adapter names; None where that is not here."""
+    try:
+        return headers(base).config.family if base else None
+    except (ConfigError, FormatError):
+        return None
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Callable
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -539,7 +540,7 @@ def hostile() -> dict[str, tuple[Callable[[Path], object], str]]:
         ("a.json", hole(b'[{"text": "'), {}, "data"),
         ("a.json", "[" + " " * (1 << 20), {}, "data"),
         ("a.json", '[{"text": "a"}' + "," * (1 << 20), {}, "data"),
-        ("a.parquet", b"PAR1" + bytes(40), {}, "config"),
+        ("a.parquet", b"PAR1" + bytes(40), {}, "data" if find_spec("pyarrow") else "config"),
         ("a", GOOD, {}, "config"),
         ("a.csv", wide, {"template": "{text}", "target": "label"}, "config"),
         ("a.csv", wide, {"template": "{c0}", "target": "label"}, "config"),

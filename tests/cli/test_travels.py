@@ -1,0 +1,192 @@
+"""What training decided goes with the adapter, the merged folder and the GGUF file, and is used."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+import minift
+from minift.checkpoints.download import peft_name
+from minift.checkpoints.open import load, load_model
+from minift.cli.main import main
+from minift.errors import FormatError
+from minift.tokenizers import chat
+from minift.tokenizers.text_format import end_names
+
+SYSTEM = "Speak as a sailor."
+TALKS = [
+    {"messages": [
+        {"role": "system", "content": SYSTEM}, {"role": "user", "content": f"question {i}"},
+        {"role": "assistant", "content": f"answer {i}"},
+    ]}
+    for i in range(6)
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def plain_run(tiny_model, tmp_path_factory):
+    """Conversations in another template than the base's."""
+    folder = tmp_path_factory.mktemp("plain")
+    (folder / "d.jsonl").write_text("".join(json.dumps(row) + "\n" for row in TALKS))
+    words = f"sft --model {tiny_model} --data {folder}/d.jsonl --out {folder}/run --steps 20"
+    options = "--batch 4 --lr 0.02 --held-out-share 0 --chat-template plain --quiet --max-length 60"
+    assert main([*words.split(), *options.split()]) == 0
+    return folder
+
+
+def template_of(folder):
+    """The chat template of a saved folder, as other programs find it."""
+    own = folder / "chat_template.jinja"
+    if own.exists():
+        return own.read_text()
+    return json.loads((folder / "tokenizer_config.json").read_text())["chat_template"]
+
+
+def test_the_run_and_its_adapter_say_what_was_decided(plain_run):
+    texts = json.loads((plain_run / "run/run.json").read_text())["data"]["texts"]
+    assert "User: " in texts["chat_template"]
+    assert texts["system"] == SYSTEM
+    assert texts["max_length"] == 60
+    assert "<|im_end|>" in texts["ends"]
+    assert json.loads((plain_run / "run/adapter/minift.json").read_text())["texts"] == texts
+
+
+def test_evaluation_is_in_the_template_of_training(cli, plain_run):
+    words = ["eval", "--adapter", plain_run / "run", "--data", plain_run / "d.jsonl", "--json"]
+    code, text, err = cli(*words)
+    assert code == 0
+    code, named, _ = cli(*words, "--chat-template", "plain")
+    assert json.loads(text)["loss"] == json.loads(named)["loss"]
+    code, other, err = cli(*words, "--chat-template", "chatml")
+    assert code == 0
+    assert json.loads(other)["loss"] > json.loads(text)["loss"]
+    assert "was trained with another chat template; --chat-template chatml is used" in err
+
+
+def test_a_chat_begins_with_the_system_message_of_training(cli, plain_run, monkeypatch):
+    def talk(*more):
+        monkeypatch.setattr("sys.stdin", io.StringIO("question 1\n"))
+        return cli("chat", "--adapter", plain_run / "run", "--max-new-tokens", 4, *more)
+
+    code, with_it, err = talk()
+    assert code == 0
+    assert f"the system's message of training: {SYSTEM} (--system '' for none)" in err
+    assert "system's message" not in talk("--system", "")[2]
+    assert talk("--system", SYSTEM)[1] == with_it
+
+
+@pytest.mark.parametrize("how", ["merge", "hf", "gguf"])
+def test_merged_and_exported_it_goes_along(cli, plain_run, tmp_path, how):
+    out = tmp_path / ("m.gguf" if how == "gguf" else "merged")
+    words = ["merge"] if how == "merge" else ["export", "--to", how]
+    code, _, err = cli(*words, plain_run / "run", "--out", out)
+    assert (code, err) == (0, "")
+    model, tokenizer = load(out)
+    assert "User: " in tokenizer.template
+    assert model.text_format.system == SYSTEM
+    assert model.text_format.max_length == 60
+    texts = json.loads((plain_run / "run/run.json").read_text())["data"]["texts"]
+    assert end_names(tokenizer) == tuple(texts["ends"])
+    if how != "gguf":
+        assert "User: " in template_of(out)
+    losses = [
+        json.loads(cli("eval", *place, "--data", plain_run / "d.jsonl", "--json")[1])["loss"]
+        for place in (["--model", out], ["--adapter", plain_run / "run"])
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=0.02)
+
+
+def test_another_template_for_a_merged_model_is_said(cli, plain_run, tmp_path):
+    words = ["merge", plain_run / "run", "--out", tmp_path / "m", "--chat-template", "chatml"]
+    code, _, err = cli(*words)
+    assert code == 0
+    assert "--chat-template chatml is used" in err
+    assert "<|im_start|>" in template_of(tmp_path / "m")
+
+
+def test_every_token_that_ends_an_answer_is_saved(cli, tiny_model, tmp_path):
+    base = tmp_path / "base"
+    shutil.copytree(tiny_model, base)
+    _, tokenizer = load(base)
+    more = next(i for i in sorted(tokenizer.special.values()) if i not in chat.ends(tokenizer))
+    ids = [tokenizer.eos, more]
+    (base / "generation_config.json").write_text(json.dumps({"eos_token_id": ids}))
+    model, tokenizer = load(base)
+    expected = chat.ends(tokenizer)
+    assert set(ids) <= expected
+    assert cli("export", base, "--to", "hf", "--out", tmp_path / "hf")[0] == 0
+    for name in ("generation_config.json", "config.json"):
+        saved = json.loads((tmp_path / "hf" / name).read_text())["eos_token_id"]
+        assert saved[0] == tokenizer.eos
+        assert set(saved) == expected
+    assert chat.ends(load(tmp_path / "hf")[1]) == expected
+    minift.save(model, tokenizer, tmp_path / "m.gguf")
+    again = load(tmp_path / "m.gguf")[1]
+    assert chat.ends(again) - {again.eos}  # the format has a key for one more
+    assert chat.ends(again) <= expected
+
+
+def test_a_prompt_is_made_by_the_template_of_training(cli, tiny_model, tmp_path):
+    (tmp_path / "d.csv").write_text("text,label\n" + "".join(f"film {i},good\n" for i in range(6)))
+    run = tmp_path / "run"
+    words = ["sft", "--model", tiny_model, "--data", tmp_path / "d.csv", "--out", run, "--steps", 2]
+    template = "Review: {text}\\nSentiment:"
+    assert cli(*words, "--template", template, "--target", "label", "--quiet")[0] == 0
+    one = ["generate", "--adapter", run, "--max-new-tokens", 3]
+    code, made, err = cli(*one, "film 1")
+    assert code == 0
+    assert "the prompt is made by the template of training, 'Review: {text}\\nSentiment:'" in err
+    code, typed, err = cli(*one, "Review: film 1\\nSentiment:")
+    assert (code, typed, "template of training" in err) == (0, made, False)
+    assert "template of training" not in cli(*one, "film 1", "--template", "{text}")[2]
+    code, text, err = cli("eval", "--adapter", run, "--data", tmp_path / "d.csv", "--json")
+    assert code == 0
+    assert "is read by the template of training" in err
+    assert json.loads(text)["rows"] == 6
+
+
+def test_what_a_run_computed_in_is_used_and_another_is_said(cli, plain_run, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(plain_run / "run", run)
+    facts = json.loads((run / "run.json").read_text())
+    assert facts["numerics"]["dtype"] in ("float32", "bf16")
+    words = ["eval", "--adapter", run, "--data", plain_run / "d.jsonl", "--json"]
+    for trained, asked in (("float32", "bf16"), ("bf16", "float32")):
+        facts["numerics"]["dtype"] = trained
+        (run / "run.json").write_text(json.dumps(facts))
+        code, text, _ = cli(*words)
+        assert code == 0
+        assert (
+            f"was trained in {trained}; --dtype {asked} is used" in cli(*words, "--dtype", asked)[2]
+        )
+        assert json.loads(text) == json.loads(cli(*words, "--dtype", trained)[1])
+    facts["numerics"]["dtype"] = "int3"
+    (run / "run.json").write_text(json.dumps(facts))
+    assert cli(*words)[0] == 2
+
+
+def test_info_says_what_was_decided(cli, plain_run):
+    text = cli("info", plain_run / "run")[1]
+    assert f"system: {SYSTEM}" in text
+    assert "longest: 60 tokens" in text
+
+
+def test_peft_gets_a_base_that_it_finds(plain_run, tiny_model):
+    config = json.loads((plain_run / "run/adapter/adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == tiny_model
+    assert peft_name("smollm2-135m-instruct") == "HuggingFaceTB/SmolLM2-135M-Instruct"
+    assert peft_name("minilm-l6-v2") == "sentence-transformers/all-MiniLM-L6-v2"
+    assert peft_name("org/name") == "org/name"
+
+
+def test_an_adapter_for_another_family_is_one_line(plain_run):
+    bert = load_model(Path(__file__).parents[1] / "golden/families/bert")
+    with pytest.raises(
+        FormatError, match="found an adapter for llama, allowed one for bert"
+    ) as told:
+        minift.load_adapter(bert, plain_run / "run")
+    assert "\n" not in str(told.value)
