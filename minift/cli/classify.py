@@ -16,6 +16,7 @@ from minift.cli.models import (
     headline,
     labels_of,
     open_model,
+    trained_texts,
 )
 from minift.cli.options import Parsed
 from minift.cli.run_file import data_in
@@ -92,6 +93,8 @@ def classify(parsed: Parsed, screen: Screen) -> int:
 def score(parsed: Parsed, screen: Screen, labels: tuple[str, ...]) -> int:
     """`minift eval` of a classifier, which brings its labels and how its texts were made."""
     run = run_of(parsed.flag("adapter"))
+    if parsed.flag("adapter") is None:  # a merged classifier says it itself
+        run = trained_texts(parsed).as_json()
     records = read(parsed, labels, run, parsed.need("data"))
     model, tokenizer = open_model(parsed)
     most = longest(parsed, run, model)

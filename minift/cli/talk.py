@@ -87,7 +87,10 @@ def by_template(parsed: Parsed, prompt: str) -> str:
     template = trained_texts(parsed).template if given is None else unescape_template(given)
     if template is None:
         return prompt
-    columns = {name for _, name, *_ in Formatter().parse(template) if name is not None}
+    try:
+        columns = {name for _, name, *_ in Formatter().parse(template) if name is not None}
+    except ValueError as problem:
+        raise ConfigError(f"template {one_line(template, 100)!r}: {problem}") from None
     if len(columns) != 1:
         if given is not None:
             raise ConfigError(f"template: found {one_line(given)}, allowed one column, as {{text}}")
@@ -105,13 +108,17 @@ def by_template(parsed: Parsed, prompt: str) -> str:
 
 def generate(parsed: Parsed, screen: Screen) -> int:
     how = writing(parsed)
-    prompt = prompt_of(parsed)
+    prompt, messages = prompt_of(parsed), list[dict[str, str]]()
+    if parsed.flag("chat") and parsed.flag("template") is not None:
+        raise ConfigError("template: found with --chat, allowed without: a message has none")
     model, tokenizer = speaker(parsed)
     if not parsed.flag("chat"):
         prompt = by_template(parsed, prompt)
+    elif (system := trained_texts(parsed).system) is not None:
+        messages.append({"role": "system", "content": system})
     ids: str | list[int] = prompt
     if parsed.flag("chat"):
-        ids = tokenizer.chat([{"role": "user", "content": prompt}], reply=True)[0]
+        ids = tokenizer.chat([*messages, {"role": "user", "content": prompt}], reply=True)[0]
     as_json, samples = parsed.flag("json"), parsed.flag("samples")
     texts = continue_text(
         model,

@@ -67,14 +67,17 @@ def sft(parsed: Parsed, screen: Screen) -> int:
     config = parsed.config(TrainConfig)  # refused before any work
     method = chosen(parsed)
     adapter = parsed.flag("adapter")
-    base = base_kind(parsed.flag("base"), stored(adapter) if adapter is not None else None)
+    before = stored(adapter) if adapter is not None else None
+    if before is not None and before.classifies:
+        raise ConfigError(f"{adapter} is a classifier: minift classify goes on from it")
+    base = base_kind(parsed.flag("base"), before)
     train, held = sides(parsed, lambda path: read(parsed, path), config.seed)
     device = device_of(parsed.flag("device"))
     dtype = base_dtype(parsed.flag("dtype"), config.threads, device)
     model, tokenizer = load(name, dtype=dtype, device=device, base=base)
     if model.config.head != "lm":
         raise ConfigError(f"{name} is no language model: minift classify trains it on labels")
-    use_texts(parsed, stored(adapter) if method is None else None, tokenizer)
+    use_texts(parsed, before, tokenizer)
     screen.say(headline(config.threads))
     most, pack = parsed.given.get("max_length"), parsed.flag("pack")
     objective = SFT(tokenizer, train, held, max_length=most, pack=pack)
@@ -164,12 +167,18 @@ def read(parsed: Parsed, path: str, texts: TextFormat | None = None) -> Records:
     """The data file as the options say; where they are silent, as in training."""
     if texts is not None and texts.template and not {"template", "target"} & set(parsed.given):
         labels = parsed.flag("labels") or texts.labels or None
-        shown = one_line(texts.template.replace("\n", "\\n"), 200)
-        notice(path, f"is read by the template of training, '{shown}'; --template names another")
-        return open_records(
-            path, template=texts.template, target=texts.target, labels=labels,
-            limit=parsed.flag("limit"),
-        )  # fmt: skip
+        try:
+            found = open_records(
+                path, template=texts.template, target=texts.target, labels=labels,
+                limit=parsed.flag("limit"), documents=parsed.flag("documents"),
+            )  # fmt: skip
+        except ConfigError:  # another kind of data, which says itself how it is to be read
+            pass
+        else:
+            shown = one_line(texts.template.replace("\n", "\\n"), 200)
+            line = f"is read by the template of training, '{shown}'; --template names another"
+            notice(path, line)
+            return found
     template = parsed.flag("template")
     return open_records(
         path,

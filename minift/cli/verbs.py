@@ -157,7 +157,7 @@ VERBS = {
         "classify",
         "train a model to put a label on a text; minift eval scores it",
         "minift classify --model minilm-l6-v2 --data reviews.csv --labels bad,good --out runs/c",
-        needs=("model", "data", "labels|adapter", "out"),
+        needs=("model", "data", "out"),
         apart=APART,
         shown=(*TRAINING, *TABLE),
         flags=(

@@ -112,12 +112,12 @@ class Keeper:
         self.write(run.best_step or self.good or run.steps)
 
     @contextmanager
-    def whatever_happens(self, stopped: Callable[[], bool]) -> Iterator[None]:
+    def whatever_happens(self) -> Iterator[None]:
         """An error inside leaves the best on disk, and a line with it that says where."""
         try:
             yield
         except BaseException as problem:
-            self.run.ended = ending(problem, stopped())
+            self.run.ended = ending(problem)
             if self.run.out is not None and self.run.losses:
                 problem.add_note(self.rescued(problem))
             raise
@@ -137,7 +137,7 @@ class Keeper:
         except (StorageError, ValueError) as also:
             failed = "" if isinstance(problem, StorageError) else f"; not saved: {also}"
         run.kept_step = self.on_disk
-        with suppress(StorageError):
+        with suppress(StorageError, ValueError):
             self.write_record()
         if self.on_disk is None:
             return f"no adapter is saved{failed}"
@@ -145,11 +145,11 @@ class Keeper:
         return f"{what} of step {self.on_disk} is in {one_line(str(self.folder), 200)}{failed}"
 
 
-def ending(problem: BaseException, stopped: bool) -> str:
+def ending(problem: BaseException) -> str:
     """What run.json says of an error."""
     if isinstance(problem, Diverged):
         return "diverged"
-    if stopped or isinstance(problem, KeyboardInterrupt):
+    if isinstance(problem, KeyboardInterrupt):
         return "interrupted"
     return f"failed: {type(problem).__name__}: {one_line(str(problem), 200)}"
 

@@ -10,7 +10,7 @@ import math
 import os
 import platform
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from itertools import chain
@@ -292,7 +292,8 @@ def train(
         from minift.train import captured
 
         captured.check(model, objective, parameters)
-    held = objective.summary().get("held_out_rows")
+    summary = objective.summary()  # once: the data may be gone when the run ends
+    held = summary.get("held_out_rows")
     every = config.resolved_eval_every(objective.rows, held if isinstance(held, int) else 0)
     config = replace(config, lr=rate, eval_every=every)
     if out is not None:  # now, not after hours of training
@@ -301,7 +302,7 @@ def train(
             notice(out, "no weights are written here, as no adapter is attached: minift.save them")
         clear(out)
     run = Run(config, steps, out=out)
-    remember_texts(model, objective)
+    remember_texts(model, summary)
     optimizer = AdamW(
         parameters,
         methods.learning_ratios(model),
@@ -323,7 +324,7 @@ def train(
 
             def facts() -> dict[str, object]:
                 return {
-                    "data": objective.summary(),
+                    "data": summary,
                     "numerics": numerics(weight.dtype, weight.device, word(weight)),
                 }
 
@@ -335,7 +336,7 @@ def train(
                 )
             else:
                 one_by_one = ordinary(work, step_module, optimizer, parameters, config)
-            with keeper.whatever_happens(interrupted.is_set):
+            with keeper.whatever_happens():
                 for taken in one_by_one:
                     step, held_out = taken.step + 1, None
                     keeper.settled = taken.settled
@@ -375,11 +376,21 @@ def train(
     return run
 
 
-def remember_texts(model: Transformer, objective: Objective) -> None:
-    """How the objective makes its texts goes with the adapter, wherever it is saved."""
-    name, said = active(model), objective.summary().get("texts")
-    if name is not None and said is not None:
-        known(model, name, "fit").texts[name] = TextFormat.from_json(said, "fit")
+def remember_texts(model: Transformer, summary: Mapping[str, object]) -> None:
+    """How the objective makes its texts goes with the adapter, or with the model."""
+    name, said = active(model), summary.get("texts")
+    if said is None:
+        return
+    texts = TextFormat.from_json(said, "fit")
+    if name is None:
+        model.text_format = texts
+    else:
+        known(model, name, "fit").texts[name] = texts
+
+
+def finite(number: float) -> float | None:
+    """The number; None where it is none, which JSON has no word for."""
+    return number if math.isfinite(number) else None
 
 
 def planned(
@@ -480,8 +491,8 @@ def record(model: Transformer, run: Run) -> dict[str, object]:
         "ended": run.ended,
         "steps": run.steps,
         "planned_steps": run.planned,
-        "final_loss": run.losses[-1] if run.losses else None,
-        "held_out": [{"step": s, "loss": loss} for s, loss in run.evaluations],
+        "final_loss": finite(run.losses[-1]) if run.losses else None,
+        "held_out": [{"step": s, "loss": finite(loss)} for s, loss in run.evaluations],
         "best_step": run.best_step,
         "kept_step": run.kept_step,
         "skipped_steps": run.skipped,

@@ -190,3 +190,51 @@ def test_an_adapter_for_another_family_is_one_line(plain_run):
     ) as told:
         minift.load_adapter(bert, plain_run / "run")
     assert "\n" not in str(told.value)
+
+
+def test_a_run_that_diverged_keeps_an_adapter_that_is_used_and_can_be_replaced(
+    cli, tiny_model, tmp_path
+):
+    (tmp_path / "d.jsonl").write_text("".join(json.dumps(row) + "\n" for row in TALKS))
+    words = ["sft", "--model", tiny_model, "--data", tmp_path / "d.jsonl", "--out", tmp_path / "r",
+             "--batch", 2, "--held-out-share", 0.3, "--eval-every", 1,
+             "--chat-template", "plain"]  # fmt: skip
+    code, _, err = cli(*words, "--steps", 30, "--lr", 1e30, "--clip", 0, "--warmup", 0)
+    assert code == 3, err
+    facts = json.loads((tmp_path / "r/run.json").read_text(), parse_constant=pytest.fail)
+    assert facts["ended"] == "diverged"
+    if facts["kept_step"] is not None:
+        code, text, _ = cli("info", tmp_path / "r")
+        assert code == 0
+        assert "did not finish" in text
+    assert cli(*words, "--steps", 1, "--overwrite")[0] == 0
+
+
+def test_a_merged_classifier_knows_its_columns(cli, tiny_model, tmp_path):
+    rows = "review,verdict\n" + "".join(f"film {i},{'ab'[i % 2]}\n" for i in range(8))
+    (tmp_path / "d.csv").write_text(rows)
+    words = ["classify", "--model", tiny_model, "--data", tmp_path / "d.csv", "--labels", "a,b"]
+    texts = ["--template", "{review}", "--target", "verdict", "--steps", 2]
+    assert cli(*words, *texts, "--out", tmp_path / "r")[0] == 0
+    assert cli("merge", tmp_path / "r", "--out", tmp_path / "m")[0] == 0
+    code, text, _ = cli("eval", "--model", tmp_path / "m", "--data", tmp_path / "d.csv", "--json")
+    assert code == 0
+    assert json.loads(text)["rows"] == 8
+
+
+def test_a_classifier_is_no_start_for_a_language_model(cli, tiny_model, data, tmp_path):
+    (tmp_path / "d.csv").write_text("text,label\n" + "x,a\ny,b\n" * 4)
+    words = ["--model", tiny_model, "--data", tmp_path / "d.csv", "--labels", "a,b", "--steps", 1]
+    assert cli("classify", *words, "--out", tmp_path / "r")[0] == 0
+    code, _, err = cli("sft", "--model", tiny_model, "--data", data, "--adapter", tmp_path / "r",
+                       "--out", tmp_path / "s")  # fmt: skip
+    assert code == 2
+    assert "is a classifier: minift classify goes on from it" in err
+
+
+def test_a_template_that_is_none_is_one_line(cli, plain_run):
+    words = ["generate", "x", "--adapter", plain_run / "run", "--template", "Review: {text"]
+    code, _, err = cli(*words)
+    assert code == 2
+    assert err.count("\n") == 1
+    assert "template" in err
