@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (KeyboardInterrupt, Exception) as error:
-        line, code = told(error)
+        line, code = line_and_code(error)
         if not line:
             raise  # a bug, which is not hidden
         if "--debug" in words:
@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return code
 
 
-def told(error: BaseException) -> tuple[str, int]:
+def line_and_code(error: BaseException) -> tuple[str, int]:
     """The line and the exit code of a failure; no line for what is a bug of ours."""
     if isinstance(error, KeyboardInterrupt):
         return "interrupted", 130

@@ -108,8 +108,8 @@ def width_of(text: str) -> int:
     if text.isascii() and "\x1b" not in text:
         return len(text)
     wide = sum(unicodedata.east_asian_width(c) in "WF" for c in text)
-    thin = sum(unicodedata.combining(c) > 0 for c in text)
-    return len(COLOUR.sub("", text)) + wide - thin
+    combining = sum(unicodedata.combining(c) > 0 for c in text)
+    return len(COLOUR.sub("", text)) + wide - combining
 
 
 def fitted(text: str, width: int) -> str:

@@ -48,9 +48,7 @@ def in_run_folder(command: Callable[[Parsed, Screen], int]) -> Callable[[Parsed,
 
     @wraps(command)
     def run(parsed: Parsed, screen: Screen) -> int:
-        out, adapter = parsed.values.get("out"), parsed.values.get("adapter")
-        if out is None:
-            return command(parsed, screen)  # which says that it is missing
+        out, adapter = parsed.flag("out"), parsed.values.get("adapter")
         if adapter is not None and os.path.realpath(out) in (
             os.path.realpath(place) for place in (adapter, Path(adapter).parent)
         ):

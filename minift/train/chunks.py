@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 
 def count_of(tokens: int, most: int) -> int:
@@ -19,14 +20,14 @@ def count_of(tokens: int, most: int) -> int:
 
 
 def part_of(
-    ids: Sequence[int], mask: Sequence[int], k: int, most: int, repeat_first: bool
+    ids: Sequence[int] | NDArray[np.int32], k: int, most: int, opens: bool
 ) -> tuple[list[int], list[int]]:
-    """Ids and mask of part k; `repeat_first`: the first token is BOS."""
+    """Ids and mask of part k; its first token is no target where it is BOS (`opens`) or again."""
     start = k * (most - 1)
-    if k == 0:
-        return list(ids[:most]), list(mask[:most])
-    first, body = ids[0 if repeat_first else start], slice(start + 1, start + most)
-    return [first, *ids[body]], [0, *mask[body]]
+    part = np.asarray(ids[start : start + most]).tolist()
+    if k and opens:
+        part[0] = int(ids[0])
+    return part, [0 if k or opens else 1, *[1] * (len(part) - 1)]
 
 
 class Chunks:

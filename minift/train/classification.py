@@ -124,7 +124,7 @@ class Classification:
         added = [len(self.tokenizer.wrap(empty, other)[0]) for other in (None, empty)]
         tried, spelled, long = set[bool](), checks.Counted(), []
         for i in range(len(rows)):
-            text, other, _ = texts_and_label(rows, i, self.labels)
+            text, other, _ = texts_and_label(rows, i)
             texts, paired = [text, other or ""], other is not None
             # Whether there is room for a token of each, and whether there is a token at all.
             doubtful = paired not in tried or any(map(vocabulary.may_refuse, texts))
@@ -164,7 +164,7 @@ class Classification:
     def encode(self, i: int, held_out: bool = False) -> Encoded:
         """One row as the model reads it."""
         rows = self.held_out if held_out else self.train
-        text, other, label = texts_and_label(rows, i, self.labels)
+        text, other, label = texts_and_label(rows, i)
         try:
             ids, types, cut = wrapped(self.tokenizer, text, self.max_length, other)
         except EncodeError as error:
@@ -259,7 +259,7 @@ def class_accuracy(
     objective = Classification(tokenizer, data, labels=labels, max_length=most)
     with tuned(threads, model.embed.weight.device):
         logp = logprobs(model, objective, progress)
-    gold = torch.tensor([texts_and_label(objective.train, i, labels)[2] for i in range(len(logp))])
+    gold = torch.tensor([texts_and_label(objective.train, i)[2] for i in range(len(logp))])
     return Accuracy(int((logp.argmax(1) == gold).sum()), len(gold)), logp
 
 
@@ -314,7 +314,7 @@ def texts_of(data: str | os.PathLike[str] | Rowset, labels: Sequence[str]) -> Ro
     return open_records(data, template=TEXT, target=LABEL, labels=labels)
 
 
-def texts_and_label(rows: Rowset, i: int, labels: Sequence[str]) -> tuple[str, str | None, int]:
+def texts_and_label(rows: Rowset, i: int) -> tuple[str, str | None, int]:
     """The text, the second text where there is one, and the index of the label."""
     assert isinstance(rows, Records | Rows)
     row, found = rows[i], rows.label_index(i)

@@ -269,8 +269,7 @@ class SFT:
         text, k = self.chunks[held_out].place(i)
         opens = self.tokenizer.add_bos and self.tokenizer.bos is not None
         if text in self.chunks[held_out].counts:
-            ids = self.long[held_out, text].tolist()
-            return part_of(ids, [0 if opens else 1, *[1] * (len(ids) - 1)], k, most, opens)
+            return part_of(self.long[held_out, text], k, most, opens)
         ids, mask = self.whole(text, held_out)
         if len(ids) <= most:
             return ids, mask
@@ -291,12 +290,9 @@ class SFT:
         return pieces(self.encoded(indices), max_tokens, self.pack)
 
     def held_out_batches(self, max_tokens: int) -> Iterator[Batch]:
-        places = [self.chunks[True].place(i) for i in range(len(self.chunks[True]))]
-        parts = self.chunks[True].counts
-        order = sorted(
-            range(len(places)),
-            key=lambda i: size(self.held_out[places[i][0]]) // parts.get(places[i][0], 1),
-        )
+        chunks, parts = self.chunks[True], self.chunks[True].counts
+        sizes = [size(row) // parts.get(k, 1) for k, row in enumerate(self.held_out)]
+        order = sorted(range(len(chunks)), key=lambda i: sizes[chunks.place(i)[0]])
         for k in range(0, len(order), WINDOW):
             rows = [self.encode(i, True) for i in order[k : k + WINDOW]]
             yield from pieces(rows, max_tokens, self.pack)

@@ -23,6 +23,7 @@ from pathlib import Path
 from minift.checkpoints import strict_json
 from minift.checkpoints.overwrite import ADAPTER, check_files, foreign, names_in
 from minift.errors import ConfigError, FormatError, StorageError, notice, one_line
+from minift.peft.stored import METRICS
 from minift.storage import probe
 
 try:
@@ -30,7 +31,7 @@ try:
 except ImportError:  # Windows: no such locks
     fcntl = None  # type: ignore[assignment]
 
-RUN, METRICS, ADAPTER_FOLDER, LOCK = "run.json", "metrics.jsonl", "adapter", ".minift-run"
+RUN, ADAPTER_FOLDER, LOCK = "run.json", "adapter", ".minift-run"
 _held: dict[str, int] = {}  # folders that this process holds -> the thread that does
 
 

@@ -189,7 +189,7 @@ def test_a_run_is_no_model(cli, run_folder):
     ],
 )
 def test_each_failure_has_a_line_and_a_code_or_is_a_bug(error, line, code):
-    found = module.told(error)
+    found = module.line_and_code(error)
     assert (found[0].startswith(line), found[1]) == (True, code)
     assert bool(found[0]) == bool(line)
 

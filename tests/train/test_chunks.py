@@ -8,15 +8,15 @@ from minift.train.chunks import Chunks, count_of, part_of
 
 
 def test_parts_by_hand() -> None:
-    ids, mask = [9, 1, 2, 3, 4, 5, 6, 7, 8], [0, *[1] * 8]  # 9 = BOS, 8 = the end token
+    ids = [9, 1, 2, 3, 4, 5, 6, 7, 8]  # 9 = BOS, 8 = the end token
     assert count_of(9, 4) == 3
-    assert [part_of(ids, mask, k, 4, True) for k in range(3)] == [
+    assert [part_of(ids, k, 4, True) for k in range(3)] == [
         ([9, 1, 2, 3], [0, 1, 1, 1]),
         ([9, 4, 5, 6], [0, 1, 1, 1]),
         ([9, 7, 8], [0, 1, 1]),
     ]
     # Without BOS: the token before the first target.
-    assert [part_of(ids[1:], mask[1:], k, 4, False) for k in range(3)] == [
+    assert [part_of(ids[1:], k, 4, False) for k in range(3)] == [
         ([1, 2, 3, 4], [1, 1, 1, 1]),
         ([4, 5, 6, 7], [0, 1, 1, 1]),
         ([7, 8], [0, 1]),
@@ -27,9 +27,8 @@ def test_parts_by_hand() -> None:
 def test_the_targets_of_the_parts_are_those_of_the_whole(opens: bool) -> None:
     for length in range(1, 40):
         ids = list(range(100, 100 + length))
-        mask = [0 if opens else 1, *[1] * (length - 1)]
         for most in range(2, 44):
-            parts = [part_of(ids, mask, k, most, opens) for k in range(count_of(length, most))]
+            parts = [part_of(ids, k, most, opens) for k in range(count_of(length, most))]
             targets = [
                 i for part, bits in parts for i, bit in zip(part[1:], bits[1:], strict=True) if bit
             ]
