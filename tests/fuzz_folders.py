@@ -29,13 +29,14 @@ from minift.checkpoints.config_json import config_from_json
 from minift.checkpoints.open import load_model
 from minift.checkpoints.tokenizers import tokenizer_of
 from minift.cli.files import adapter_info
-from minift.cli.run_file import base_in, data_in
+from minift.cli.run_file import base_in, dtype_in
 from minift.cli.screen import Screen
 from minift.data.read import open_records
 from minift.errors import FormatError, Notice
 from minift.model.transformer import Transformer
 from minift.peft.adapters import active, detach, names
 from minift.peft.files import CONFIG, TENSORS, load_adapter
+from minift.tokenizers.text_format import FILE
 
 GOLDEN = Path(__file__).parent / "golden"
 ADAPTERS = [*("lora_qv", "lora_all", "lora_rs", "lora_pattern")]
@@ -191,36 +192,45 @@ def read_adapter(data: tuple[str, bytes, bytes]) -> None:
 
 RUN = {
     "base": "nf4", "steps": 3, "final_loss": 0.5, "model": "name", "methods": {"LoRA": {"rank": 8}},
-    "data": {"objective": "classification", "template": "{a}: {b}", "target": "label",
-             "pair": "{c}", "max_length": 64, "labels": ["x", "y"], "train_rows": 3},
+    "numerics": {"dtype": "bf16", "kernels": "fused", "threads": 2},
+}  # fmt: skip
+TEXTS = {
+    "base": "name",
+    "texts": {"chat_template": "{{ bos_token }}", "ends": ["</s>"], "system": "S", "pair": "{c}",
+              "template": "{a}: {b}", "target": "label", "max_length": 64, "labels": ["x", "y"]},
 }  # fmt: skip
 
 
-def make_run(draw: random.Random) -> tuple[bytes, bytes]:
+def make_run(draw: random.Random) -> tuple[bytes, bytes, bytes]:
+    """run.json, the adapter's minift.json and its configuration."""
     config, _, _ = content(GOLDEN / "lora_qv")
-    keys = [*RUN, *RUN["data"]]  # type: ignore[misc]
-    text = json.dumps(config).encode()
-    if draw.random() < 0.2:
+    run, texts, text = (json.dumps(value).encode() for value in (RUN, TEXTS, config))
+    which = draw.random()
+    if which < 0.4:
+        run = as_text(draw, RUN, [*RUN, *RUN["numerics"]])  # type: ignore[misc]
+    elif which < 0.8:
+        texts = as_text(draw, TEXTS, [*TEXTS, *TEXTS["texts"]])  # type: ignore[misc]
+    else:
         text = as_text(draw, config, adapter_keys())
-    return as_text(draw, RUN, keys), text
+    return run, texts, text
 
 
-def read_run(data: tuple[bytes, bytes]) -> None:
-    run, text = data
+def read_run(data: tuple[bytes, bytes, bytes]) -> None:
+    run, texts, text = data
     folder = workplace() / "run"
     adapter = folder / "adapter"
     if not adapter.exists():
         adapter.mkdir(parents=True)
         shutil.copyfile(GOLDEN / "lora_qv" / TENSORS, adapter / TENSORS)
     (folder / "run.json").write_bytes(run)
+    (adapter / FILE).write_bytes(texts)
     (adapter / CONFIG).write_bytes(text)
     shown = io.StringIO()
     with contextlib.redirect_stdout(shown):
         adapter_info(folder, Screen())
     assert all(line.isprintable() for line in shown.getvalue().split("\n"))
     assert base_in(adapter) in (None, "dense", "int8", "nf4", "gguf")
-    for key, value in data_in(adapter).items():
-        assert type(value) is (int if key == "max_length" else str)
+    assert dtype_in(adapter) in (None, "float32", "float64", "bf16")
 
 
 # ---- data files ----------------------------------------------------------------------------------

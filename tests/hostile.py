@@ -61,7 +61,7 @@ FORMATS = {
         *("checkpoints/test_placeholder", "checkpoints/test_tensor_names"),
     ),
     "adapters": ("peft/test_files", "peft/test_adalora"),
-    "run folders": ("cli/test_run_file", "study/test_verify"),
+    "run folders": ("cli/test_run_file", "study/test_verify", "tokenizers/test_text_format"),
     "data": ("data/test_read",),
     "any JSON": ("checkpoints/test_strict_json",),
 }

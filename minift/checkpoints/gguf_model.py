@@ -157,14 +157,16 @@ def write(
         metadata["general.name"] = title
     metadata |= facts(model.config)
     check(model.config, metadata, tensors)
+    texts = model.text_format
+    if texts is not None:
+        tokenizer = text_format.as_trained(tokenizer, texts, os.fspath(path))
+        said = texts.by(tokenizer).as_json()
+        metadata[text_format.KEY] = json.dumps(said, ensure_ascii=False)
     if not isinstance(tokenizer, ByteBPE | SentencePiece):
         raise ConfigError("gguf: only byte-level BPE and sentencepiece vocabularies can be written")
     metadata |= {"general.file_type": FILE_TYPES[kind], "general.quantization_version": 2}
     metadata |= tokenizer.gguf(model.config.vocab)
     metadata |= ends_of(tokenizer)
-    if model.text_format is not None:
-        texts = model.text_format.by(tokenizer).as_json()
-        metadata[text_format.KEY] = json.dumps(texts, ensure_ascii=False)
     gguf_write.write(path, metadata, tensors, kinds, overwrite=overwrite, then=then)
 
 

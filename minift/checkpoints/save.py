@@ -52,15 +52,17 @@ def save(
         kind = "BF16" if model.embed.weight.dtype == torch.bfloat16 else "F32"
         gguf_model.write(model, tokenizer, path, kind, overwrite=overwrite, then=then)
         return
+    texts = model.text_format
+    if texts is not None:
+        tokenizer = text_format.as_trained(tokenizer, texts, os.fspath(path))
     ends = sorted(chat.ends(tokenizer), key=lambda i: (i != tokenizer.eos, i))
     generation: dict[str, int | list[int]] = {"eos_token_id": ends if ends[1:] else tokenizer.eos}
     for name, value in (("bos_token_id", tokenizer.bos), ("pad_token_id", tokenizer.pad)):
         if value is not None:
             generation[name] = value
     files = folder_files(model, generation) | tokenizer.files()
-    if model.text_format is not None:
-        texts = model.text_format.by(tokenizer).as_json()
-        files[text_format.FILE] = as_json({"texts": texts})
+    if texts is not None:
+        files[text_format.FILE] = as_json({"texts": texts.by(tokenizer).as_json()})
     write_folder(path, files, overwrite=overwrite, ours=own_files(MODEL), then=then)
 
 

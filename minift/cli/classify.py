@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import partial
-from typing import Any
 
 from minift.checkpoints.labels import with_labels
-from minift.checkpoints.open import load
+from minift.checkpoints.open import headers, load
 from minift.cli.method import chosen
 from minift.cli.models import (
-    base_dtype,
-    base_kind,
     base_line,
+    base_name,
     headline,
+    how_to_load,
     labels_of,
     open_model,
+    say_ended_badly,
     trained_texts,
 )
 from minift.cli.options import Parsed
-from minift.cli.run_file import data_in
 from minift.cli.screen import Screen, names
 from minift.cli.train import closing, in_run_folder, kept_data, sides, train_shown
 from minift.data.named import labels_of_named
@@ -28,10 +26,10 @@ from minift.data.split import Rows
 from minift.errors import ConfigError, escaped, one_line
 from minift.model.transformer import Transformer
 from minift.peft.adapters import room_left
-from minift.peft.files import adapter_folder, load_adapter, stored, texts_of
+from minift.peft.files import load_adapter, stored
 from minift.peft.methods import attach
-from minift.runtime import device_of
 from minift.tokenizers.interface import Tokenizer
+from minift.tokenizers.text_format import TextFormat
 from minift.train.classification import LABEL, TEXT, Classification, class_accuracy
 from minift.train.evaluate import Accuracy
 from minift.train.loop import TrainConfig
@@ -39,24 +37,26 @@ from minift.train.loop import TrainConfig
 
 @in_run_folder
 def classify(parsed: Parsed, screen: Screen) -> int:
-    name, _, out = parsed.need("model"), parsed.need("data"), parsed.need("out")
     config, method = parsed.config(TrainConfig), chosen(parsed)  # refused before any work
-    adapter = parsed.flag("adapter")
-    labels, before_run = labels_of(parsed) if method is None else (), run_of(adapter)
+    out, adapter = parsed.flag("out"), parsed.flag("adapter")
+    labels = labels_of(parsed) if method is None else ()
+    texts = trained_texts(parsed) if method is None else TextFormat()
     if method is None and not labels:
         raise ConfigError(f"{adapter} is no classifier: minift sft goes on from it")
     if parsed.flag("labels") is None:
         labels = labels or labels_of_named(parsed.flag("data"))
     labels = labels or parsed.need("labels")
-    base = base_kind(parsed.flag("base"), stored(adapter) if adapter is not None else None)
-    train, held = sides(parsed, partial(read, parsed, labels, before_run), config.seed)
-    device = device_of(parsed.flag("device"))
-    dtype = base_dtype(parsed.flag("dtype"), config.threads, device)
-    model, tokenizer = load(name, dtype=dtype, device=device, base=base)
-    most = parsed.given.get("max_length", before_run.get("max_length"))
+    before = stored(adapter) if adapter is not None else None
+    name, how = base_name(parsed, before), how_to_load(parsed, before)
+    if before is not None:
+        say_ended_badly(before)
+    headers(name)  # a model that is none is said before the data are read
+    train, held = sides(parsed, partial(read, parsed, labels, texts), config.seed)
+    model, tokenizer = load(name, **how)
+    most = parsed.given.get("max_length", texts.max_length)
     model = with_labels(model, labels, seed=config.seed)
     screen.say(headline(config.threads))
-    if base is not None:
+    if how["base"] is not None:
         screen.say(base_line(model))
     objective = Classification(tokenizer, train, held, max_length=most)
     if method is None:
@@ -73,17 +73,17 @@ def classify(parsed: Parsed, screen: Screen) -> int:
     show_example(screen, objective)
     most = objective.max_length  # no more than the model has room for
     accuracy = partial(measure, parsed, screen, model, tokenizer, max_length=most)
-    before = accuracy(held) if held is not None else None
-    if before is not None:
-        screen.say(f"before       accuracy {before}   {before.total:,} held-out texts")
+    first = accuracy(held) if held is not None else None
+    if first is not None:
+        screen.say(f"before       accuracy {first}   {first.total:,} held-out texts")
     run = train_shown(screen, model, objective, config, out, parsed.flag("overwrite"))
     facts: dict[str, object] = {"out": str(out), "labels": labels, "loss": run.losses[-1]}
     lines = closing(run, model, len(held or ()))
-    if held is not None and before is not None and not run.interrupted:
+    if held is not None and first is not None and not run.interrupted:
         after = accuracy(held)
-        gain = f"{100 * (after.share - before.share):+.1f} points"
+        gain = f"{100 * (after.share - first.share):+.1f} points"
         lines.insert(0, f"after        accuracy {after}   {gain}")
-        facts |= {"before": before.share, "held_out": run.evaluations} | accuracy_data(after)
+        facts |= {"before": first.share, "held_out": run.evaluations} | accuracy_data(after)
     screen.result("\n".join(lines), facts | kept_data(run))
     screen.say(f"next         minift eval --adapter {out} --data your.csv")
     screen.say(f"             minift merge {out} --out merged")
@@ -92,12 +92,13 @@ def classify(parsed: Parsed, screen: Screen) -> int:
 
 def score(parsed: Parsed, screen: Screen, labels: tuple[str, ...]) -> int:
     """`minift eval` of a classifier, which brings its labels and how its texts were made."""
-    run = run_of(parsed.flag("adapter"))
-    if parsed.flag("adapter") is None:  # a merged classifier says it itself
-        run = trained_texts(parsed).as_json()
-    records = read(parsed, labels, run, parsed.need("data"))
+    for name in ("documents", "chat_template"):
+        if name in parsed.given:
+            raise ConfigError(f"{name}: has no effect on a classifier, whose texts are rows")
+    texts = trained_texts(parsed)
+    records = read(parsed, labels, texts, parsed.need("data"))
     model, tokenizer = open_model(parsed)
-    most = longest(parsed, run, model)
+    most = longest(parsed, texts, model)
     shown = one_line(str(records.template))
     if records.pair is not None:
         shown += f" and {one_line(records.pair)}"
@@ -113,31 +114,22 @@ def accuracy_data(accuracy: Accuracy) -> dict[str, object]:
     return {"accuracy": accuracy.share, "interval": interval, "rows": accuracy.total}
 
 
-def run_of(adapter: str | None) -> Mapping[str, Any]:
-    """How the run of the adapter made its texts, where there is one."""
-    if adapter is None:
-        return {}
-    folder = adapter_folder(adapter)
-    texts = texts_of(folder)
-    return data_in(folder) if texts is None or texts.template is None else texts.as_json()
-
-
-def read(parsed: Parsed, labels: tuple[str, ...], run: Mapping[str, Any], path: str) -> Records:
+def read(parsed: Parsed, labels: tuple[str, ...], texts: TextFormat, path: str) -> Records:
     """The data file: as the options say, else as in training, else its text and label."""
     template, target, pair = (parsed.flag(name) for name in ("template", "target", "pair"))
     if pair is None and template is None:
-        pair = run.get("pair")
+        pair = texts.pair
     return open_records(
         path,
-        template=run.get("template", TEXT) if template is None else unescape_template(template),
-        target=run.get("target", LABEL) if target is None else target,
+        template=texts.template or TEXT if template is None else unescape_template(template),
+        target=target or texts.target or LABEL,
         labels=labels,
         pair=unescape_template(pair) if pair is not None else None,
         limit=parsed.flag("limit"),
     )
 
 
-def longest(parsed: Parsed, run: Mapping[str, Any], model: Transformer) -> int:
+def longest(parsed: Parsed, texts: TextFormat, model: Transformer) -> int:
     """Tokens of a text: as given or in training; never more than the model has room for."""
     room = room_left(model)
     if "max_length" in parsed.given:
@@ -146,7 +138,7 @@ def longest(parsed: Parsed, run: Mapping[str, Any], model: Transformer) -> int:
             raise ConfigError(f"--max-length: found {most}, allowed at most {room}, "
                               "the model's context")  # fmt: skip
         return most
-    return min(run.get("max_length", room), room)
+    return min(texts.max_length or room, room)
 
 
 def show_example(screen: Screen, objective: Classification) -> None:

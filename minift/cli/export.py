@@ -15,13 +15,15 @@ def export(parsed: Parsed, screen: Screen) -> int:
     from minift.checkpoints.open import load
     from minift.checkpoints.overwrite import check_target
     from minift.checkpoints.save import target_names
-    from minift.cli.models import base_kind, use_texts
+    from minift.cli.models import base_kind, base_name, use_texts
     from minift.peft.export import export as write
     from minift.peft.files import CONFIG, load_adapter, stored
     from minift.peft.stored import METRICS
 
     place, out, to = Path(parsed.words[0]), parsed.need("out"), parsed.flag("to")
     check_target(out, parsed.flag("overwrite"), target_names(out) if to == "hf" else None)
+    if to == "gguf-lora" and parsed.flag("chat_template") is not None:
+        raise ConfigError("--chat-template: has no effect on --to gguf-lora, which holds weights")
     files = (place / CONFIG, place / "adapter" / CONFIG, place / METRICS)
     if any(map(os.path.exists, files)):
         adapter = stored(place)
@@ -29,20 +31,17 @@ def export(parsed: Parsed, screen: Screen) -> int:
             raise ConfigError(
                 f"{place} is a classifier: --to hf writes a folder, as minift merge does"
             )
-        name = parsed.flag("model") or adapter.base
-        if not name:
-            where = adapter.folder
-            raise ConfigError(f"{where} does not say which model it was trained on: add --model")
+        name = base_name(parsed, adapter)
         model, tokenizer = load(name, base=base_kind(parsed.flag("base"), adapter))
         if adapter.labels:
             model = with_labels(model, adapter.labels)
         load_adapter(model, adapter.folder)
-        use_texts(parsed, adapter, tokenizer)
+        use_texts(parsed, adapter, model, tokenizer)
     else:
         if to == "gguf-lora":
             raise ConfigError(f"--to gguf-lora needs an adapter or a run, and {place} is neither")
         model, tokenizer = load(parsed.words[0], base=base_kind(parsed.flag("base")))
-        use_texts(parsed, None, tokenizer)
+        use_texts(parsed, None, model, tokenizer)
     done = write(
         model, tokenizer, out, to=to, dtype=parsed.flag("dtype"), overwrite=parsed.flag("overwrite")
     )

@@ -138,7 +138,7 @@ def merge(parsed: Parsed, screen: Screen) -> int:
     from minift.checkpoints.open import load
     from minift.checkpoints.overwrite import check_target
     from minift.checkpoints.save import save, target_names
-    from minift.cli.models import base_dtype, base_kind, use_texts
+    from minift.cli.models import base_dtype, base_kind, base_name, use_texts
     from minift.peft.export import COMPARED, PROBES
     from minift.peft.files import load_adapter, stored
     from minift.peft.merge import merge as fold
@@ -146,18 +146,14 @@ def merge(parsed: Parsed, screen: Screen) -> int:
 
     out = parsed.need("out")
     adapter = stored(parsed.words[0])
-    name = parsed.flag("model") or adapter.base
-    if not name:
-        raise ConfigError(
-            f"{adapter.folder} does not say which model it was trained on: add --model"
-        )
+    name = base_name(parsed, adapter)
     check_target(out, parsed.flag("overwrite"), target_names(out))
     base = base_kind(parsed.flag("base"), adapter)
     model, tokenizer = load(name, dtype=base_dtype(parsed.flag("dtype")), base=base)
     if adapter.labels:
         model = with_labels(model, adapter.labels)
     load_adapter(model, adapter.folder)
-    use_texts(parsed, adapter, tokenizer)
+    use_texts(parsed, adapter, model, tokenizer)
     merged = fold(model)
     probe = torch.tensor([[i for text in PROBES for i in tokenizer.encode(text)]])
     error = merge_error(model, merged, probe[:, : model.config.context])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from minift.checkpoints.frozen_base import BASES, counts
 from minift.checkpoints.labels import with_labels
@@ -52,25 +53,8 @@ def open_model(parsed: Parsed, *, trainable: bool = False) -> tuple[Transformer,
     """--model, or the base that --adapter was trained on, with the adapter attached."""
     asked = parsed.values.get("adapter")
     adapter = stored(asked) if asked is not None else None
-    name = parsed.values["model"]
-    if name is None and adapter is not None:
-        name = adapter.base
-        if not name:
-            raise ConfigError(
-                f"{adapter.folder} does not say which model it was trained on: add --model"
-            )
-    elif adapter is not None and adapter.base and str(name) != adapter.base:
-        notice(adapter.folder, f"was trained on {adapter.base}; --model names {name} instead")
-    if name is None:
-        raise ConfigError("--model is missing")
-    if adapter is not None and name == adapter.base:
-        check_here(adapter)
-    device = device_of(parsed.values["device"])
-    dtype = base_dtype(parsed.values["dtype"], parsed.values.get("threads"), device)
-    if adapter is not None:
-        dtype = trained_dtype(adapter.folder, dtype, asked="dtype" in parsed.given)
-    base = base_kind(parsed.values["base"], adapter)
-    model, tokenizer = load(name, dtype=dtype, device=device, base=base)
+    name = base_name(parsed, adapter)
+    model, tokenizer = load(name, **how_to_load(parsed, adapter))
     labels = labels_of(parsed)
     brings_head = adapter is not None and bool(adapter.labels) and not names_labels(adapter)
     if labels and not brings_head:
@@ -80,8 +64,34 @@ def open_model(parsed: Parsed, *, trainable: bool = False) -> tuple[Transformer,
         tokenizer = with_new_tokens(tokenizer, adapter, model.config.vocab)
     if labels and brings_head:
         model.config = replace(model.config, labels=labels)
-    use_texts(parsed, adapter, tokenizer)
+    use_texts(parsed, adapter, model, tokenizer)
     return model, tokenizer
+
+
+def base_name(parsed: Parsed, adapter: AnyStored | None) -> str:
+    """--model, or the model that the adapter was trained on."""
+    name: str | None = parsed.values["model"]
+    if adapter is None:
+        return str(parsed.need("model"))
+    if name is None and not adapter.base:
+        raise ConfigError(
+            f"{adapter.folder} does not say which model it was trained on: add --model"
+        )
+    if name is None or name == adapter.base:
+        check_here(adapter)
+        return adapter.base
+    if adapter.base:
+        notice(adapter.folder, f"was trained on {adapter.base}; --model names {name} instead")
+    return name
+
+
+def how_to_load(parsed: Parsed, adapter: AnyStored | None) -> dict[str, Any]:
+    """Dtype, device and base as the options say; where they are silent, as in training."""
+    device = device_of(parsed.values["device"])
+    dtype = base_dtype(parsed.values["dtype"], parsed.values.get("threads"), device)
+    if adapter is not None:
+        dtype = trained_dtype(adapter.folder, dtype, asked="dtype" in parsed.given)
+    return {"dtype": dtype, "device": device, "base": base_kind(parsed.values["base"], adapter)}
 
 
 def trained_dtype(adapter: Path, dtype: str, *, asked: bool) -> str:
@@ -96,17 +106,25 @@ def trained_dtype(adapter: Path, dtype: str, *, asked: bool) -> str:
     return trained
 
 
-def use_texts(parsed: Parsed, adapter: AnyStored | None, tokenizer: Tokenizer) -> None:
-    """Make and end texts as in the training of the adapter; by --chat-template, where given."""
-    texts = None if adapter is None else texts_of(adapter.folder)
-    if adapter is not None and (badly := ended_badly(adapter.folder)) is not None:
-        notice(adapter.folder.parent, badly)
-    if texts is not None:
-        text_format.apply(tokenizer, texts)
-    name = parsed.values.get("chat_template")
+def use_texts(
+    parsed: Parsed, adapter: AnyStored | None, model: Transformer, tokenizer: Tokenizer
+) -> None:
+    """Make and end texts as in the training of the adapter, or of the model where there is none;
+    by --chat-template, where given."""
+    place, texts = model.source, model.text_format
+    if adapter is not None:
+        place, texts = str(adapter.folder), texts_of(adapter.folder)
+        say_ended_badly(adapter)
+        if texts is not None:
+            text_format.apply(tokenizer, texts)
+    name = parsed.values.get("chat_template")  # not every command has it
     if text_format.choose(tokenizer, name) and texts is not None and texts.chat_template:
-        place = adapter.folder if adapter is not None else "the model"
         notice(place, f"was trained with another chat template; --chat-template {name} is used")
+
+
+def say_ended_badly(adapter: AnyStored) -> None:
+    if (badly := ended_badly(adapter.folder)) is not None:
+        notice(adapter.folder.parent, badly)
 
 
 def trained_texts(parsed: Parsed) -> TextFormat:

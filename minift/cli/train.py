@@ -5,36 +5,37 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from functools import wraps
 from pathlib import Path
 
 import torch
 
 from minift.checkpoints.download import peft_name
-from minift.checkpoints.open import load
+from minift.checkpoints.open import headers, load
 from minift.cli.method import chosen
-from minift.cli.models import base_dtype, base_kind, base_line, headline, use_texts
+from minift.cli.models import base_line, base_name, headline, how_to_load, use_texts
 from minift.cli.options import Parsed
 from minift.cli.screen import Screen, duration, megabytes
 from minift.cli.watching import Watch
 from minift.data.read import Records, open_records, unescape_template
 from minift.data.split import Rows, fewest_held_out, held_out
-from minift.errors import ConfigError, escaped, notice, one_line
+from minift.errors import ConfigError, FormatError, escaped, notice, one_line
 from minift.kernels.choice import word
 from minift.kernels.quantized.linear import base_of, numbers
 from minift.model.transformer import Transformer
 from minift.peft.adapters import config_of, trainable
 from minift.peft.bottleneck import Bottleneck
-from minift.peft.files import load_adapter, stored
+from minift.peft.files import adapter_folder, load_adapter, stored, texts_of
 from minift.peft.methods import attach
 from minift.peft.places import linears
-from minift.runtime import cores, device_of, peak_memory, rates
+from minift.runtime import cores, peak_memory, rates
 from minift.tokenizers.interface import Tokenizer
 from minift.tokenizers.text_format import TextFormat
 from minift.train.classification import Classification
 from minift.train.loop import LEAST, Run, TrainConfig, fit
 from minift.train.objectives import SFT, Objective
-from minift.train.run_folder import claimed
+from minift.train.run_folder import ADAPTER_FOLDER, claimed
 
 # What a step takes beside its products, on a machine of RATE GFLOP/s in float32: seconds a linear,
 # and seconds a number that a linear reads or writes (benchmarks/LOG.md, "Short rows").
@@ -50,7 +51,7 @@ def in_run_folder(command: Callable[[Parsed, Screen], int]) -> Callable[[Parsed,
     def run(parsed: Parsed, screen: Screen) -> int:
         out, adapter = parsed.flag("out"), parsed.values.get("adapter")
         if adapter is not None and os.path.realpath(out) in (
-            os.path.realpath(place) for place in (adapter, Path(adapter).parent)
+            os.path.realpath(place) for place in run_folders(adapter)
         ):
             raise ConfigError(f"out: {out} is where --adapter comes from; choose another")
         with claimed(out, parsed.flag("overwrite")):
@@ -59,27 +60,34 @@ def in_run_folder(command: Callable[[Parsed, Screen], int]) -> Callable[[Parsed,
     return run
 
 
+def run_folders(adapter: str) -> tuple[Path, ...]:
+    """The folder of an adapter, and that of its run: both as named and where links lead."""
+    folders = [Path(adapter)]
+    with suppress(ConfigError, FormatError):  # the command says what is wrong with it
+        folders.append(adapter_folder(adapter))
+    folders += [Path(os.path.realpath(folder)) for folder in folders]
+    folders += [folder.parent for folder in folders if folder.name == ADAPTER_FOLDER]
+    return tuple(folders)
+
+
 @in_run_folder
 def sft(parsed: Parsed, screen: Screen) -> int:
-    name, _, out = parsed.need("model"), parsed.need("data"), parsed.need("out")
-    config = parsed.config(TrainConfig)  # refused before any work
-    method = chosen(parsed)
-    adapter = parsed.flag("adapter")
+    config, method = parsed.config(TrainConfig), chosen(parsed)  # refused before any work
+    out, adapter = parsed.flag("out"), parsed.flag("adapter")
     before = stored(adapter) if adapter is not None else None
     if before is not None and before.classifies:
         raise ConfigError(f"{adapter} is a classifier: minift classify goes on from it")
-    base = base_kind(parsed.flag("base"), before)
-    train, held = sides(parsed, lambda path: read(parsed, path), config.seed)
-    device = device_of(parsed.flag("device"))
-    dtype = base_dtype(parsed.flag("dtype"), config.threads, device)
-    model, tokenizer = load(name, dtype=dtype, device=device, base=base)
-    if model.config.head != "lm":
+    name, how = base_name(parsed, before), how_to_load(parsed, before)
+    if headers(name).config.head != "lm":
         raise ConfigError(f"{name} is no language model: minift classify trains it on labels")
-    use_texts(parsed, before, tokenizer)
+    train, held = sides(parsed, lambda path: read(parsed, path), config.seed)
+    model, tokenizer = load(name, **how)
+    use_texts(parsed, before, model, tokenizer)
     screen.say(headline(config.threads))
-    most, pack = parsed.given.get("max_length"), parsed.flag("pack")
-    objective = SFT(tokenizer, train, held, max_length=most, pack=pack)
-    if base is not None:
+    trained = texts_of(before.folder) if before is not None else None
+    most = parsed.given.get("max_length", trained and trained.max_length)
+    objective = SFT(tokenizer, train, held, max_length=most, pack=parsed.flag("pack"))
+    if how["base"] is not None:
         screen.say(base_line(model))
     if method is None:
         load_adapter(model, adapter, trainable=True)
@@ -92,7 +100,7 @@ def sft(parsed: Parsed, screen: Screen) -> int:
     show_example(screen, objective, tokenizer)
     run = train_shown(screen, model, objective, config, out, parsed.flag("overwrite"))
     facts = {"out": str(out), "loss": run.losses[-1], "held_out": run.evaluations}
-    lines = closing(run, model, len(held or ()))
+    lines = closing(run, model, objective.held_out_rows)
     screen.result("\n".join(lines), facts | kept_data(run))
     screen.say(f"next         minift chat --adapter {out}")
     return 130 if run.interrupted else 0
@@ -163,29 +171,30 @@ def sides(
 
 def read(parsed: Parsed, path: str, texts: TextFormat | None = None) -> Records:
     """The data file as the options say; where they are silent, as in training."""
-    if texts is not None and texts.template and not {"template", "target"} & set(parsed.given):
-        labels = parsed.flag("labels") or texts.labels or None
-        try:
-            found = open_records(
-                path, template=texts.template, target=texts.target, labels=labels,
-                limit=parsed.flag("limit"), documents=parsed.flag("documents"),
-            )  # fmt: skip
-        except ConfigError:  # another kind of data, which says itself how it is to be read
-            pass
-        else:
-            shown = one_line(texts.template.replace("\n", "\\n"), 200)
-            line = f"is read by the template of training, '{shown}'; --template names another"
-            notice(path, line)
-            return found
-    template = parsed.flag("template")
-    return open_records(
-        path,
-        template=unescape_template(template) if template is not None else None,
-        target=parsed.flag("target"),
-        labels=parsed.flag("labels"),
-        limit=parsed.flag("limit"),
-        documents=parsed.flag("documents"),
-    )
+    template, target = parsed.flag("template"), parsed.flag("target")
+    if template is not None:
+        template = unescape_template(template)
+    labels: tuple[str, ...] | None = parsed.flag("labels")
+
+    def opened(template: str | None, target: str | None, labels: tuple[str, ...] | None) -> Records:
+        return open_records(
+            path, template=template, target=target, labels=labels,
+            limit=parsed.flag("limit"), documents=parsed.flag("documents"),
+        )  # fmt: skip
+
+    if texts is None or not texts.template or (template is not None and target is not None):
+        return opened(template, target, labels)
+    try:
+        found = opened(
+            template or texts.template, target or texts.target, labels or texts.labels or None
+        )
+    except ConfigError:  # another kind of data, which says itself how it is to be read
+        return opened(template, target, labels)
+    if template is None:
+        shown = one_line(texts.template.replace("\n", "\\n"), 200)
+        line = f"is read by the template of training, '{shown}'; --template names another"
+        notice(path, line)
+    return found
 
 
 def show_example(screen: Screen, objective: Objective, tokenizer: Tokenizer) -> None:

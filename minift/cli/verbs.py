@@ -129,7 +129,7 @@ VERBS = {
             "minift sft --model smollm2-135m-instruct --data reviews.csv --out runs/b --epochs 2 "
             "--template 'Review: {text}\\nSentiment:' --target label --labels negative,positive",
         ),
-        needs=("model", "data", "out"),
+        needs=("model|adapter", "data", "out"),
         apart=APART,
         shown=(*TRAINING, *TABLE),
         flags=(
@@ -157,7 +157,7 @@ VERBS = {
         "classify",
         "train a model to put a label on a text; minift eval scores it",
         "minift classify --model minilm-l6-v2 --data reviews.csv --labels bad,good --out runs/c",
-        needs=("model", "data", "out"),
+        needs=("model|adapter", "data", "out"),
         apart=APART,
         shown=(*TRAINING, *TABLE),
         flags=(

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from minift.data.records import Records
+from minift.data.records import OnDisk
 from minift.data.rows import Problem, Row
 from minift.data.shapes import Shape
 from minift.errors import ConfigError, DataError
@@ -22,7 +22,7 @@ AT_ONCE = 1024  # rows that are Python objects at a time
 ROOM = 1 << 29  # bytes of decoded row groups that are kept
 
 
-class ParquetRecords(Records):
+class ParquetRecords(OnDisk):
     """The rows of a Parquet file."""
 
     def __init__(self, path: str | os.PathLike[str], shape: Shape, limit: int | None = None):
@@ -38,7 +38,7 @@ class ParquetRecords(Records):
             raise ConfigError(f"{path}: {missing}")
         self._groups: dict[int, Any] = {}
         try:
-            self._file = parquet.ParquetFile(path, memory_map=True)
+            self._file = parquet.ParquetFile(path)  # no map: a file that is cut would kill us
             sizes = [
                 self._file.metadata.row_group(k).num_rows for k in range(self._file.num_row_groups)
             ]
@@ -47,6 +47,7 @@ class ParquetRecords(Records):
             self._check()
             with open(path, "rb") as file:
                 self.sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+            self._check_unchanged()
         except (pyarrow.ArrowException, OSError) as error:
             found = str(error).partition("\n")[0]
             raise DataError(path, None, None, found, "a Parquet file") from None
@@ -76,6 +77,7 @@ class ParquetRecords(Records):
         i = range(len(self))[i]
         group = int(np.searchsorted(self._firsts, i, side="right")) - 1
         if group not in self._groups:
+            self._check_unchanged()
             table = self._file.read_row_group(group)
             while self._groups and table.nbytes + self._bytes() > ROOM:
                 del self._groups[next(iter(self._groups))]

@@ -40,6 +40,11 @@ class Records(Sequence[Record]):
         return self.shape.kind
 
     @property
+    def is_mixed(self) -> bool:
+        """Whether each row tells its own kind; else they are all of one."""
+        return self.shape.is_mixed
+
+    @property
     def target(self) -> str | None:
         return self.shape.target
 
@@ -58,6 +63,10 @@ class Records(Sequence[Record]):
     def where(self, i: int) -> int:
         """The physical line, from 1, on which row i starts; or which row of a list it is."""
         return range(len(self))[i] + 1
+
+    def place(self, i: int) -> str:
+        """Where row i is, in words."""
+        return f"row {self.where(i):,}"
 
     def error(self, i: int, field: str | None, found: object, allowed: str) -> DataError:
         """The DataError that says where row i is, to be raised by whoever found it."""
@@ -86,7 +95,33 @@ class Records(Sequence[Record]):
             )
 
 
-class FileRecords(Records):
+class OnDisk(Records):
+    """The rows of a file, which must stay as it is while they are in use."""
+
+    def __init__(self, path: str | os.PathLike[str], shape: Shape):
+        super().__init__(path, shape)
+        self._where = self.path.absolute()  # the current folder may change later
+        self._stamp = self._identity()
+
+    def _identity(self) -> tuple[int, int, int]:
+        try:
+            now = os.stat(self._where)
+        except (OSError, ValueError):
+            return (0, 0, 0)
+        return now.st_ino, now.st_size, now.st_mtime_ns
+
+    def _check_unchanged(self) -> None:
+        # TRAP: reading a map beyond the end of a file that was cut kills the process (SIGBUS).
+        if self._identity() != self._stamp:
+            self._changed()
+
+    def _changed(self) -> NoReturn:
+        raise DataError(
+            self.path, None, None, "that it changed while it was in use", "a file left alone"
+        )
+
+
+class FileRecords(OnDisk):
     """The rows of a text file."""
 
     def __init__(
@@ -101,8 +136,6 @@ class FileRecords(Records):
         spans, new_parser = READERS[suffix]
         if suffix == ".txt":
             spans = DOCUMENTS[documents]
-        self._where = self.path.absolute()  # the current folder may change later
-        self._stamp = self._identity()
         self._data = _mapped(self.path)
         self._parse = new_parser()
         self._index(spans(self._data, self._checked_start()), limit)
@@ -157,6 +190,9 @@ class FileRecords(Records):
     def where(self, i: int) -> int:
         return int(self._lines[range(len(self))[i]])
 
+    def place(self, i: int) -> str:
+        return f"line {self.where(i):,}"
+
     def _checked_start(self) -> int:
         """Where the text begins: after the byte order mark that Windows puts before it."""
         head = bytes(self._data[:4])
@@ -166,23 +202,6 @@ class FileRecords(Records):
         if head[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in head[:2]:
             raise DataError(self.path, 1, None, "UTF-16", allowed)
         return 3 if head[:3] == b"\xef\xbb\xbf" else 0
-
-    def _identity(self) -> tuple[int, int, int]:
-        try:
-            now = os.stat(self._where)
-        except (OSError, ValueError):
-            return (0, 0, 0)
-        return now.st_ino, now.st_size, now.st_mtime_ns
-
-    def _check_unchanged(self) -> None:
-        # TRAP: reading a map beyond the end of a file that was cut kills the process (SIGBUS).
-        if self._identity() != self._stamp:
-            self._changed()
-
-    def _changed(self) -> NoReturn:
-        raise DataError(
-            self.path, None, None, "that it changed while it was in use", "a file left alone"
-        )
 
 
 class ListRecords(Records):

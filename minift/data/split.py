@@ -34,6 +34,7 @@ class Rows(Sequence[Record]):
 
     path: Path
     kind: str
+    is_mixed: bool
     labels: tuple[str, ...] | None
     template: str | None
     target: str | None
@@ -42,7 +43,8 @@ class Rows(Sequence[Record]):
 
     def __init__(self, records: Records | Rows, indices: Indices):
         self.records, self.indices = records, np.asarray(indices, np.int64)
-        self.path, self.kind, self.labels = records.path, records.kind, records.labels
+        self.path, self.kind, self.is_mixed = records.path, records.kind, records.is_mixed
+        self.labels = records.labels
         self.template, self.target, self.pair = records.template, records.target, records.pair
         # Other rows of the same file are other data: a resumed run has to notice.
         chosen = records.sha256.encode() + self.indices.astype("<i8").tobytes()
@@ -68,6 +70,9 @@ class Rows(Sequence[Record]):
 
     def where(self, i: int) -> int:
         return self.records.where(int(self.indices[i]))
+
+    def place(self, i: int) -> str:
+        return self.records.place(int(self.indices[i]))
 
     def error(self, i: int, field: str | None, found: object, allowed: str) -> DataError:
         return self.records.error(int(self.indices[i]), field, found, allowed)

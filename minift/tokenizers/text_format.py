@@ -7,10 +7,11 @@ as minift.json in folders and as `minift.texts` in a GGUF file, and every comman
 
 from __future__ import annotations
 
+import copy
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
-from minift.errors import FormatError, one_line
+from minift.errors import FormatError, notice, one_line
 from minift.tokenizers import chat
 from minift.tokenizers.interface import Tokenizer
 
@@ -88,6 +89,22 @@ def apply(tokenizer: Tokenizer, texts: TextFormat) -> None:
         tokenizer.template, tokenizer.chat_template = texts.chat_template, None
     found = {tokenizer.special[name] for name in texts.ends if name in tokenizer.special}
     tokenizer.also_ends = tokenizer.also_ends | found
+
+
+def as_trained(tokenizer: Tokenizer, texts: TextFormat, place: str) -> Tokenizer:
+    """The tokenizer to write with a model: one that makes and ends texts as in training.
+
+    That is `tokenizer` itself where it does so, and where its chat template was chosen by name;
+    else a copy, with a notice about `place` where it would have used another template.
+    """
+    if tokenizer.chat_template is not None:
+        return tokenizer
+    own = copy.copy(tokenizer)
+    apply(own, texts)
+    if own.template != tokenizer.template:
+        notice(place, "is written with the chat template of training, which the tokenizer has not: "
+               "load_adapter(model, path, tokenizer=tokenizer) gives it")  # fmt: skip
+    return own
 
 
 def choose(tokenizer: Tokenizer, name: str | None) -> bool:

@@ -7,13 +7,13 @@ bytes: only where that could be too many are tokens counted, of a sample if ther
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from unicodedata import normalize
 
 from minift.data.read import Records
-from minift.data.records import ListRecords
 from minift.data.split import Rows
 from minift.errors import ConfigError, EncodeError, notice
 from minift.model.transformer import Transformer
@@ -22,7 +22,8 @@ from minift.tokenizers import chat
 from minift.tokenizers.interface import Tokenizer
 from minift.tokenizers.tokens import Finder
 
-Rowset = Sequence[Mapping[str, object]] | Records | Rows
+Rowset = Records | Rows
+Data = str | os.PathLike[str] | Sequence[Mapping[str, object]]  # a path, a name, rows of any kind
 SAMPLE = 256  # long rows whose tokens are counted
 ASCII = "".join(map(chr, range(128)))
 LITERAL = re.compile(r"""'([^'\\\n]{3,40})'|"([^"\\\n]{3,40})\"""")  # in a template
@@ -50,33 +51,12 @@ def say_capped(usual: int, most: int, cuts: Iterable[Cuts]) -> None:
         )
 
 
-# ---- naming a row --------------------------------------------------------------------------------
-
-
-def row_error(
-    rows: Rowset, i: int, found: object, allowed: str, field: str | None = None
-) -> ValueError:
-    """The error of row i, by file and line where there is a file."""
-    if isinstance(rows, Records | Rows):
-        return rows.error(i, field, found, allowed)
-    where = "" if field is None else f', field "{field}"'
-    return ConfigError(f"row {i + 1}{where}: found {found}, allowed {allowed}")
-
-
-def name_of(rows: Rowset, usual: str) -> str:
-    return str(rows.path) if isinstance(rows, Records | Rows) else usual
+# ---- rows ----------------------------------------------------------------------------------------
 
 
 def spelled(error: EncodeError) -> str:
     """What an error of a vocabulary found, for the error of a row."""
     return str(error).removeprefix("found ")
-
-
-def line_of(rows: Rowset, i: int) -> str:
-    """The place of row i in words."""
-    if isinstance(rows, Records | Rows) and not isinstance(rows, ListRecords):
-        return f"line {rows.where(i):,}"
-    return f"row {i + 1:,}"
 
 
 @dataclass
@@ -90,12 +70,12 @@ class Counted:
         self.first = self.first if self.count else i
         self.count += 1
 
-    def say(self, rows: Rowset, usual: str, of: str, what: str) -> None:
+    def say(self, rows: Rowset, of: str, what: str) -> None:
         """One notice, if there are any."""
         if self.count:
-            have, place = "has" if self.count == 1 else "have", line_of(rows, self.first)
+            have, place = "has" if self.count == 1 else "have", rows.place(self.first)
             text = f"{self.count:,} of {len(rows):,} rows {have} {of} (first: {place}); {what}"
-            notice(name_of(rows, usual), text)
+            notice(rows.path, text)
 
 
 # ---- texts ---------------------------------------------------------------------------------------

@@ -11,7 +11,6 @@ which score the last token) its beginning; of two texts the longer is cut first.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -30,7 +29,7 @@ from minift.runtime import tuned
 from minift.tokenizers.interface import Tokenizer
 from minift.tokenizers.text_format import TextFormat
 from minift.train import checks
-from minift.train.checks import Cuts, Rowset, spelled
+from minift.train.checks import Cuts, Data, Rowset, spelled
 from minift.train.evaluate import Accuracy
 from minift.train.objectives import WINDOW
 
@@ -77,8 +76,8 @@ class Classification:
     def __init__(
         self,
         tokenizer: Tokenizer,
-        train: str | os.PathLike[str] | Rowset,
-        held_out: str | os.PathLike[str] | Rowset | None = None,
+        train: Data,
+        held_out: Data | None = None,
         *,
         labels: Sequence[str] | None = None,
         max_length: int | None = None,
@@ -89,7 +88,13 @@ class Classification:
         self.max_length, self.by_default = max_length or LONGEST, max_length is None
         self.labels = labels_of(train, labels)
         self.train = texts_of(train, self.labels)
-        self.held_out: Rowset = texts_of(held_out, self.labels) if held_out is not None else ()
+        self.held_out: Rowset | tuple[()] = ()
+        if held_out is not None:
+            self.held_out = texts_of(held_out, self.labels)
+            theirs = self.held_out.labels
+            if theirs is not None and theirs != self.labels:
+                raise ConfigError(f"held_out: found the labels {', '.join(theirs)}, allowed those "
+                                  f"of train, {', '.join(self.labels)}")  # fmt: skip
         if not len(self.train):
             raise ConfigError("train: found no rows, allowed one or more")
         self.truncated: set[tuple[bool, int]] = set()
@@ -119,7 +124,7 @@ class Classification:
 
     def check_rows(self, vocabulary: checks.Vocabulary, held_out: bool) -> Cuts:
         """Check one side of the data."""
-        rows, name = (self.held_out, "held_out") if held_out else (self.train, "train")
+        rows = self.side(held_out)
         empty: list[int] = []
         added = [len(self.tokenizer.wrap(empty, other)[0]) for other in (None, empty)]
         tried, spelled, long = set[bool](), checks.Counted(), []
@@ -135,13 +140,18 @@ class Classification:
                 spelled.add(i)
             if added[paired] + sum(map(checks.most_tokens, texts)) > self.max_length:
                 long.append(i)
-        spelled.say(rows, name, "a special token in a text", "it is read as plain text")
+        spelled.say(rows, "a special token in a text", "it is read as plain text")
 
         def is_cut(i: int) -> bool:
             self.encode(i, held_out)
             return (held_out, i) in self.truncated
 
         return checks.count_cuts(long, len(rows), is_cut)
+
+    def side(self, held_out: bool) -> Rowset:
+        rows = self.held_out if held_out else self.train
+        assert not isinstance(rows, tuple)
+        return rows
 
     def cut_lines(self) -> list[str]:
         """What is cut, for a person."""
@@ -163,16 +173,13 @@ class Classification:
 
     def encode(self, i: int, held_out: bool = False) -> Encoded:
         """One row as the model reads it."""
-        rows = self.held_out if held_out else self.train
+        rows = self.side(held_out)
         text, other, label = texts_and_label(rows, i)
         try:
             ids, types, cut = wrapped(self.tokenizer, text, self.max_length, other)
         except EncodeError as error:
-            if isinstance(rows, Records | Rows):
-                raise rows.error(
-                    i, None, spelled(error), "text that the vocabulary spells"
-                ) from None
-            raise ConfigError(f"row {i + 1}: {error}") from None
+            allowed = "text that the vocabulary spells"
+            raise rows.error(i, None, spelled(error), allowed) from None
         if cut:
             self.truncated.add((held_out, i))
         return Encoded(ids, types, label)
@@ -212,31 +219,28 @@ class Classification:
         facts["labels"] = list(self.labels)
         for name, rows in (("train", self.train), ("held_out", self.held_out)):
             facts[f"{name}_rows"] = len(rows)
-            if isinstance(rows, Records | Rows):
+            if not isinstance(rows, tuple):
                 facts[f"{name}_file"], facts[f"{name}_sha256"] = str(rows.path), rows.sha256
         facts |= checks.cut_facts(self.cuts)
-        if isinstance(self.train, Records | Rows):  # so that others can be read the same way
-            facts["template"], facts["target"] = self.train.template, self.train.target
-            if self.train.pair is not None:
-                facts["pair"] = self.train.pair
+        # So that others can be read the same way.
+        facts["template"], facts["target"] = self.train.template, self.train.target
+        if self.train.pair is not None:
+            facts["pair"] = self.train.pair
         return facts | {"texts": self.text_format().as_json()}
 
     def text_format(self) -> TextFormat:
         """What this training decides about texts, to be used wherever the model is."""
-        template, target, pair = TEXT, LABEL, None
-        if isinstance(self.train, Records | Rows):
-            template, target = self.train.template or TEXT, self.train.target or LABEL
-            pair = self.train.pair
+        rows = self.train
         return TextFormat(
-            template=template, target=target, pair=pair, labels=self.labels,
-            max_length=self.max_length,
+            template=rows.template or TEXT, target=rows.target or LABEL, pair=rows.pair,
+            labels=self.labels, max_length=self.max_length,
         )  # fmt: skip
 
 
 def class_accuracy(
     model: Transformer,
     tokenizer: Tokenizer,
-    data: str | os.PathLike[str] | Rowset,
+    data: Data,
     *,
     max_length: int | None = None,
     threads: int | None = None,
@@ -308,7 +312,7 @@ def labels_of(data: object, labels: Sequence[str] | None) -> tuple[str, ...]:
     return found
 
 
-def texts_of(data: str | os.PathLike[str] | Rowset, labels: Sequence[str]) -> Rowset:
+def texts_of(data: Data, labels: Sequence[str]) -> Rowset:
     if isinstance(data, Records | Rows):
         return data
     return open_records(data, template=TEXT, target=LABEL, labels=labels)
@@ -316,7 +320,6 @@ def texts_of(data: str | os.PathLike[str] | Rowset, labels: Sequence[str]) -> Ro
 
 def texts_and_label(rows: Rowset, i: int) -> tuple[str, str | None, int]:
     """The text, the second text where there is one, and the index of the label."""
-    assert isinstance(rows, Records | Rows)
     row, found = rows[i], rows.label_index(i)
     if found is None:
         raise ConfigError(f"{rows.path}: opened without labels; give template, target, labels")

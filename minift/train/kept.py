@@ -66,7 +66,8 @@ class Keeper:
         """A line of metrics.jsonl. A full disk costs the line, not the run."""
         if self.run.out is not None:
             try:
-                append_line(self.run.out / "metrics.jsonl", json.dumps(asdict(progress)))
+                row = {name: finite(value) for name, value in asdict(progress).items()}
+                append_line(self.run.out / "metrics.jsonl", json.dumps(row, allow_nan=False))
             except StorageError as problem:
                 self.tell("log", problem, "lines of metrics.jsonl are missing")
 
@@ -79,6 +80,10 @@ class Keeper:
             try:
                 self.write(step)
             except StorageError as problem:
+                if self.on_disk == step:
+                    self.tell("record", problem, f"the best adapter, of step {step}, is saved, but "
+                              "run.json does not say so yet")  # fmt: skip
+                    return
                 kept = "none" if self.on_disk is None else f"that of step {self.on_disk}"
                 self.tell("best", problem, f"the best adapter, of step {step}, is not saved yet, "
                           f"{kept} is")  # fmt: skip
@@ -143,6 +148,11 @@ class Keeper:
             return f"no adapter is saved{failed}"
         what = "the adapter" if self.best is None else "the best adapter so far,"
         return f"{what} of step {self.on_disk} is in {one_line(str(self.folder), 200)}{failed}"
+
+
+def finite(value: float | None) -> float | None:
+    """The number; None where it is none, which JSON has no word for."""
+    return value if value is not None and math.isfinite(value) else None
 
 
 def ending(problem: BaseException) -> str:

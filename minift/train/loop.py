@@ -33,7 +33,7 @@ from minift.runtime import numerics, peak_memory, tuned
 from minift.storage import free_space
 from minift.tokenizers.text_format import TextFormat
 from minift.train.evaluate import held_out_loss
-from minift.train.kept import Diverged, Keeper, interruptible
+from minift.train.kept import Diverged, Keeper, finite, interruptible
 from minift.train.objectives import Counted, Objective
 from minift.train.optimizer import SCHEDULES, AdamW, learning_rate
 from minift.train.run_folder import claimed, clear
@@ -41,6 +41,7 @@ from minift.train.run_folder import claimed, clear
 ORDERS = ("auto", "random", "length")
 GRAPHS = ("off", "on")
 LEAST = 30  # updates that change something, where neither steps nor epochs are given
+RECORDED = 4096  # evaluations in run.json, which stays small; metrics.jsonl has all
 EVALUATIONS, SHARE = 8, 0.1  # of a run that does not say: how many, and the most time they take
 
 
@@ -293,14 +294,13 @@ def train(
 
         captured.check(model, objective, parameters)
     summary = objective.summary()  # once: the data may be gone when the run ends
-    held = summary.get("held_out_rows")
+    held = summary.get("held_out_chunks", summary.get("held_out_rows"))
     every = config.resolved_eval_every(objective.rows, held if isinstance(held, int) else 0)
     config = replace(config, lr=rate, eval_every=every)
     if out is not None:  # now, not after hours of training
         free_space(out, 2 * sum(p.numel() * p.element_size() for p in parameters.values()))
         if active(model) is None:
             notice(out, "no weights are written here, as no adapter is attached: minift.save them")
-        clear(out)
     run = Run(config, steps, out=out)
     remember_texts(model, summary)
     optimizer = AdamW(
@@ -339,6 +339,8 @@ def train(
             with keeper.whatever_happens():
                 for taken in one_by_one:
                     step, held_out = taken.step + 1, None
+                    if out is not None and not run.losses:
+                        clear(out)  # not before: an older run outlives what fails in the first step
                     keeper.settled = taken.settled
                     if taken.good:
                         bad, keeper.good = 0, step
@@ -386,11 +388,6 @@ def remember_texts(model: Transformer, summary: Mapping[str, object]) -> None:
         model.text_format = texts
     else:
         known(model, name, "fit").texts[name] = texts
-
-
-def finite(number: float) -> float | None:
-    """The number; None where it is none, which JSON has no word for."""
-    return number if math.isfinite(number) else None
 
 
 def planned(
@@ -492,7 +489,7 @@ def record(model: Transformer, run: Run) -> dict[str, object]:
         "steps": run.steps,
         "planned_steps": run.planned,
         "final_loss": finite(run.losses[-1]) if run.losses else None,
-        "held_out": [{"step": s, "loss": finite(loss)} for s, loss in run.evaluations],
+        "held_out": [{"step": s, "loss": finite(x)} for s, x in run.evaluations[-RECORDED:]],
         "best_step": run.best_step,
         "kept_step": run.kept_step,
         "skipped_steps": run.skipped,

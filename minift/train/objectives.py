@@ -6,7 +6,6 @@ once by the number of target tokens. Supervised fine-tuning is here, classificat
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -18,7 +17,6 @@ from torch import Tensor
 
 from minift.data.batches import micro_batches, packed_batches
 from minift.data.read import Records, open_records
-from minift.data.records import ListRecords
 from minift.data.split import Rows
 from minift.errors import ConfigError, EncodeError
 from minift.model.transformer import Transformer
@@ -27,7 +25,7 @@ from minift.tokenizers.chat_truncate import render_within
 from minift.tokenizers.interface import Tokenizer
 from minift.tokenizers.text_format import TextFormat
 from minift.train import checks
-from minift.train.checks import Cuts, Rowset
+from minift.train.checks import Cuts, Data, Rowset
 from minift.train.chunks import Chunks, count_of, part_of
 
 LONGEST = 1024  # tokens of a row, unless the model has room for fewer
@@ -115,8 +113,8 @@ class SFT:
     def __init__(
         self,
         tokenizer: Tokenizer,
-        train: str | os.PathLike[str] | Rowset,
-        held_out: str | os.PathLike[str] | Rowset | None = None,
+        train: Data,
+        held_out: Data | None = None,
         *,
         max_length: int | None = None,
         pack: str = "auto",
@@ -128,37 +126,39 @@ class SFT:
         self.tokenizer, self.pack = tokenizer, pack
         self.max_length, self.by_default = max_length or LONGEST, max_length is None
         self.train = rows_of(train)
-        self.held_out: Rowset = rows_of(held_out) if held_out is not None else ()
+        self.held_out: Rowset | tuple[()] = () if held_out is None else rows_of(held_out)
         if not len(self.train):
             raise ConfigError("train: found no rows, allowed one or more")
         self.truncated: set[tuple[bool, int]] = set()
         self.window: dict[int, tuple[list[int], list[int]]] = {}  # rows whose ids are at hand
-        self.long: dict[tuple[bool, int], NDArray[np.int32]] = {}  # ids of texts in parts
-        self.chunks = {held: self.chunked(held) for held in (False, True)}
+        self.long: dict[bool, dict[int, NDArray[np.int32]]] = {}  # ids of texts in parts
+        self.chunks: dict[bool, Chunks] = {}
+        self.cut_up()
         self.cuts: dict[bool, Cuts] = {}  # of the training data, and of what is held out
         self.checked: object = None
 
+    def cut_up(self) -> None:
+        """Find the texts that become several rows, on both sides."""
+        for held_out in (False, True):
+            if held_out and self.held_out is self.train:
+                self.long[True], self.chunks[True] = self.long[False], self.chunks[False]
+            else:
+                self.chunks[held_out] = self.chunked(held_out)
+
     def chunked(self, held_out: bool) -> Chunks:
-        """Which texts are over the length, and into how many rows each is cut."""
+        """Which texts of a side are over the length, and into how many rows each is cut."""
         rows, counts = self.held_out if held_out else self.train, dict[int, int]()
-        if (
-            isinstance(rows, ListRecords)
-            or not isinstance(rows, Records | Rows)
-            or rows.kind == "text"
-        ):
-            for i, row in enumerate(rows):
-                text = (
-                    row.get("text") if isinstance(row, Mapping) and kind_of(row) == "text" else None
-                )
-                if not isinstance(text, str) or checks.most_tokens(text) + 2 <= self.max_length:
-                    continue
-                if (held_out, i) not in self.long:
-                    self.long[held_out, i] = np.array(self.whole(i, held_out)[0], np.int32)
-                parts = count_of(len(self.long[held_out, i]), self.max_length)
-                if parts > 1:
-                    counts[i] = parts
-        for i in [i for held, i in self.long if held == held_out and i not in counts]:
-            del self.long[held_out, i]
+        before, self.long[held_out] = self.long.get(held_out, {}), {}
+        if not rows or not (rows.is_mixed or rows.kind == "text"):
+            return Chunks(len(rows), counts)
+        for i, row in enumerate(rows):
+            if kind_of(row) != "text" or checks.most_tokens(row["text"]) + 2 <= self.max_length:
+                continue
+            ids = before.get(i)
+            if ids is None:
+                ids = np.array(self.whole(i, held_out)[0], np.int32)
+            if (parts := count_of(len(ids), self.max_length)) > 1:
+                counts[i], self.long[held_out][i] = parts, ids
         return Chunks(len(rows), counts)
 
     def check(self, model: Transformer) -> None:
@@ -166,7 +166,7 @@ class SFT:
         usual, most = self.max_length, checks.check_room(self.max_length, model, self.by_default)
         if most != self.max_length:
             self.max_length, self.window = most, {}
-            self.chunks = {held: self.chunked(held) for held in (False, True)}
+            self.cut_up()
         state = most, self.tokenizer.chat_template, self.tokenizer.template
         if state == self.checked:
             return
@@ -181,7 +181,7 @@ class SFT:
 
     def check_rows(self, vocabulary: checks.Vocabulary, held_out: bool) -> Cuts:
         """Check one side of the data."""
-        rows, name = (self.held_out, "held_out") if held_out else (self.train, "train")
+        rows = self.side(held_out)
         shapes: dict[object, tuple[int, bool]] = {}  # tokens of the first, whether any is learned
         marks: list[str] | None = None
         spelled, unlearned, long = checks.Counted(), checks.Counted(), []
@@ -189,8 +189,6 @@ class SFT:
             kind = kind_of(row)
             if kind == "messages":
                 messages: Any = row["messages"]
-                if not isinstance(rows, Records | Rows):
-                    self.checked_messages(rows, i)
                 marks = checks.marks_of(self.tokenizer) if marks is None else marks
                 shape = checks.shape_of(messages, marks)
                 if shape not in shapes:
@@ -203,30 +201,25 @@ class SFT:
                     unlearned.add(i)
             else:
                 texts, around = [row[field] for field in FIELDS[kind]], 2
-                for field, text in zip(FIELDS[kind], texts, strict=True):
-                    if not isinstance(text, str):
-                        raise checks.row_error(rows, i, text, "text", field)
             if any(map(vocabulary.may_refuse, texts)):
                 self.whole(i, held_out)
             if any(map(vocabulary.spells_special, texts)):
                 spelled.add(i)
             if around + sum(map(checks.most_tokens, texts)) > self.max_length and kind != "text":
                 long.append(i)
-        if unlearned.count == len(rows):
-            raise ConfigError(f"{checks.name_of(rows, name)}: no row has anything to learn: every "
-                              'assistant turn has "weight" 0, or there is none')  # fmt: skip
-        unlearned.say(rows, name, "nothing to learn", 'every assistant turn has "weight" 0')
-        spelled.say(rows, name, "a special token in a text", "it is read as plain text")
-        cuts = checks.count_cuts(
+        if unlearned.count == len(rows) and not held_out:
+            raise ConfigError(f"{rows.path}: no row has anything to learn: every assistant turn "
+                              'has "weight" 0, or there is none')  # fmt: skip
+        unlearned.say(rows, "nothing to learn", 'every assistant turn has "weight" 0')
+        spelled.say(rows, "a special token in a text", "it is read as plain text")
+        return checks.count_cuts(
             long, len(rows), lambda i: len(self.whole(i, held_out)[0]) > self.max_length
         )
-        return cuts
 
-    def checked_messages(self, rows: Rowset, i: int) -> None:
-        try:
-            chat.check(rows[i]["messages"])  # type: ignore[arg-type]
-        except ConfigError as error:
-            raise ConfigError(f"row {i + 1}: {error}") from None
+    def side(self, held_out: bool) -> Rowset:
+        rows = self.held_out if held_out else self.train
+        assert not isinstance(rows, tuple)
+        return rows
 
     def cut_lines(self) -> list[str]:
         """What is cut and what becomes several rows, for a person."""
@@ -248,6 +241,11 @@ class SFT:
         return len(self.chunks[False])
 
     @property
+    def held_out_rows(self) -> int:
+        """Rows to evaluate on, counted likewise."""
+        return len(self.chunks[True])
+
+    @property
     def packs(self) -> bool:
         return self.pack != "off"
 
@@ -257,7 +255,7 @@ class SFT:
 
     def whole(self, i: int, held_out: bool = False) -> tuple[list[int], list[int]]:
         """(ids, mask) of row i of the data, however long."""
-        rows = self.held_out if held_out else self.train
+        rows = self.side(held_out)
         try:
             return encode_row(self.tokenizer, rows[i])
         except ConfigError as error:
@@ -265,18 +263,18 @@ class SFT:
 
     def encode(self, i: int, held_out: bool = False) -> tuple[list[int], list[int]]:
         """(ids, mask) of one row; mask is 1 on the tokens to be learned, the end token included."""
-        rows, most = (self.held_out if held_out else self.train), self.max_length
+        rows, most = self.side(held_out), self.max_length
         text, k = self.chunks[held_out].place(i)
         opens = self.tokenizer.add_bos and self.tokenizer.bos is not None
         if text in self.chunks[held_out].counts:
-            return part_of(self.long[held_out, text], k, most, opens)
+            return part_of(self.long[held_out][text], k, most, opens)
         ids, mask = self.whole(text, held_out)
         if len(ids) <= most:
             return ids, mask
         self.truncated.add((held_out, i))
         if kind_of(rows[text]) == "messages":
             try:
-                return render_within(self.tokenizer, rows[text]["messages"], most)[:2]  # type: ignore[arg-type]
+                return render_within(self.tokenizer, rows[text]["messages"], most)[:2]
             except ConfigError as error:
                 raise refused(rows, text, error) from None
         return fit_length(ids, mask, most, int(opens))
@@ -321,7 +319,7 @@ class SFT:
         }  # fmt: skip
         for name, rows in (("train", self.train), ("held_out", self.held_out)):
             facts[f"{name}_rows"] = len(rows)
-            if isinstance(rows, Records | Rows):
+            if not isinstance(rows, tuple):
                 facts[f"{name}_file"], facts[f"{name}_sha256"] = str(rows.path), rows.sha256
             if self.chunks[name == "held_out"].counts:
                 facts[f"{name}_chunks"] = len(self.chunks[name == "held_out"])
@@ -329,14 +327,10 @@ class SFT:
 
     def text_format(self) -> TextFormat:
         """What this training decides about texts, to be used wherever the model is."""
-        template = target = None
-        labels: tuple[str, ...] = ()
-        if isinstance(self.train, Records | Rows):
-            template, target = self.train.template, self.train.target
-            labels = self.train.labels or ()
+        rows = self.train
         texts = TextFormat(
-            system=common_system(self.train), template=template, target=target, labels=labels,
-            max_length=self.max_length,
+            system=common_system(rows), template=rows.template, target=rows.target,
+            labels=rows.labels or (), max_length=self.max_length,
         )  # fmt: skip
         return texts.by(self.tokenizer)
 
@@ -354,7 +348,7 @@ def common_system(rows: Rowset) -> str | None:
     return next(iter(found), None) or None
 
 
-def rows_of(data: str | os.PathLike[str] | Rowset) -> Rowset:
+def rows_of(data: Data) -> Rowset:
     return data if isinstance(data, Records | Rows) else open_records(data)
 
 
@@ -383,13 +377,10 @@ def refused(rows: Rowset, i: int, error: ConfigError) -> ValueError:
         messages: Any = rows[i]["messages"]
         found = f"{chat.turn_of(messages, error.number)}"
         allowed = f"what the chat template writes ({error.reason}), or another --chat-template"
-        return checks.row_error(rows, i, found, allowed, f"messages[{error.number - 1}].role")
-    if isinstance(error, EncodeError) and isinstance(rows, Records | Rows):
+        return rows.error(i, f"messages[{error.number - 1}].role", found, allowed)
+    if isinstance(error, EncodeError):
         return rows.error(i, None, checks.spelled(error), "text that the vocabulary spells")
-    where = checks.line_of(rows, i)
-    if isinstance(rows, Records | Rows) and not isinstance(rows, ListRecords):
-        where = f"{rows.path} {where}"
-    return ConfigError(f"{where}: {error}")
+    return ConfigError(f"{rows.path} {rows.place(i)}: {error}")
 
 
 def encode_row(tokenizer: Tokenizer, row: Mapping[str, object]) -> tuple[list[int], list[int]]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from minift.cli.run_file import base_in, data_in, facts_in
+from minift.cli.run_file import base_in, dtype_in, facts_in
 from minift.errors import FormatError
 
 
@@ -25,21 +25,18 @@ def written(folder: Path, content: Any) -> Path:
 
 
 def test_what_a_run_says(tmp_path):
-    texts = {"template": "{a}", "target": "b", "pair": "{c}", "max_length": 9}
-    data = {"objective": "classification", "labels": ["x", "y"], **texts}
-    adapter = written(tmp_path, {"base": "nf4", "data": data, "steps": 3, "final_loss": 0.5})
-    assert base_in(adapter) == "nf4"
-    assert data_in(adapter) == data_in(tmp_path) == texts
+    facts = {"base": "nf4", "numerics": {"dtype": "bf16"}, "steps": 3, "final_loss": 0.5}
+    adapter = written(tmp_path, facts)
+    assert (base_in(adapter), dtype_in(adapter)) == ("nf4", "bf16")
     assert facts_in(tmp_path) == "3 steps · loss 0.5"
 
 
 def test_what_it_leaves_out_is_not_there(tmp_path):
-    adapter = written(tmp_path, {"steps": 0, "final_loss": None, "data": {"objective": "sft"}})
-    assert (base_in(adapter), data_in(adapter)) == (None, {})
+    adapter = written(tmp_path, {"steps": 0, "final_loss": None, "numerics": "fast"})
+    assert (base_in(adapter), dtype_in(adapter)) == (None, None)
     assert facts_in(tmp_path) == "0 steps · loss None"
     (tmp_path / "run.json").unlink()
-    assert (base_in(adapter), data_in(adapter), facts_in(tmp_path)) == (None, {}, None)
-    assert data_in(written(tmp_path, {"data": "another program's"})) == {}
+    assert (base_in(adapter), dtype_in(adapter), facts_in(tmp_path)) == (None, None, None)
 
 
 def test_only_the_adapter_of_a_run_is_on_its_base(tmp_path):
@@ -53,7 +50,7 @@ def hostile() -> dict[str, tuple[Callable[[Path], object], str]]:
     def attempt(folder: Path, content: Any) -> None:
         adapter = written(folder, content)
         base_in(adapter)
-        data_in(adapter)
+        dtype_in(adapter)
         facts_in(folder)
 
     def special(folder: Path, make: Callable[[Path], object]) -> None:
@@ -72,18 +69,12 @@ def hostile() -> dict[str, tuple[Callable[[Path], object], str]]:
         "deep": (b'{"a":' + b"[" * 100_000, "limit"), "twice": (b'{"a": 1, "a": 2}', "dup-key"),
         "deep, a surrogate": (b'{"a": "\\ud800", "b":' + b"[" * 900 + b"]" * 900 + b"}", "limit"),
         "digits": (b'{"steps": ' + b"9" * 100_000 + b"}", "limit"),
-        "a long template": ({"data": {"objective": "classification", "template": "a" * (1 << 20)}},
-                            "too-large"),
+        "a long template": ({"data": {"template": "a" * (1 << 20)}}, "too-large"),
     }  # fmt: skip
     for value in (evil, "NF4", "", 0, 4, True, 1.5, [], ["nf4"], {}, {"a": [evil]}):
         cases[f"base {value!r:.20}"] = (sound | {"base": value}, "out-of-range")
-    for key in ("template", "target", "pair"):
-        for value in ("", 0, True, 1.5, [], [evil], {evil: evil}):
-            data = {"objective": "classification", key: value}
-            cases[f"{key} {value!r:.20}"] = (sound | {"data": data}, "bad-type")
-    for value in (evil, "9", 2, 0, -5, True, 9.0, [9], {}):
-        data = {"objective": "classification", "max_length": value}
-        cases[f"max_length {value!r:.20}"] = (sound | {"data": data}, "bad-type")
+    for value in (evil, "BF16", "", 0, True, [], ["bf16"], {}):
+        cases[f"dtype {value!r:.20}"] = (sound | {"numerics": {"dtype": value}}, "out-of-range")
     found = {
         name: (partial(attempt, content=content), code) for name, (content, code) in cases.items()
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import threading
 
@@ -210,6 +211,40 @@ def test_a_run_does_not_replace_the_adapter_that_it_starts_from(tiny_model, data
         assert code == 2
         assert err == f"minift: --out: {run_folder} is where --adapter comes from; choose another\n"
     assert (run_folder / "adapter" / "adapter_model.safetensors").read_bytes() == before
+
+
+def test_nor_one_that_a_link_leads_to(tiny_model, data, run_folder, cli, tmp_path):
+    (tmp_path / "to").symlink_to(run_folder / "adapter")
+    (tmp_path / "run").symlink_to(run_folder)
+    for adapter in (tmp_path / "to", tmp_path / "run", tmp_path / "run/adapter"):
+        code, _, err = cli("sft", "--model", tiny_model, "--data", data, "--adapter", adapter,
+                           "--out", run_folder, "--overwrite", "--steps", 1)  # fmt: skip
+        assert code == 2
+        assert "is where --adapter comes from" in err
+
+
+def test_an_adapter_beside_other_folders_may_have_its_run_there(tiny_model, data, run_folder, cli,
+                                                                tmp_path):  # fmt: skip
+    shutil.copytree(run_folder / "adapter", tmp_path / "mine")
+    code, _, err = cli("sft", "--model", tiny_model, "--data", data, "--adapter", tmp_path / "mine",
+                       "--out", tmp_path, "--overwrite", "--steps", 1)  # fmt: skip
+    assert code == 0, err
+    assert (tmp_path / "mine/adapter_config.json").exists()
+
+
+@pytest.mark.parametrize("verb", ["sft", "classify"])
+def test_a_model_or_a_device_that_is_none_is_said_before_the_data_are_read(
+    verb, tiny_model, data, cli, tmp_path, monkeypatch
+):
+    monkeypatch.delattr(f"minift.cli.{verb.replace('sft', 'train')}.sides")
+    labels = ("--labels", "a,b") if verb == "classify" else ()
+    for options, text in (
+        (("--model", "nowhere"), "nowhere"),
+        (("--model", tiny_model, "--device", "abacus"), "--device: found"),
+    ):
+        code, _, err = cli(verb, *options, *labels, "--data", data, "--out", tmp_path / "o")
+        assert (code, err.count("\n")) == (2, 1)
+        assert text in err
 
 
 @pytest.mark.parametrize("verb", ["sft", "classify", "quickstart"])

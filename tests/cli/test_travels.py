@@ -108,6 +108,59 @@ def test_another_template_for_a_merged_model_is_said(cli, plain_run, tmp_path):
     assert "<|im_start|>" in template_of(tmp_path / "m")
 
 
+@pytest.mark.parametrize("file", ["merged", "m.gguf"])
+def test_from_python_a_merged_model_is_saved_with_the_template_of_training(
+    plain_run, tiny_model, tmp_path, file
+):
+    model, tokenizer = load(tiny_model)
+    own = tokenizer.template
+    merged = minift.merge(minift.load_adapter(model, plain_run / "run"))
+    with pytest.warns(minift.Notice, match="is written with the chat template of training"):
+        minift.save(merged, tokenizer, tmp_path / file)
+    assert tokenizer.template == own
+    again, written = load(tmp_path / file)
+    assert "User: " in written.template
+    assert again.text_format == merged.text_format
+    # A template that was chosen by name goes out.
+    tokenizer.chat_template = "chatml"
+    minift.save(merged, tokenizer, tmp_path / f"2{file}")
+    assert "<|im_start|>" in load(tmp_path / f"2{file}")[1].template
+    tokenizer.chat_template = None
+    minift.load_adapter(load(tiny_model)[0], plain_run / "run", tokenizer=tokenizer)
+    minift.save(merged, tokenizer, tmp_path / f"3{file}")  # without a notice, which is an error
+
+
+def test_another_template_for_a_saved_model_is_said(cli, plain_run, tmp_path):
+    assert cli("merge", plain_run / "run", "--out", tmp_path / "m")[0] == 0
+    words = ["eval", "--model", tmp_path / "m", "--data", plain_run / "d.jsonl"]
+    assert cli(*words)[2] == ""
+    code, _, err = cli(*words, "--chat-template", "chatml")
+    assert code == 0
+    assert err == (f"minift: {tmp_path / 'm'}: was trained with another chat template; "
+                   "--chat-template chatml is used\n")  # fmt: skip
+
+
+def test_going_on_takes_over_what_was_decided(cli, plain_run, tiny_model, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(plain_run / "run", run)
+    facts = json.loads((run / "run.json").read_text())
+    facts["numerics"]["dtype"] = "float64"  # which no machine chooses by itself
+    (run / "run.json").write_text(json.dumps(facts))
+    shutil.copytree(tiny_model, tmp_path / "other")
+    words = ["sft", "--adapter", run, "--data", plain_run / "d.jsonl", "--steps", 1, "--quiet"]
+    code, _, err = cli(*words, "--out", tmp_path / "on")
+    assert code == 0
+    assert "computes in float64, as in its training" in err
+    said = json.loads((tmp_path / "on/run.json").read_text())
+    assert said["model"] == tiny_model
+    assert said["numerics"]["dtype"] == "float64"
+    assert said["data"]["max_length"] == 60
+    assert said["data"]["texts"] == facts["data"]["texts"]
+    code, _, err = cli(*words, "--model", tmp_path / "other", "--out", tmp_path / "on2")
+    assert code == 0
+    assert f"was trained on {tiny_model}; --model names {tmp_path / 'other'} instead" in err
+
+
 def test_every_token_that_ends_an_answer_is_saved(cli, tiny_model, tmp_path):
     base = tmp_path / "base"
     shutil.copytree(tiny_model, base)
@@ -230,6 +283,35 @@ def test_a_classifier_is_no_start_for_a_language_model(cli, tiny_model, data, tm
                        "--out", tmp_path / "s")  # fmt: skip
     assert code == 2
     assert "is a classifier: minift classify goes on from it" in err
+
+
+def test_a_flag_without_effect_is_refused(cli, plain_run, tiny_encoder, tmp_path):
+    (tmp_path / "d.csv").write_text("text,label\na,x\nb,y\nc,x\nd,y\n")
+    words = ["--data", tmp_path / "d.csv", "--out", tmp_path / "run", "--steps", 1, "--quiet"]
+    assert cli("classify", "--model", tiny_encoder, "--labels", "x,y", *words)[0] == 0
+    judged = ["eval", "--adapter", tmp_path / "run", "--data", tmp_path / "d.csv"]
+    exported = ["export", plain_run / "run", "--to", "gguf-lora", "--out", tmp_path / "a.gguf"]
+    for words, option in (
+        ([*judged, "--documents", "file"], "--documents"),
+        ([*judged, "--chat-template", "chatml"], "--chat-template"),
+        ([*exported, "--chat-template", "chatml"], "--chat-template"),
+    ):
+        code, _, err = cli(*words)
+        assert (code, err.count("\n")) == (2, 1)
+        assert err.startswith(f"minift: {option}: has no effect")
+
+
+def test_another_column_is_read_with_the_template_of_training(cli, tiny_model, tmp_path):
+    (tmp_path / "d.csv").write_text("text,label,other\n" + "a,x,y\nb,x,y\nc,x,y\nd,x,y\n")
+    words = ["--data", tmp_path / "d.csv", "--template", "Read {text}:", "--target", "label"]
+    run = ["sft", "--model", tiny_model, *words, "--out", tmp_path / "run", "--steps", 1]
+    assert cli(*run, "--quiet")[0] == 0
+    judged = ["eval", "--adapter", tmp_path / "run", "--data", tmp_path / "d.csv"]
+    code, text, err = cli(*judged, "--target", "other", "--json")
+    assert code == 0
+    assert "read by the template of training, 'Read {text}:'" in err
+    whole = ["--template", "Read {text}:", "--target", "other", "--json"]
+    assert json.loads(text) == json.loads(cli(*judged, *whole)[1])
 
 
 def test_a_template_that_is_none_is_one_line(cli, plain_run):

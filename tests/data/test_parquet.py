@@ -45,3 +45,18 @@ def test_row_groups_are_read_as_they_are_asked_for(
         open_records(path)
     with pytest.raises(ConfigError, match="no such file"):
         open_records(tmp_path / "b.parquet")
+
+
+def test_a_file_that_changes_while_it_is_in_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet as files
+
+    path = tmp_path / "a.parquet"
+    files.write_table(arrow.table({"text": ["a"] * 9}), path, row_group_size=4)
+    monkeypatch.setattr(parquet, "ROOM", 0)
+    opened = open_records(path)
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(DataError, match="changed while it was in use"):
+        opened[8]

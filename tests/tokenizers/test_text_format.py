@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from functools import partial
 from typing import Any
 
 import pytest
@@ -62,21 +63,21 @@ def test_what_is_no_such_thing_is_refused(data):
         TextFormat.from_json(data, "f")
 
 
-def hostile(folder):
-    """A minift.json with each of them: (name, bytes of the file)."""
+def hostile():
+    """For tests/hostile.py."""
+
+    def attempt(folder, raw):
+        (folder / FILE).write_bytes(raw)
+        text_format_in(folder)
+
+    cases = {
+        "empty": (b"", "bad-json"), "a list": (b"[]", "bad-type"), "no JSON": (b"{", "bad-json"),
+        "no text": (b"\xff", "bad-utf8"), "deep": (b"[" * 100_000, "limit"),
+        "blanks": (b" " * (2 << 20), "bad-json"),
+    }  # fmt: skip
     for data in BAD:
-        yield str(data)[:40], json.dumps({"texts": data}).encode()
-
-
-def test_hostile_files_in_a_folder(tmp_path):
-    for _, raw in hostile(tmp_path):
-        (tmp_path / FILE).write_bytes(raw)
-        with pytest.raises(FormatError):
-            text_format_in(tmp_path)
-    for raw in (b"", b"[]", b"{", b"\xff", b"[" * 100_000):
-        (tmp_path / FILE).write_bytes(raw)
-        with pytest.raises(FormatError):
-            text_format_in(tmp_path)
+        cases[f"texts {data!s:.40}"] = (json.dumps({"texts": data}).encode(), "bad-type")
+    return {name: (partial(attempt, raw=raw), code) for name, (raw, code) in cases.items()}
 
 
 @pytest.fixture

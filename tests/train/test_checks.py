@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from minift.data.read import open_records
 from minift.errors import ConfigError, Notice
 from minift.model.config import ModelConfig
 from minift.model.transformer import Transformer
@@ -90,8 +91,10 @@ def test_cuts_are_counted_or_taken_from_a_sample() -> None:
 
 def test_one_notice_for_rows_of_a_kind() -> None:
     some = Counted()
-    some.say([], "train", "nothing", "it is so")
+    rows = open_records([{"text": "a"}] * 9)
+    some.say(rows, "nothing", "it is so")
     for i in (4, 2, 7):
         some.add(i)
-    with pytest.warns(Notice, match=r"^train: 3 of 9 rows have no text \(first: row 5\); so it is"):
-        some.say([{}] * 9, "train", "no text", "so it is")
+    match = r"^a list of rows: 3 of 9 rows have no text \(first: row 5\); so it is"
+    with pytest.warns(Notice, match=match):
+        some.say(rows, "no text", "so it is")

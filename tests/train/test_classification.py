@@ -358,6 +358,15 @@ def test_refusals(rows, options, message):
         Classification(ENCODER, rows, **options).encode(0)
 
 
+def test_held_out_labels_in_another_order_are_refused():
+    rows = [{"text": "x", "label": "a"}, {"text": "y", "label": "b"}]
+    records = [open_records(rows, template="{text}", target="label", labels=names)
+               for names in (("a", "b"), ("b", "a"))]  # fmt: skip
+    with pytest.raises(ConfigError, match="held_out: found the labels b, a, allowed those of "
+                       "train, a, b"):  # fmt: skip
+        Classification(ENCODER, *records)
+
+
 def test_a_model_without_a_head_for_these_labels_is_told(tmp_path):
     data = Classification(Bytes(), ROWS, labels=LABELS)
     [batch] = data.batches([0, 1], 1000)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import signal
 import subprocess
@@ -226,6 +227,47 @@ def test_a_save_that_fails_meanwhile_is_said_once_and_made_up_for(
     assert seen[-1] == 2
     assert run.kept_step == facts(out)["kept_step"] == 6
     assert same(saved(out), weights(model))
+
+
+def test_a_record_that_fails_after_its_adapter_says_so(model, held_out, tmp_path, monkeypatch):
+    held_out(3.0, 2.0)
+    honest, count = kept.write_file, []
+
+    def write(path, content):
+        count.append(1)
+        if len(count) == 1:
+            raise StorageError(path, "cannot write", errno.ENOSPC)
+        honest(path, content)
+
+    monkeypatch.setattr(kept, "write_file", write)
+    with pytest.warns(Notice, match="the best adapter, of step 2, is saved, but run.json does not"):
+        fit(model, Rows(), config(4), tmp_path / "r")
+    assert facts(tmp_path / "r")["kept_step"] == 4
+
+
+def test_what_fails_in_the_first_step_costs_no_older_run(model, tmp_path):
+    out = tmp_path / "r"
+    fit(model, Rows(), config(2, every=0), out)
+    before = {path: path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file()}
+    with pytest.raises(DataError):
+        fit(model, Rows(broken=1), config(2, every=0), out, overwrite=True)
+    assert {path: path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file()} == before
+
+
+def test_records_are_json_whatever_the_numbers_are(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "held_out_loss", lambda *rest: math.nan)
+    monkeypatch.setattr(loop, "RECORDED", 2)
+    out = tmp_path / "r"
+    fit(model, Rows(), config(3, every=1), out)
+
+    def refuse(word):
+        raise AssertionError(word)
+
+    lines = (out / "metrics.jsonl").read_text().splitlines()
+    rows = [json.loads(line, parse_constant=refuse) for line in lines]
+    assert [row["held_out_loss"] for row in rows] == [None, None, None]
+    said = json.loads((out / "run.json").read_text(), parse_constant=refuse)
+    assert said["held_out"] == [{"loss": None, "step": 2}, {"loss": None, "step": 3}]
 
 
 def test_a_disk_that_stays_full_keeps_the_older_best(model, held_out, tmp_path, monkeypatch):

@@ -8,6 +8,8 @@ import json
 import pytest
 import torch
 
+from minift.data.read import open_records
+from minift.data.split import held_out
 from minift.errors import ConfigError, DataError, EncodeError, Notice
 from minift.model.config import ModelConfig
 from minift.model.transformer import Transformer
@@ -307,6 +309,31 @@ def test_a_long_text_is_several_rows_and_nothing_of_it_is_lost(tokenizer, most):
     ]
     held = sum(batch.count for batch in ours.held_out_batches(50))
     assert held == sum(sum(ours.encode(i)[1][1:]) for i in range(ours.rows))
+
+
+def test_texts_of_a_mixed_list_that_was_split_are_cut_into_rows_too():
+    rows = [PAIR, *({"text": f"a long text {i}"} for i in range(9))]
+    some, held = held_out(open_records(rows), 0.3)
+    ours = SFT(Bytes(), some, held, max_length=9)
+    assert ours.rows >= 2 * len(some) - 1
+    assert ours.held_out_rows >= 2 * len(held) - 1
+    learned = sum(sum(ours.encode(i)[1][1:]) for i in range(ours.rows))
+    learned += sum(sum(ours.encode(i, True)[1][1:]) for i in range(ours.held_out_rows))
+    whole = [encoded(row, Bytes()) for row in rows]
+    assert learned == sum(sum(mask[1:]) for _, mask in whole)
+
+
+def test_rows_on_both_sides_are_tokenized_once():
+    class Counting(Bytes):
+        count = 0
+
+        def encode(self, text, after=None):
+            self.count += 1
+            return super().encode(text, after)
+
+    tokenizer, rows = Counting(), open_records([{"text": "a long text"}] * 3)
+    ours = SFT(tokenizer, rows, rows, max_length=5)
+    assert (tokenizer.count, ours.rows) == (3, ours.held_out_rows)
 
 
 def test_a_text_that_must_fit_is_not_tokenized():
