@@ -22,12 +22,12 @@ import torch
 from certificate import REPOSITORY, write
 from peer import answers
 
-from minift.checkpoints.download import cached
+from minift.checkpoints.hub.assets import cached
 from minift.checkpoints.open import load_model
+from minift.interop.adapter_files import load_adapter, save_adapter
 from minift.model.transformer import Transformer
 from minift.peft.adapters import disabled, trainable
 from minift.peft.bottleneck import DESIGNS, Bottleneck
-from minift.peft.files import load_adapter, save_adapter
 from minift.peft.methods import attach
 
 GOLDEN = REPOSITORY / "tests" / "golden"

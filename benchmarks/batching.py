@@ -43,7 +43,7 @@ ONCE = ("random, padded",)
 
 def worker(arm: str, seed: int, steps: int) -> dict[str, Any]:
     import minift
-    from minift.checkpoints.download import cached
+    from minift.checkpoints.hub.assets import cached
     from minift.cli.models import base_dtype
     from minift.runtime import peak_memory
 
@@ -87,7 +87,7 @@ def main() -> None:
     from certificate import write
     from peer import told
 
-    from minift.checkpoints.download import cached
+    from minift.checkpoints.hub.assets import cached
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=3)

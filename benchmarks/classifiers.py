@@ -24,7 +24,7 @@ import numpy as np
 from certificate import write
 from peer import answers
 
-from minift.checkpoints.download import cached
+from minift.checkpoints.hub.assets import cached
 from minift.checkpoints.open import load
 from minift.errors import ConfigError, FormatError, Notice
 from minift.train.classification import class_accuracy

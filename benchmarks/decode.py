@@ -57,8 +57,8 @@ def prompts_of(count: int) -> list[list[int]]:
     """The first tokens of as many different reviews."""
     from texts import asset, reviews
 
-    from minift.checkpoints import gguf
     from minift.checkpoints.tokenizers import tokenizer_of
+    from minift.formats import gguf
 
     path, found = asset(MODEL), []
     tokenizer = tokenizer_of(gguf.read(path).metadata, str(path))
@@ -187,7 +187,7 @@ def llama_file(folder: Path, kind: str) -> Path:
 def commands_of(
     case: str, rows: int, ids: list[list[int]], folder: Path, options: argparse.Namespace
 ) -> dict[str, list[str]]:
-    from minift.checkpoints.download import cached
+    from minift.checkpoints.hub.assets import cached
 
     dtype, base, kind = CASES[case]
     job = {"model": str(cached(MODEL)), "dtype": dtype, "base": base, "threads": options.threads,

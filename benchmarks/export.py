@@ -35,7 +35,7 @@ from parity import MODEL, QUESTIONS, TEXTS
 from peer import ask
 
 import minift
-from minift.checkpoints.download import cached
+from minift.checkpoints.hub.assets import cached
 from minift.generation.decode import decode
 from minift.model.transformer import Transformer
 from minift.runtime import tuned

@@ -23,7 +23,7 @@ import torch
 from certificate import REPOSITORY, write
 from peer import answers
 
-from minift.checkpoints.download import cached
+from minift.checkpoints.hub.assets import cached
 from minift.checkpoints.open import load_model
 from minift.checkpoints.save import folder_files
 from minift.model.transformer import Transformer

@@ -56,7 +56,7 @@ def main() -> None:
     sys.path.insert(0, str(REPOSITORY))
     from certificate import write
 
-    from minift.checkpoints.download import cached
+    from minift.checkpoints.hub.assets import cached
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--peer-python", required=True, help="with transformers")

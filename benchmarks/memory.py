@@ -67,7 +67,7 @@ def worker(path: str, dtype: str) -> None:
 
 def opening(folder: Path) -> dict[str, object]:
     """A header over zeros that were never written."""
-    from minift.checkpoints import safetensors
+    from minift.formats import safetensors
 
     path, count = folder / "giant.safetensors", 64
     each = GIANT // count
@@ -101,8 +101,8 @@ def main() -> None:
     from certificate import write
 
     import minift
-    from minift.checkpoints import safetensors
-    from minift.checkpoints.download import cached
+    from minift.checkpoints.hub.assets import cached
+    from minift.formats import safetensors
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, help="the folder of the result file")

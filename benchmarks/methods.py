@@ -47,7 +47,7 @@ RATES: dict[str, dict[str, float]] = {
 def worker(base: str, method: str, lr: float, search: bool) -> None:
     """One run; prints a line of JSON."""
     import minift
-    from minift.checkpoints.download import cached
+    from minift.checkpoints.hub.assets import cached
     from minift.cli.models import base_dtype
     from minift.data.split import held_out, published_reviews
     from minift.peft.adapters import trainable

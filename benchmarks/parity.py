@@ -27,7 +27,7 @@ from certificate import write
 from peer import ask
 
 import minift
-from minift.checkpoints.download import cached
+from minift.checkpoints.hub.assets import cached
 from minift.generation.decode import decode
 from minift.model.transformer import Transformer
 from minift.runtime import tuned

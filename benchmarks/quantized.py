@@ -67,14 +67,14 @@ def worker(name: str, options: argparse.Namespace) -> dict[str, Any]:
     import torch
 
     import minift
-    from minift.checkpoints import gguf
-    from minift.checkpoints.download import cached
+    from minift.checkpoints.hub.assets import cached
     from minift.checkpoints.open import load_model
     from minift.checkpoints.tokenizers import tokenizer_of
     from minift.data.split import published_reviews
+    from minift.formats import gguf
     from minift.kernels.quantized.linear import QuantizedLinear
     from minift.peft.adapters import trainable
-    from minift.peft.places import linears
+    from minift.peft.slots import linears
     from minift.runtime import tuned
     from minift.train.evaluate import held_out_loss
     from minift.train.optimizer import AdamW
@@ -161,7 +161,7 @@ def main() -> None:
     from certificate import write
     from peer import told
 
-    from minift.checkpoints.download import cached
+    from minift.checkpoints.hub.assets import cached
 
     for name in (MODEL, DATA):
         if cached(name) is None:

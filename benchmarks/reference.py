@@ -28,7 +28,7 @@ import torch
 from certificate import write
 
 import minift
-from minift.checkpoints.download import cached
+from minift.checkpoints.hub.assets import cached
 from minift.cli.quickstart import DATA, MODEL, RECIPE
 from minift.data.split import published_reviews
 from minift.model.transformer import Transformer

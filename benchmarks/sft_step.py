@@ -88,7 +88,7 @@ def random_rows(count: int, masked: int) -> list[tuple[list[int], list[int]]]:
 def conversations() -> list[tuple[list[int], list[int]]]:
     """Ids and masks of the corpus, by the model's own chat template."""
     import minift
-    from minift.checkpoints.download import cached
+    from minift.checkpoints.hub.assets import cached
 
     found = cached("chatterbot")
     if found is None:
@@ -101,7 +101,7 @@ def conversations() -> list[tuple[list[int], list[int]]]:
 
 def reviews() -> list[tuple[list[int], list[int]]]:
     import minift
-    from minift.checkpoints.download import cached
+    from minift.checkpoints.hub.assets import cached
     from minift.data.split import published_reviews
     from minift.train.objectives import encode_row
 
@@ -165,7 +165,7 @@ def worker(name: str, side: str, steps: int, adapter: str) -> dict[str, Any]:
 
     import minift
     from minift.cli.models import base_dtype
-    from minift.peft.places import linears
+    from minift.peft.slots import linears
     from minift.runtime import peak_memory, rates
 
     case = CASES[name]
@@ -200,7 +200,7 @@ def worker(name: str, side: str, steps: int, adapter: str) -> dict[str, Any]:
 def job_of(case: Case, steps: int, folder: Path) -> Path:
     """The peer's job: the same rows in minift's order, and minift's initial adapter."""
     import minift
-    from minift.checkpoints.download import cached
+    from minift.checkpoints.hub.assets import cached
     from minift.train.loop import order
 
     model, _ = minift.load(MODEL)

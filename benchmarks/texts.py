@@ -8,7 +8,7 @@ import random
 import sys
 from pathlib import Path
 
-from minift.checkpoints.download import cached
+from minift.checkpoints.hub.assets import cached
 
 
 def asset(name: str) -> Path:

@@ -39,9 +39,9 @@ from certificate import write  # noqa: E402
 from texts import asset, conversations, generated, reviews, runs, write_texts  # noqa: E402
 from tokenizing import digest  # noqa: E402
 
-from minift.checkpoints import gguf  # noqa: E402
 from minift.checkpoints.tokenizers import tokenizer_in, tokenizer_of  # noqa: E402
 from minift.errors import EncodeError  # noqa: E402
+from minift.formats import gguf  # noqa: E402
 from minift.tokenizers.interface import Tokenizer  # noqa: E402
 
 PEER = REPOSITORY / "benchmarks" / "peers" / "token_parity.py"

@@ -33,7 +33,7 @@ sys.path.insert(0, str(REPOSITORY))
 from certificate import write  # noqa: E402
 from texts import asset, reviews, write_texts  # noqa: E402
 
-from minift.checkpoints import gguf  # noqa: E402
+from minift.formats import gguf  # noqa: E402
 from minift.tokenizers.byte_bpe import ByteBPE  # noqa: E402
 
 PEERS = ("tokenizers", "tokenizers-tuned", "transformers")  # described in peers/tokenizing.py

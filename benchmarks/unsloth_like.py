@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from minift.kernels.activations import Activation
 from minift.kernels.lora.reference import Adapted
-from minift.peft import places
+from minift.peft import slots
 
 
 def forward(x: Tensor, member: Adapted) -> Tensor:
@@ -112,9 +112,9 @@ def mlp(x: Tensor, hidden: Sequence[Adapted], out: Adapted, act: Activation) -> 
 @contextmanager
 def scheduled() -> Iterator[None]:
     """minift's models with these two in place of its own."""
-    before = places.adapted_linears, places.mlp
-    places.adapted_linears, places.mlp = adapted_linears, mlp
+    before = slots.adapted_linears, slots.mlp
+    slots.adapted_linears, slots.mlp = adapted_linears, mlp
     try:
         yield
     finally:
-        places.adapted_linears, places.mlp = before
+        slots.adapted_linears, slots.mlp = before

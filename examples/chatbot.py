@@ -12,7 +12,7 @@ import argparse
 from pathlib import Path
 
 import minift
-from minift.checkpoints.download import cached
+from minift.checkpoints.hub.assets import cached
 
 
 def conversations(file: Path) -> list[list[str]]:

@@ -13,7 +13,7 @@ import argparse
 import numpy as np
 
 import minift
-from minift.checkpoints.download import cached
+from minift.checkpoints.hub.assets import cached
 from minift.data.split import Rows, published_reviews
 
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from minift.checkpoints.download import download as download
+    from minift.checkpoints.hub.assets import download as download
     from minift.checkpoints.labels import with_labels as with_labels
     from minift.checkpoints.open import load as load
     from minift.checkpoints.save import save as save
@@ -23,15 +23,15 @@ if TYPE_CHECKING:
     from minift.errors import Notice as Notice
     from minift.generation.decode import generate as generate
     from minift.generation.sampling import Sampling as Sampling
+    from minift.interop.adapter_files import load_adapter as load_adapter
+    from minift.interop.adapter_files import save_adapter as save_adapter
+    from minift.interop.export import export as export
     from minift.peft.adapters import detach as detach
     from minift.peft.adapters import disabled as disabled
     from minift.peft.adapters import rows as rows
     from minift.peft.adapters import use as use
     from minift.peft.bitfit import BitFit as BitFit
     from minift.peft.bottleneck import Bottleneck as Bottleneck
-    from minift.peft.export import export as export
-    from minift.peft.files import load_adapter as load_adapter
-    from minift.peft.files import save_adapter as save_adapter
     from minift.peft.ia3 import IA3 as IA3
     from minift.peft.lora import LoRA as LoRA
     from minift.peft.merge import combine as combine
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from minift.train.objectives import SFT as SFT
 
 PUBLIC = {
-    "download": "minift.checkpoints.download",
+    "download": "minift.checkpoints.hub.assets",
     "with_labels": "minift.checkpoints.labels",
     "load": "minift.checkpoints.open",
     "save": "minift.checkpoints.save",
@@ -66,9 +66,9 @@ PUBLIC = {
     "use": "minift.peft.adapters",
     "BitFit": "minift.peft.bitfit",
     "Bottleneck": "minift.peft.bottleneck",
-    "export": "minift.peft.export",
-    "load_adapter": "minift.peft.files",
-    "save_adapter": "minift.peft.files",
+    "export": "minift.interop.export",
+    "load_adapter": "minift.interop.adapter_files",
+    "save_adapter": "minift.interop.adapter_files",
     "IA3": "minift.peft.ia3",
     "LoRA": "minift.peft.lora",
     "combine": "minift.peft.merge",

@@ -20,7 +20,7 @@ import sentencepiece
 import torch
 
 from minift import runtime
-from minift.checkpoints.download import cached
+from minift.checkpoints.hub.assets import cached
 from minift.tokenizers.byte_bpe import ByteBPE
 
 # Bit-equal sums need one fixed order of addition, and so one thread.

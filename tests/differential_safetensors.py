@@ -4,7 +4,7 @@
 
 Needs that package, and pytest. Every file goes to both readers. Where both take it, they must find
 the same tensors, byte for byte. What only minift refuses must be of a class that ONLY_OURS in
-checkpoints/test_safetensors.py lists; what only the package refuses must not be. Each file listed
+formats/test_safetensors.py lists; what only the package refuses must not be. Each file listed
 there must still be one of those, and all of that module's good and bad ones are tried, too.
 """
 
@@ -25,10 +25,10 @@ sys.path[:0] = [str(HERE.parent), str(HERE)]
 
 from hostile import tests_of  # noqa: E402
 
-from minift.checkpoints import safetensors  # noqa: E402
 from minift.errors import FormatError  # noqa: E402
+from minift.formats import safetensors  # noqa: E402
 
-cases = tests_of("checkpoints/test_safetensors")
+cases = tests_of("formats/test_safetensors")
 CLASSES = {(code, where) for _, code, where in cases.ONLY_OURS.values()}
 
 Found = dict[str, tuple[list[int], bytes]]  # shape and bytes

@@ -24,7 +24,6 @@ import numpy as np
 import torch
 from hostile import tests_of
 
-from minift.checkpoints import safetensors
 from minift.checkpoints.config_json import config_from_json
 from minift.checkpoints.open import load_model
 from minift.checkpoints.tokenizers import tokenizer_of
@@ -33,9 +32,10 @@ from minift.cli.run_file import base_in, dtype_in
 from minift.cli.screen import Screen
 from minift.data.read import open_records
 from minift.errors import FormatError, Notice
+from minift.formats import safetensors
+from minift.interop.adapter_files import CONFIG, TENSORS, load_adapter
 from minift.model.transformer import Transformer
 from minift.peft.adapters import active, detach, names
-from minift.peft.files import CONFIG, TENSORS, load_adapter
 from minift.tokenizers.text_format import FILE
 
 GOLDEN = Path(__file__).parent / "golden"

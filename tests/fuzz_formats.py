@@ -28,8 +28,8 @@ import torch  # noqa: E402
 from fuzz_folders import KINDS  # noqa: E402
 from hostile import MEGABYTES, SECONDS, tests_of  # noqa: E402
 
-from minift.checkpoints import gguf, safetensors, strict_json, torch_zip, weight_index  # noqa: E402
 from minift.errors import ConfigError, DataError, FormatError  # noqa: E402
+from minift.formats import gguf, safetensors, strict_json, torch_zip, weight_index  # noqa: E402
 from minift.tokenizers.sentencepiece import SentencePiece  # noqa: E402
 
 PROCESSES = 2
@@ -75,14 +75,14 @@ def read_template(data: bytes) -> None:
 
 # The module that makes the files, and what reads them. The slowest first, for the two processes.
 READERS: dict[str, Read] = {
-    "checkpoints/test_torch_zip": reader_of(torch_zip),
+    "formats/test_torch_zip": reader_of(torch_zip),
     "tokenizers/test_tokenizer_json": read_tokenizer,
     "tokenizers/test_piece_model": read_pieces,
     "tokenizers/jinja/test_render": read_template,
-    "checkpoints/test_safetensors": reader_of(safetensors),
-    "checkpoints/test_gguf": reader_of(gguf),
-    "checkpoints/test_weight_index": read_index,
-    "checkpoints/test_strict_json": read_json,
+    "formats/test_safetensors": reader_of(safetensors),
+    "formats/test_gguf": reader_of(gguf),
+    "formats/test_weight_index": read_index,
+    "formats/test_strict_json": read_json,
 }
 
 

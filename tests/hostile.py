@@ -36,16 +36,16 @@ from minift.tokenizers.chat import Unwritten  # noqa: E402
 SECONDS, MEGABYTES, HUNG = 1.0, 64, 20
 FORMATS = {
     "safetensors": (
-        *("checkpoints/test_safetensors", "checkpoints/test_weight_index"),
+        *("formats/test_safetensors", "formats/test_weight_index"),
         "checkpoints/test_shards",
     ),
     "GGUF": (
-        *("checkpoints/test_gguf", "checkpoints/test_gguf_model", "checkpoints/test_gguf_split"),
+        *("formats/test_gguf", "checkpoints/test_gguf_model", "formats/test_gguf_split"),
         "tokenizers/test_vocabulary",
     ),
     "PyTorch": (
-        *("checkpoints/test_torch_zip", "checkpoints/test_torch_records"),
-        "checkpoints/test_stored_zip",
+        *("formats/test_torch_zip", "formats/test_torch_records"),
+        "formats/test_stored_zip",
     ),
     "tokenizer": (
         *("tokenizers/test_tokenizer_json", "tokenizers/test_wordpiece_json"),
@@ -58,12 +58,12 @@ FORMATS = {
     ),
     "configuration": (
         *("checkpoints/test_families", "checkpoints/test_rope_parts", "checkpoints/test_open"),
-        *("checkpoints/test_placeholder", "checkpoints/test_tensor_names"),
+        *("formats/test_placeholder", "checkpoints/test_tensor_names"),
     ),
-    "adapters": ("peft/test_files", "peft/test_adalora"),
+    "adapters": ("interop/test_adapter_files", "interop/test_adalora"),
     "run folders": ("cli/test_run_file", "study/test_verify", "tokenizers/test_text_format"),
     "data": ("data/test_read",),
-    "any JSON": ("checkpoints/test_strict_json",),
+    "any JSON": ("formats/test_strict_json",),
 }
 
 Case = tuple[Callable[[Path], object], str]

@@ -21,8 +21,8 @@ FILES = sorted((ROOT / "minift").rglob("*.py"))
 SOURCES = {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8") for path in FILES}
 TREES = {name: ast.parse(text) for name, text in SOURCES.items()}
 LAYERS = (
-    {"errors", "storage", "runtime"}, {"kernels"}, {"model"}, {"tokenizers"}, {"checkpoints"},
-    {"generation"}, {"data"}, {"peft"}, {"train"}, {"study"}, {"cli"},
+    {"errors", "storage", "runtime"}, {"kernels"}, {"model"}, {"tokenizers", "formats"},
+    {"checkpoints"}, {"data", "generation"}, {"peft"}, {"interop"}, {"train"}, {"study"}, {"cli"},
 )  # fmt: skip
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 FOREIGN = {"transformers", "peft", "trl", "datasets", "safetensors", "tokenizers", "requests"}

@@ -17,12 +17,12 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from minift.checkpoints import gguf_write
 from minift.checkpoints.families import FAMILIES, config_from_gguf
-from minift.checkpoints.gguf_write import Value
 from minift.checkpoints.mapping import HOW, Layout, pairs, write_fields
-from minift.checkpoints.overwrite import check_file
 from minift.errors import ConfigError, one_line
+from minift.formats import gguf_write
+from minift.formats.gguf_write import Value
+from minift.formats.overwrite import check_file
 from minift.kernels.quantized.linear import dense_tensors
 from minift.model.config import ModelConfig
 from minift.model.rope import frequencies

@@ -12,11 +12,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from minift.checkpoints import download, frozen_base, gguf_split, hub_cache, shards, strict_json
+from minift.checkpoints import frozen_base, shards
 from minift.checkpoints.config_json import config_from_json, prefix_in
 from minift.checkpoints.families import FAMILIES, config_from_gguf
-from minift.checkpoints.gguf import GgufFile
-from minift.checkpoints.gguf_split import SplitFile
+from minift.checkpoints.hub import assets, cache
 from minift.checkpoints.mapping import HOW, Layout, pairs
 from minift.checkpoints.tensor_names import NamedFile, TensorFile, check_tensors, named, settled
 from minift.checkpoints.tokenizers import (
@@ -29,6 +28,9 @@ from minift.checkpoints.tokenizers import (
     tokenizer_of,
 )
 from minift.errors import ConfigError, FormatError, one_line
+from minift.formats import gguf_split, strict_json
+from minift.formats.gguf import GgufFile
+from minift.formats.gguf_split import SplitFile
 from minift.kernels.quantized.linear import OWN, base_of
 from minift.kernels.quantized.reference import BLOCKS
 from minift.model.config import ModelConfig
@@ -193,23 +195,23 @@ def resolve(name: str | os.PathLike[str]) -> Path:
             return path
     except OSError as error:  # a name too long, a folder that may not be looked into
         raise ConfigError(f"{one_line(text, 60)}: {os.strerror(error.errno or 0)}") from None
-    models = [key for key, asset in download.ASSETS.items() if asset.inside.endswith(MODELS)]
+    models = [key for key, asset in assets.ASSETS.items() if asset.inside.endswith(MODELS)]
     if text in models:
-        cached = download.cached(text)
+        cached = assets.cached(text)
         if cached is None:
             raise ConfigError(f'model "{text}" is not downloaded: minift download {text}')
         return cached
     if is_hub_name(text):
-        found = hub_cache.cached(text) or download.cached_hub(text)
+        found = cache.cached(text) or assets.cached_hub(text)
         if found is None:
-            where = hub_cache.cache_dir()
+            where = cache.cache_dir()
             raise ConfigError(
                 f"{text} is no path, and not whole in {where}: minift download {text}"
             )
         return found
     near = difflib.get_close_matches(text.lower(), models, 1, cutoff=0.4)
     hint = f"; nearest: {near[0]}" if near else f"; known: {', '.join(models)}"
-    if near and download.cached(near[0]) is None:
+    if near and assets.cached(near[0]) is None:
         hint += f" (not downloaded: minift download {near[0]})"
     raise ConfigError(f'no model, file or folder "{one_line(text)}" here{hint}')
 
@@ -217,7 +219,7 @@ def resolve(name: str | os.PathLike[str]) -> Path:
 def is_hub_name(text: str) -> bool:
     """Whether it can be meant as `org/name`, `org/name@revision` or `org/name/file.gguf`."""
     try:
-        return "/" in text and hub_cache.Name.parse(text) is not None
+        return "/" in text and cache.Name.parse(text) is not None
     except ConfigError:
         return False
 

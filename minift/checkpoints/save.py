@@ -10,14 +10,15 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
-from minift.checkpoints import gguf_model, safetensors
+from minift.checkpoints import gguf_model
 from minift.checkpoints.config_json import config_to_json
 from minift.checkpoints.families import FAMILIES
-from minift.checkpoints.finite import check_finite
 from minift.checkpoints.mapping import HOW, fill, pairs
-from minift.checkpoints.overwrite import MODEL, own_files
 from minift.errors import ConfigError
+from minift.formats import safetensors
+from minift.formats.overwrite import MODEL, own_files
 from minift.kernels.quantized.linear import dense_tensors
+from minift.model.finite import check_finite
 from minift.model.transformer import Transformer
 from minift.model.unfilled import unfilled
 from minift.storage import Check, write_folder

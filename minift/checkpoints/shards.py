@@ -21,9 +21,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from minift.checkpoints import safetensors, torch_zip, weight_index
-from minift.checkpoints.hub_cache import check_inside, link_root
+from minift.checkpoints.hub.cache import check_inside, link_root
 from minift.errors import FormatError, one_line
+from minift.formats import safetensors, torch_zip, weight_index
 
 SHOWN = 20  # problems in one message
 UNFINISHED = (".incomplete", ".part", ".crdownload", ".aria2", ".tmp")  # what downloads are called

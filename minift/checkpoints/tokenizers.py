@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from minift.checkpoints import placeholder, strict_json
 from minift.errors import FormatError
+from minift.formats import placeholder, strict_json
 from minift.storage import read_file
 from minift.tokenizers import chat, text_format
 from minift.tokenizers.beside import ADDED, CONFIG, MAP, Beside

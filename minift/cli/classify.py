@@ -24,9 +24,9 @@ from minift.data.named import labels_of_named
 from minift.data.read import Records, open_records, unescape_template
 from minift.data.split import Rows
 from minift.errors import ConfigError, escaped, one_line
+from minift.interop.adapter_files import load_adapter, stored
 from minift.model.transformer import Transformer
 from minift.peft.adapters import room_left
-from minift.peft.files import load_adapter, stored
 from minift.peft.methods import attach
 from minift.tokenizers.interface import Tokenizer
 from minift.tokenizers.text_format import TextFormat

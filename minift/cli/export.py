@@ -13,12 +13,12 @@ from minift.errors import ConfigError
 def export(parsed: Parsed, screen: Screen) -> int:
     from minift.checkpoints.labels import with_labels
     from minift.checkpoints.open import load
-    from minift.checkpoints.overwrite import check_target
     from minift.checkpoints.save import target_names
     from minift.cli.models import base_kind, base_name, use_texts
-    from minift.peft.export import export as write
-    from minift.peft.files import CONFIG, load_adapter, stored
-    from minift.peft.stored import METRICS
+    from minift.formats.overwrite import check_target
+    from minift.interop.adapter_files import CONFIG, load_adapter, stored
+    from minift.interop.export import export as write
+    from minift.interop.stored import METRICS
 
     place, out, to = Path(parsed.words[0]), parsed.need("out"), parsed.flag("to")
     check_target(out, parsed.flag("overwrite"), target_names(out) if to == "hf" else None)

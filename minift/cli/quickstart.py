@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from minift.checkpoints import download as assets
+from minift.checkpoints.hub import assets as assets
 from minift.checkpoints.open import load
 from minift.cli.evaluate import measure
 from minift.cli.models import base_dtype, headline

@@ -9,10 +9,10 @@ import os
 from pathlib import Path
 from typing import Any
 
-from minift.checkpoints import strict_json
 from minift.checkpoints.frozen_base import BASES
 from minift.checkpoints.open import DTYPES
 from minift.errors import FormatError, one_line
+from minift.formats import strict_json
 
 NAME, ADAPTER_FOLDER = "run.json", "adapter"
 

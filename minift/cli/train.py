@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from minift.checkpoints.download import peft_name
+from minift.checkpoints.hub.assets import peft_name
 from minift.checkpoints.open import headers, load
 from minift.cli.method import chosen
 from minift.cli.models import base_line, base_name, headline, how_to_load, use_texts
@@ -21,14 +21,14 @@ from minift.cli.watching import Watch
 from minift.data.read import Records, open_records, unescape_template
 from minift.data.split import Rows, fewest_held_out, held_out
 from minift.errors import ConfigError, FormatError, escaped, notice, one_line
+from minift.interop.adapter_files import adapter_folder, load_adapter, stored, texts_of
 from minift.kernels.choice import word
 from minift.kernels.quantized.linear import base_of, numbers
 from minift.model.transformer import Transformer
 from minift.peft.adapters import config_of, trainable
 from minift.peft.bottleneck import Bottleneck
-from minift.peft.files import adapter_folder, load_adapter, stored, texts_of
 from minift.peft.methods import attach
-from minift.peft.places import linears
+from minift.peft.slots import linears
 from minift.runtime import cores, peak_memory, rates
 from minift.tokenizers.interface import Tokenizer
 from minift.tokenizers.text_format import TextFormat

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from minift.checkpoints.open import load_model, survey
-from minift.checkpoints.overwrite import check_target
 from minift.cli.files import described
 from minift.cli.options import Parsed
 from minift.cli.screen import Screen
 from minift.errors import ConfigError
+from minift.formats.overwrite import check_target
 from minift.runtime import tuned
 from minift.study import verify as study
 

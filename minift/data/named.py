@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from minift.checkpoints.download import cached
+from minift.checkpoints.hub.assets import cached
 from minift.data.corpus import conversations_of
 from minift.data.records import FileRecords, ListRecords
 from minift.data.rows import Row

@@ -17,7 +17,7 @@ from torch import nn
 
 from minift.errors import ConfigError
 from minift.model.transformer import Transformer
-from minift.peft.places import Adapters, adapters_of, changes, slots
+from minift.peft.slots import Adapters, adapters_of, changes, slots
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 DEFAULT = "default"

@@ -19,12 +19,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from minift.interop.module_names import Spelling, Theirs
+from minift.interop.peft_format import Format, Problems, Shapes
 from minift.model.norm import LayerNorm
 from minift.model.transformer import Transformer
-from minift.peft.format import Format, Problems, Shapes
 from minift.peft.lora import precise
-from minift.peft.places import hang, linears
-from minift.peft.spelling import Spelling, Theirs
+from minift.peft.slots import hang, linears
 
 RATE = 2e-3
 

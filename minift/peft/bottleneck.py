@@ -44,7 +44,7 @@ from minift.kernels.activations import ACTIVATIONS
 from minift.model.transformer import MLP, Attention, Shared, Transformer, branch
 from minift.peft.lora import precise
 from minift.peft.names import tuples_of
-from minift.peft.places import hang
+from minift.peft.slots import hang
 
 SUBLAYERS = ("attn", "mlp")
 RATE = 1e-3

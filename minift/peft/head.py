@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from minift.checkpoints.families import FAMILIES
 from minift.checkpoints.labels import with_labels
 from minift.checkpoints.mapping import pairs
+from minift.interop.peft_format import misfits
 from minift.model.heads import LabelHead
 from minift.model.transformer import Transformer
-from minift.peft.format import misfits
-from minift.peft.places import changes, forget, hang
+from minift.peft.slots import changes, forget, hang
 
 PATH = "head"
 

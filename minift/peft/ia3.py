@@ -21,12 +21,12 @@ import torch
 from torch import Tensor, nn
 
 from minift.errors import ConfigError
+from minift.interop.module_names import Spelling, Theirs
+from minift.interop.peft_format import Format, Problems, Shapes
 from minift.model.transformer import Transformer
-from minift.peft.format import Format, Problems, Shapes
 from minift.peft.lora import precise
 from minift.peft.names import in_short, tuples_of
-from minift.peft.places import hang, members
-from minift.peft.spelling import Spelling, Theirs
+from minift.peft.slots import hang, members
 
 RATE = 1e-2
 

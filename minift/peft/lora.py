@@ -40,14 +40,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from minift.errors import ConfigError, one_line
+from minift.interop.module_names import Spelling, Theirs
+from minift.interop.peft_format import Format, Problems, Shapes, number, one, whole
 from minift.kernels.lora.reference import Adapted, adapted_linear, low_rank
 from minift.kernels.quantized.linear import QuantizedLinear
 from minift.model.transformer import Transformer
 from minift.peft import token_rows
-from minift.peft.format import Format, Problems, Shapes, number, one, whole
 from minift.peft.names import in_short, tuples_of
-from minift.peft.places import APART, WHOLE, changes, hang, members
-from minift.peft.spelling import Spelling, Theirs
+from minift.peft.slots import APART, WHOLE, changes, hang, members
 from minift.peft.token_rows import TableRows
 
 INITS = ("uniform", "gaussian", "pissa")

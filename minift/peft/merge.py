@@ -11,16 +11,16 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from minift.checkpoints.finite import check_finite
 from minift.errors import ConfigError
 from minift.kernels.quantized.linear import ENCODED, QuantizedLinear, base_of, quantized
+from minift.model.finite import check_finite
 from minift.model.transformer import Transformer
 from minift.model.unfilled import unfilled
 from minift.peft import lora
 from minift.peft.adapters import DEFAULT, active, config_of, known, use
-from minift.peft.copies import Copy
 from minift.peft.methods import attach
-from minift.peft.places import adapters_of, changes
+from minift.peft.module_copy import Copy
+from minift.peft.slots import adapters_of, changes
 
 # Where a family has no bias and a merged change brings one: the field that adds them, by group.
 BIASES = {"attn.qkv": "qkv_bias", "attn.out": "out_bias", "mlp.hidden": "mlp_bias",

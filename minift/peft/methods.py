@@ -21,7 +21,7 @@ from minift.peft.adapters import (
     trainable,
     use,
 )
-from minift.peft.places import adapters_of, made
+from minift.peft.slots import adapters_of, made
 
 # The word of the command line, the config, its file. Beside the config the file has `attach`,
 # `count`, `FILE`, and RATE, the learning rate of a run that names none.

@@ -31,15 +31,15 @@ from torch import Tensor, nn
 
 from minift.errors import ConfigError
 from minift.generation.cache import KVCache
+from minift.interop.peft_format import Problems, Whole, one, whole
 from minift.kernels.attention.packed import texts
 from minift.kernels.attention.varlen import Texts
 from minift.model.transformer import Past, Transformer
-from minift.peft.format import Problems, Whole, one, whole
 from minift.peft.lora import precise
-from minift.peft.places import made
 from minift.peft.prompt import SIZES, sizes
 from minift.peft.ptuning import seeded
-from minift.peft.virtual import room
+from minift.peft.slots import made
+from minift.peft.soft_prompt import room
 
 INITS = ("random", "vocab")
 RATE = 1e-2

@@ -23,12 +23,12 @@ import torch
 from torch import Tensor, nn
 
 from minift.errors import ConfigError
+from minift.interop.peft_format import Problems, Whole, whole
 from minift.model.transformer import Transformer
-from minift.peft.format import Problems, Whole, whole
 from minift.peft.lora import precise
-from minift.peft.places import made
 from minift.peft.prompt import SIZES, sizes, to_file
-from minift.peft.virtual import Virtual, room
+from minift.peft.slots import made
+from minift.peft.soft_prompt import Virtual, room
 
 ENCODERS = ("mlp", "lstm")
 RATE = 1e-3

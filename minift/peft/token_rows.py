@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from minift.errors import ConfigError, one_line
+from minift.interop.module_names import Spelling
+from minift.interop.peft_format import Problems
 from minift.model.heads import MaskedLMHead
 from minift.model.transformer import Transformer
-from minift.peft.format import Problems
-from minift.peft.places import WHOLE, hang
-from minift.peft.spelling import Spelling
+from minift.peft.slots import WHOLE, hang
 
 OPTION = "trainable_token_indices"
 LEAF = "token_adapter.trainable_tokens_delta"  # whole rows, in spite of its name

@@ -15,10 +15,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from minift.checkpoints import safetensors
 from minift.checkpoints.open import load_model
-from minift.checkpoints.overwrite import check_file
 from minift.errors import ConfigError, FormatError, one_line
+from minift.formats import safetensors
+from minift.formats.overwrite import check_file
 from minift.model.transformer import Transformer
 
 POSITIONS = 24

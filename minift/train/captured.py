@@ -35,8 +35,8 @@ from minift.kernels.attention.varlen import Texts
 from minift.kernels.cross_entropy.dispatch import frozen_matrix
 from minift.kernels.lora.reference import hooks_of
 from minift.model.transformer import Transformer
-from minift.peft.places import Adapters, Slot, adapters_of
-from minift.peft.virtual import Virtual
+from minift.peft.slots import Adapters, Slot, adapters_of
+from minift.peft.soft_prompt import Virtual
 from minift.runtime import recorded
 from minift.train.loop import Planned, Taken, TrainConfig, check_gradients
 from minift.train.objectives import SFT, Objective

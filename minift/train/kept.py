@@ -25,9 +25,9 @@ from torch import Tensor, nn
 
 from minift.checkpoints.save import as_json
 from minift.errors import StorageError, notice, one_line
+from minift.interop.adapter_files import save_adapter
 from minift.model.transformer import Transformer
 from minift.peft.adapters import active
-from minift.peft.files import save_adapter
 from minift.storage import append_line, write_file
 from minift.train.run_folder import make_room
 

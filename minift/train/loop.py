@@ -20,12 +20,12 @@ import torch
 from torch import Tensor, nn
 
 from minift import __version__
-from minift.checkpoints.finite import is_finite
 from minift.checkpoints.tensor_names import file_names
 from minift.data.batches import row_batches
 from minift.errors import ConfigError, FormatError, notice
 from minift.kernels.choice import KERNELS, using, word
 from minift.kernels.quantized.linear import base_of, numbers, quantized
+from minift.model.finite import is_finite
 from minift.model.transformer import Transformer
 from minift.peft import methods
 from minift.peft.adapters import active, config_of, known, trainable

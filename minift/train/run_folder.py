@@ -20,10 +20,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from minift.checkpoints import strict_json
-from minift.checkpoints.overwrite import ADAPTER, check_files, foreign, names_in
 from minift.errors import ConfigError, FormatError, StorageError, notice, one_line
-from minift.peft.stored import METRICS
+from minift.formats import strict_json
+from minift.formats.overwrite import ADAPTER, check_files, foreign, names_in
+from minift.interop.stored import METRICS
 from minift.storage import probe
 
 try:

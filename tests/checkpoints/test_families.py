@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from minift.checkpoints import safetensors
 from minift.checkpoints.config_json import config_from_json, config_to_json
 from minift.checkpoints.families import FAMILIES, GGUF_FAMILIES, config_from_gguf, family_of
 from minift.checkpoints.mapping import HOW, pairs
 from minift.checkpoints.open import load_model
 from minift.checkpoints.save import folder_files
 from minift.errors import FormatError
+from minift.formats import safetensors
 from minift.model.transformer import Transformer
 
 GOLDEN = Path(__file__).parents[1] / "golden"

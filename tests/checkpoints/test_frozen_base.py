@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 
-from minift.checkpoints import gguf, safetensors
 from minift.checkpoints.families import FAMILIES
 from minift.checkpoints.frozen_base import BASES, checked, counts, kind_of, weights
 from minift.checkpoints.gguf_model import write
@@ -19,6 +18,7 @@ from minift.checkpoints.mapping import HOW, WHOLE_ROWS, Pair
 from minift.checkpoints.open import load, load_model
 from minift.checkpoints.save import save
 from minift.errors import ConfigError, FormatError
+from minift.formats import gguf, safetensors
 from minift.kernels.quantized.linear import QuantizedLinear, base_of, quantized
 from minift.kernels.quantized.reference import dequantize
 from minift.model.config import ModelConfig
@@ -166,7 +166,7 @@ def test_what_the_file_has_in_no_blocks_stays_dense():
 
 
 def test_a_file_of_mixed_kinds_says_what_stays_dense(tiny_tokenizer, tmp_path, monkeypatch):
-    from minift.checkpoints import gguf_write
+    from minift.formats import gguf_write
 
     honest = gguf_write.stored_as
     path = tmp_path / "mixed.gguf"

@@ -11,10 +11,10 @@ import pytest
 import torch
 
 import minift.checkpoints.open
-from minift.checkpoints import gguf, gguf_write
 from minift.checkpoints.gguf_model import check, facts, linears, weights, write
 from minift.checkpoints.open import load, load_model
 from minift.errors import ConfigError, FormatError
+from minift.formats import gguf, gguf_write
 from minift.model.config import ModelConfig
 from minift.model.transformer import Transformer
 from minift.tokenizers.byte_bpe import ALPHABET

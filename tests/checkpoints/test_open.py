@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from minift.checkpoints import safetensors
-from minift.checkpoints.download import ASSETS
+from minift.checkpoints.hub.assets import ASSETS
 from minift.checkpoints.open import headers, load, load_model, resolve, survey
 from minift.errors import ConfigError, FormatError, Notice
+from minift.formats import safetensors
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from minift.checkpoints import gguf
 from minift.checkpoints.open import load, load_model
 from minift.checkpoints.save import save
 from minift.errors import ConfigError
+from minift.formats import gguf
 from minift.model.transformer import Transformer
 from minift.peft.lora import LoRA
 from minift.peft.methods import attach

@@ -9,8 +9,9 @@ from functools import partial
 import pytest
 import torch
 
-from minift.checkpoints import safetensors, shards
+from minift.checkpoints import shards
 from minift.errors import FormatError
+from minift.formats import safetensors
 
 TENSORS = {
     "b.weight": torch.arange(12, dtype=torch.float32).reshape(3, 4),

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from minift.checkpoints import safetensors
 from minift.checkpoints.open import load_model, survey
 from minift.checkpoints.save import folder_files
 from minift.checkpoints.tensor_names import file_names
 from minift.errors import FormatError, Notice
+from minift.formats import safetensors
 
 FAMILIES = Path(__file__).parents[1] / "golden/families"
 TRIANGLE = torch.tril(torch.ones(1, 1, 8, 8))

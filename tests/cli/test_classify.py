@@ -11,13 +11,13 @@ import signal
 import pytest
 import torch
 
-from minift.checkpoints import safetensors
 from minift.checkpoints.labels import with_labels
 from minift.checkpoints.open import load
 from minift.checkpoints.save import save
 from minift.cli import classify
 from minift.cli.main import main
-from minift.peft.files import TENSORS, adapter_files, load_adapter, save_adapter
+from minift.formats import safetensors
+from minift.interop.adapter_files import TENSORS, adapter_files, load_adapter, save_adapter
 from minift.peft.lora import LoRA
 from minift.peft.merge import merge
 from minift.peft.methods import attach

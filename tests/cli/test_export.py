@@ -6,9 +6,9 @@ import json
 
 import torch
 
-from minift.checkpoints import gguf
 from minift.checkpoints.open import load
-from minift.peft.files import load_adapter
+from minift.formats import gguf
+from minift.interop.adapter_files import load_adapter
 from minift.peft.merge import merge
 
 

@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from minift.checkpoints import hub, safetensors
-from minift.checkpoints.download import ASSETS
 from minift.checkpoints.families import FAMILIES
+from minift.checkpoints.hub import fetch as hub
+from minift.checkpoints.hub.assets import ASSETS
 from minift.checkpoints.open import load
-from minift.peft.files import load_adapter
+from minift.formats import safetensors
+from minift.interop.adapter_files import load_adapter
 
 
 def test_download_lists_what_there_is(cli, monkeypatch, tmp_path):

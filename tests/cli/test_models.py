@@ -12,7 +12,7 @@ from minift.checkpoints.tokenizers import tokenizer_in
 from minift.cli import models
 from minift.cli.main import main
 from minift.errors import Notice
-from minift.peft.files import stored
+from minift.interop.adapter_files import stored
 from minift.runtime import Machine, Rates
 
 

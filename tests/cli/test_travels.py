@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import minift
-from minift.checkpoints.download import peft_name
+from minift.checkpoints.hub.assets import peft_name
 from minift.checkpoints.open import load, load_model
 from minift.cli.main import main
 from minift.errors import FormatError

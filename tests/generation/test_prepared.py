@@ -21,7 +21,7 @@ from minift.peft.adapters import disabled, rows, trainable, use
 from minift.peft.ia3 import IA3
 from minift.peft.lora import LoRA, changes_of
 from minift.peft.methods import attach
-from minift.peft.places import linears
+from minift.peft.slots import linears
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 FAMILIES = ["gemma", "gemma2", "gemma2_odd", "gemma3", "gpt2", "gpt_neox", "gpt_neox_serial",

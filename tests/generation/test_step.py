@@ -20,8 +20,8 @@ from minift.peft.adapters import disabled
 from minift.peft.bottleneck import Bottleneck
 from minift.peft.lora import LoRA
 from minift.peft.methods import attach
-from minift.peft.places import linears
 from minift.peft.prefix import Prefix
+from minift.peft.slots import linears
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "families"
 TINY = ModelConfig("llama", 61, 32, 2, 4, 2, 8, 64, 64)

@@ -1,7 +1,7 @@
 """Make gguf_file.gguf, as the gguf package writes it: every metadata type and tensor kind of ours.
 
 Run in an environment that has gguf and numpy:  python tests/golden/make_gguf_file.py
-tests/checkpoints/test_gguf_write.py writes the same pairs and tensors, and wants the same bytes.
+tests/formats/test_gguf_write.py writes the same pairs and tensors, and wants the same bytes.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ import torch
 from minift.checkpoints.open import load_model
 from minift.errors import ConfigError
 from minift.generation.decode import decode
+from minift.interop.adapter_files import load_adapter, save_adapter
 from minift.peft.adapters import (
     active,
     config_of,
@@ -21,12 +22,11 @@ from minift.peft.adapters import (
     trainable,
     use,
 )
-from minift.peft.files import load_adapter, save_adapter
 from minift.peft.ia3 import IA3
 from minift.peft.lora import LoRA
 from minift.peft.methods import attach
-from minift.peft.places import changes
 from minift.peft.prompt import Prompt
+from minift.peft.slots import changes
 
 BASE = Path(__file__).parents[1] / "golden" / "llama_gqa"
 TOKENS = torch.arange(21).view(3, 7)

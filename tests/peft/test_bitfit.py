@@ -9,7 +9,7 @@ import torch
 from minift.checkpoints.open import load_model
 from minift.peft.bitfit import BitFit, count
 from minift.peft.methods import attach
-from minift.peft.places import changes
+from minift.peft.slots import changes
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 TOKENS = torch.arange(14).view(2, 7)

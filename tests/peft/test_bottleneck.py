@@ -16,7 +16,7 @@ from minift.peft.adapters import detach, disabled, rows, trainable, use
 from minift.peft.bottleneck import DESIGNS, SUBLAYERS, Bottleneck, Change
 from minift.peft.merge import merge
 from minift.peft.methods import attach, count
-from minift.peft.places import changes
+from minift.peft.slots import changes
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 BASES = {  # where the norms of a block are

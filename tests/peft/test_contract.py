@@ -16,10 +16,11 @@ import torch
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from minift.checkpoints import safetensors
 from minift.checkpoints.open import load_model
 from minift.errors import ConfigError, FormatError
+from minift.formats import safetensors
 from minift.generation.cache import KVCache
+from minift.interop.adapter_files import CONFIG, STATE, TENSORS, adapter_files, load_adapter
 from minift.kernels.attention import packed
 from minift.kernels.choice import using
 from minift.model import transformer
@@ -27,7 +28,6 @@ from minift.model.heads import LabelHead
 from minift.model.transformer import Transformer
 from minift.peft.adapters import active, detach, disabled, modules_of, names, rows, trainable, use
 from minift.peft.bitfit import BitFit
-from minift.peft.files import CONFIG, STATE, TENSORS, adapter_files, load_adapter
 from minift.peft.head import own_head
 from minift.peft.ia3 import IA3
 from minift.peft.lora import LoRA, changes_of

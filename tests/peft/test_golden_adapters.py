@@ -10,16 +10,23 @@ import numpy as np
 import pytest
 import torch
 
-from minift.checkpoints import safetensors
 from minift.checkpoints.open import load_model
 from minift.errors import FormatError
+from minift.formats import safetensors
+from minift.interop.adapter_files import (
+    PREFIX,
+    TENSORS,
+    load_adapter,
+    own_changes,
+    save_adapter,
+    stored,
+)
+from minift.interop.module_names import Spelling
+from minift.interop.peft_format import Whole
 from minift.peft import head, lora
 from minift.peft.adapters import config_of, trainable
-from minift.peft.files import PREFIX, TENSORS, load_adapter, own_changes, save_adapter, stored
-from minift.peft.format import Whole
 from minift.peft.merge import merge
 from minift.peft.methods import attach, method_of
-from minift.peft.spelling import Spelling
 from minift.peft.token_rows import LEAF, TableRows
 
 GOLDEN = Path(__file__).parents[1] / "golden"

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from minift.checkpoints.open import load_model
+from minift.interop.adapter_files import adapter_files, load_adapter, save_adapter
 from minift.peft.adapters import trainable, use
-from minift.peft.files import adapter_files, load_adapter, save_adapter
 from minift.peft.head import modules, own_head, theirs
 from minift.peft.lora import LoRA
 from minift.peft.merge import merge

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from minift.checkpoints import safetensors
 from minift.checkpoints.open import load_model
 from minift.errors import ConfigError, FormatError
-from minift.peft.files import load_adapter, save_adapter
+from minift.formats import safetensors
+from minift.interop.adapter_files import load_adapter, save_adapter
 from minift.peft.ia3 import IA3, count
 from minift.peft.methods import attach
-from minift.peft.places import changes
+from minift.peft.slots import changes
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 TOKENS = torch.arange(14).view(2, 7)

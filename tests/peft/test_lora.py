@@ -14,7 +14,7 @@ from minift.peft.adapters import disabled, trainable
 from minift.peft.lora import LoRA, count
 from minift.peft.merge import merge
 from minift.peft.methods import attach
-from minift.peft.places import changes
+from minift.peft.slots import changes
 
 BASE = Path(__file__).parents[1] / "golden" / "llama_gqa"
 TOKENS = torch.arange(14).view(2, 7)

@@ -17,8 +17,8 @@ from minift.peft.ia3 import IA3
 from minift.peft.lora import LoRA
 from minift.peft.merge import apart, combine, merge, merge_error
 from minift.peft.methods import attach
-from minift.peft.places import changes, hang, made
 from minift.peft.prompt import Prompt
+from minift.peft.slots import changes, hang, made
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 TOKENS = torch.arange(14).view(2, 7)

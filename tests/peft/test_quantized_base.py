@@ -19,7 +19,7 @@ from minift.model.transformer import Transformer
 from minift.peft.adapters import trainable
 from minift.peft.merge import check_kinds
 from minift.peft.methods import count
-from minift.peft.places import linears
+from minift.peft.slots import linears
 
 BASES = ("int8", "nf4", "gguf")
 METHODS = {

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from minift.checkpoints import safetensors
 from minift.checkpoints.open import load_model
 from minift.errors import ConfigError, FormatError
+from minift.formats import safetensors
+from minift.interop.adapter_files import CONFIG, TENSORS, load_adapter, save_adapter
+from minift.interop.gguf_lora import write
 from minift.peft.adapters import trainable
-from minift.peft.files import CONFIG, TENSORS, load_adapter, save_adapter
-from minift.peft.gguf_lora import write
 from minift.peft.lora import LoRA
 from minift.peft.merge import combine, merge, with_tensors
 from minift.peft.methods import attach, count

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from minift.checkpoints import safetensors
 from minift.checkpoints.open import load_model
 from minift.errors import ConfigError
+from minift.formats import safetensors
 from minift.study.verify import other_trace, probe, save_trace, trace, verify
 
 GOLDEN = Path(__file__).parents[1] / "golden"

@@ -166,7 +166,7 @@ def test_a_long_word_takes_no_quadratic_time() -> None:
 
 @pytest.fixture(scope="module")
 def smollm2(asset: Callable[[str], Path]) -> ByteBPE:
-    from minift.checkpoints import gguf
+    from minift.formats import gguf
 
     path = asset("smollm2-135m-instruct")
     return ByteBPE.from_gguf(gguf.read(path).metadata, str(path))

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from minift.checkpoints import strict_json
 from minift.errors import EncodeError, FormatError
+from minift.formats import strict_json
 from minift.tokenizers.byte_bpe import ALPHABET, ByteBPE
 from minift.tokenizers.post_processor import to_json
 from minift.tokenizers.wordpiece import WordPiece

@@ -10,9 +10,9 @@ import torch
 from minift.checkpoints.labels import with_labels
 from minift.data.read import open_records
 from minift.errors import ConfigError, DataError
+from minift.interop import adapter_files
 from minift.model.config import ModelConfig
 from minift.model.transformer import Transformer
-from minift.peft import files
 from minift.peft.adapters import disabled, room_left
 from minift.peft.lora import LoRA
 from minift.peft.methods import METHODS, attach
@@ -189,7 +189,7 @@ def test_every_method_learns_the_labels_with_a_head_of_its_own(word, make, token
         assert torch.equal(p, body[name])
     assert torch.equal(model.head.out.weight, head)
 
-    fresh = files.load_adapter(with_labels(make(), LABELS, seed=9), tmp_path / "run")
+    fresh = adapter_files.load_adapter(with_labels(make(), LABELS, seed=9), tmp_path / "run")
     _, again = class_accuracy(fresh, tokenizer, ROWS)
     torch.testing.assert_close(again, logp, rtol=1e-5, atol=1e-5)
     with disabled(model):
@@ -200,16 +200,16 @@ def test_every_method_learns_the_labels_with_a_head_of_its_own(word, make, token
 
 def test_labels_travel_with_the_adapter(tmp_path):
     model = attach(with_labels(decoder(), ("schlecht", "für gut")), LoRA(rank=2))
-    files.save_adapter(model, tmp_path / "a")
-    found = files.stored(tmp_path / "a")
+    adapter_files.save_adapter(model, tmp_path / "a")
+    found = adapter_files.stored(tmp_path / "a")
     assert (found.classifies, found.labels) == (True, ("schlecht", "für gut"))
     assert json.loads((tmp_path / "a/adapter_config.json").read_text())["task_type"] == "SEQ_CLS"
-    given = files.load_adapter(decoder(), tmp_path / "a", trainable=True)  # a head with it
+    given = adapter_files.load_adapter(decoder(), tmp_path / "a", trainable=True)  # a head with it
     assert given.config.labels == ("schlecht", "für gut")
     tokens = torch.arange(12).view(2, 6)
     assert torch.equal(given(tokens), model(tokens))
     with pytest.raises(ConfigError, match="has the labels schlecht, für gut, and the model bad"):
-        files.load_adapter(with_labels(decoder(), LABELS), tmp_path / "a")
+        adapter_files.load_adapter(with_labels(decoder(), LABELS), tmp_path / "a")
 
 
 def test_accuracy_of_rows_in_their_order():

@@ -16,8 +16,8 @@ import torch
 
 from minift.checkpoints.open import load_model
 from minift.errors import DataError, Notice, StorageError
+from minift.interop.adapter_files import load_adapter
 from minift.peft.adapters import trainable
-from minift.peft.files import load_adapter
 from minift.peft.lora import LoRA
 from minift.peft.methods import attach
 from minift.train import kept, loop

@@ -16,13 +16,13 @@ import torch
 
 from minift.checkpoints.open import load_model
 from minift.errors import ConfigError, FormatError, Notice, StorageError
+from minift.interop.adapter_files import load_adapter, save_adapter
+from minift.interop.module_names import Spelling
 from minift.kernels import choice
 from minift.peft.adapters import trainable
-from minift.peft.files import load_adapter, save_adapter
 from minift.peft.lora import LoRA
 from minift.peft.methods import attach
-from minift.peft.places import changes
-from minift.peft.spelling import Spelling
+from minift.peft.slots import changes
 from minift.train.loop import Diverged, Step, TrainConfig, fit, gradients, order
 from minift.train.objectives import SFT, Batch, pieces
 

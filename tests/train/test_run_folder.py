@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from minift.checkpoints import safetensors
 from minift.errors import ConfigError, Notice, StorageError
+from minift.formats import safetensors
 from minift.train import run_folder
 from minift.train.run_folder import LOCK, check_out, claimed, clear, make_room
 

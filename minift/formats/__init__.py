@@ -1,0 +1,1 @@
+"""File formats: header and bytes of each, and nothing about models."""

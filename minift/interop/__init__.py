@@ -1,0 +1,1 @@
+"""Adapter files of other programs: PEFT's, AdapterHub's, llama.cpp's."""
