@@ -104,7 +104,7 @@ OWN: dict[str, dict[str, Any]] = {
     "p-tuning": {"peft_type": "P_TUNING", "task_type": CLS, "num_virtual_tokens": 5,
                  "base_model_name_or_path": "bert", "encoder_hidden_size": 8},
 }  # fmt: skip
-HOW: dict[str, dict[str, Any]] = {
+TRANSFORMS: dict[str, dict[str, Any]] = {
     "raw names": {"raw": "default"}, "beside pictures": {"raw": "language_model"},
     "old file": {"bin": True}, "more tokens": {"tokens": 101}, "more tokens, tied": {"tokens": 101},
     "fewer tokens": {"tokens": 90}, "classes": {"labels": 6},
@@ -125,7 +125,7 @@ def jobs_of(real: Path | None, work: Path) -> list[dict[str, Any]]:
     for number, (name, config) in enumerate(configs.items()):
         old = real is not None and config.get("peft_type") == "LORA" and CALLED_BIN not in config
         job = {"name": name, "config": config, "family": family_of(config), "bin": old}
-        how = HOW.get(name, {}) if real is None else {}
+        how = TRANSFORMS.get(name, {}) if real is None else {}
         jobs.append(job | {"folder": str(work / str(number))} | how)
     return jobs
 

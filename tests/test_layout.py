@@ -71,6 +71,30 @@ def test_imports_go_one_way(name):
     assert not upward
 
 
+def test_no_two_files_import_each_other():
+    """Nor in a wider circle, whenever the imports are run: each file is read before its users."""
+    names = {name[:-3].replace("/", ".").removesuffix(".__init__"): name for name in TREES}
+    needs = {
+        name: {
+            names[part]
+            for target in imports(name)
+            for part in (target, target.rpartition(".")[0])
+            if part in names and (part == target or target not in names)
+        }
+        - {name}
+        for name in TREES
+    }
+    del needs["minift/__init__.py"]  # lazy: it gives names, and every file imports it
+    while free := [name for name, used in needs.items() if not used & set(needs)]:
+        for name in free:
+            del needs[name]
+    # What is left is in a circle or uses one; those that nobody left uses are not in it.
+    while idle := [name for name in needs if not any(name in used for used in needs.values())]:
+        for name in idle:
+            del needs[name]
+    assert not needs, "a circle among " + ", ".join(sorted(needs))
+
+
 def test_every_package_has_its_place():
     packages = {Path(name).parts[1].removesuffix(".py") for name in TREES}
     assert packages - {"__init__", "__main__"} == set(RANK)

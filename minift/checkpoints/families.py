@@ -54,16 +54,27 @@ def heads(values: Values) -> object:
     return values["heads"]
 
 
+def only(fields: tuple[Field, ...], *names: str) -> tuple[Field, ...]:
+    """The fields of these names of ours, in the table's order."""
+    found = tuple(row for row in fields if row.ours in names)
+    assert {row.ours for row in found} == {*names}, f"no such fields: {names}"
+    return found
+
+
+def without(fields: tuple[Field, ...], *names: str) -> tuple[Field, ...]:
+    return only(fields, *{row.ours for row in fields} - {*names})
+
+
 def head_dim(values: Values) -> object:
     return values["dim"] // max(1, values["heads"])
 
 
-def both(theirs: str, ours: str, how: str = "=", when: str = "") -> tuple[Row, Row]:
+def both(theirs: str, ours: str, transform: str = "=", when: str = "") -> tuple[Row, Row]:
     """A weight and its bias."""
-    turned = {"turned": "=", "q|k|v turned": "q|k|v"}.get(how, how)  # a bias has no columns
+    of_bias = {"transpose": "=", "q|k|v transpose": "q|k|v"}.get(transform, transform)  # one column
     return (
-        Row(f"{theirs}.weight", f"{ours}.weight", how, when),
-        Row(f"{theirs}.bias", f"{ours}.bias", turned, when),
+        Row(f"{theirs}.weight", f"{ours}.weight", transform, when),
+        Row(f"{theirs}.bias", f"{ours}.bias", of_bias, when),
     )
 
 
@@ -83,6 +94,8 @@ LLAMA_FIELDS = (
     Field("hidden_act", "act", str, "silu", ACTIVATIONS),
     Field("tie_word_embeddings", "tied", bool, False),
 )
+LLAMA_BODY_FIELDS = without(LLAMA_FIELDS, "act", "tied")
+BODY_SIZES = only(LLAMA_FIELDS, "vocab", "dim", "layers", "heads")
 LLAMA_BIAS_FIELDS = (
     Field("attention_bias", "qkv_bias", bool, False),
     Field("attention_bias", "out_bias", bool, False),
@@ -109,10 +122,8 @@ LLAMA_BODY = (
     Row("{p}layers.{i}.self_attn.k_norm.weight", "blocks.{i}.attn.k_norm.weight", when="qk_norm"),
     Row("{p}norm.weight", "norm.weight"),
 )
-DECODER_HEADS = (
-    Row("lm_head.weight", "head.weight", when="head=lm !tied"),
-    Row("score.weight", "head.out.weight", when="head=label"),
-)
+SCORE = Row("score.weight", "head.out.weight", when="head=label")
+DECODER_HEADS = (Row("lm_head.weight", "head.weight", when="head=lm !tied"), SCORE)
 MLP_NORM = "{p}layers.{i}.post_attention_layernorm.weight"
 LLAMA_WEIGHTS = (*LLAMA_BODY, Row(MLP_NORM, "blocks.{i}.mlp.norm.weight"), *DECODER_HEADS)
 TIED_COPY = {"lm_head.weight": "{p}embed_tokens.weight"}
@@ -163,12 +174,17 @@ GGUF_BODY = (
 
 def in_pairs(rows: tuple[Row, ...]) -> tuple[Row, ...]:
     """The rows of the architecture `llama`, whose q and k are stored pair by pair."""
-    how = {"attn_q": "q pairs", "attn_k": "k pairs"}
-    return tuple(replace(row, how=how.get(row.theirs.split(".")[-2], row.how)) for row in rows)
+    transform = {"attn_q": "q unpermute", "attn_k": "k unpermute"}
+    return tuple(
+        replace(row, transform=transform.get(row.theirs.split(".")[-2], row.transform))
+        for row in rows
+    )
 
 
 def norms_plus_one(rows: tuple[Row, ...]) -> tuple[Row, ...]:
-    return tuple(replace(row, how="one more") if "norm" in row.theirs else row for row in rows)
+    return tuple(
+        replace(row, transform="minus_one") if "norm" in row.theirs else row for row in rows
+    )
 
 
 GGUF_PRESENT = {
@@ -182,7 +198,7 @@ LLAMA_GGUF = Layout(
     parts=(GGUF_ROPE,),
     must_be={"expert_count": 0, "attention.sliding_window": None, "attention.causal": True},
     present=GGUF_PRESENT,
-    passed_over=(r"rope_freqs\.weight",),  # read with the configuration
+    buffers=(r"rope_freqs\.weight",),  # read with the configuration
 )
 PLAIN_GGUF = replace(LLAMA_GGUF, weights=GGUF_BODY)
 
@@ -201,9 +217,9 @@ LLAMA = Family(
         fields=LLAMA_FIELDS + LLAMA_BIAS_FIELDS,
         weights=LLAMA_WEIGHTS,
         parts=(rope(10_000.0), LABELS),
-        copies=TIED_COPY,
+        tied_copies=TIED_COPY,
         renames={r"^transformer\.": "model."},  # as the class for question answering has it
-        passed_over=BUFFERS,
+        buffers=BUFFERS,
         ignored=DECODER_IGNORED,
     ),
     gguf_name="llama",
@@ -257,7 +273,7 @@ QWEN3 = like_llama(
     {"qk_norm": True},
     replace(
         LLAMA.folder,
-        fields=other(QWEN_FIELDS, head_dim=128) + LLAMA_BIAS_FIELDS[:2],
+        fields=other(QWEN_FIELDS, head_dim=128) + only(LLAMA_BIAS_FIELDS, "qkv_bias", "out_bias"),
         parts=(rope(10_000.0), windows(upper_layers, "use_sliding_window"), LABELS),
     ),
     gguf_name="qwen3",
@@ -269,9 +285,9 @@ QWEN3 = like_llama(
 
 GEMMA_FIXED = {"act": "gelu_tanh", "norm_offset": 1.0}
 GEMMA_FIELDS = (
-    *other(LLAMA_FIELDS[:9], vocab=256_000, ff=9216, context=8192, head_dim=256, dim=2304),
+    *other(LLAMA_BODY_FIELDS, vocab=256_000, ff=9216, context=8192, head_dim=256, dim=2304),
     Field("tie_word_embeddings", "tied", bool, True),
-    *LLAMA_BIAS_FIELDS[:2],
+    *only(LLAMA_BIAS_FIELDS, "qkv_bias", "out_bias"),
 )
 GEMMA_2_FIELDS = (
     *other(GEMMA_FIELDS, layers=26, heads=8, kv_heads=4),
@@ -384,9 +400,9 @@ GEMMA3 = like_llama(
 LAYER_NORM = {"norm": "layer", "gated": False, "qkv_bias": True, "out_bias": True, "mlp_bias": True}
 GPT2_GGUF = Layout(
     fields=(
-        *LLAMA_GGUF_FIELDS[:4],
+        *only(LLAMA_GGUF_FIELDS, "vocab", "dim", "layers", "heads"),
         Field("attention.head_count", "kv_heads", int),
-        *LLAMA_GGUF_FIELDS[5:8],
+        *only(LLAMA_GGUF_FIELDS, "head_dim", "ff", "context"),
         Field("attention.layer_norm_epsilon", "norm_eps", float),
     ),
     weights=(
@@ -431,11 +447,11 @@ GPT2 = Family(
             Row("{p}wte.weight", "embed.weight"),
             Row("{p}wpe.weight", "places.weight"),
             *both("{p}h.{i}.ln_1", "blocks.{i}.attn.norm"),
-            *both("{p}h.{i}.attn.c_attn", "blocks.{i}.attn.qkv.{q,k,v}", "q|k|v turned"),
-            *both("{p}h.{i}.attn.c_proj", "blocks.{i}.attn.out.o", "turned"),
+            *both("{p}h.{i}.attn.c_attn", "blocks.{i}.attn.qkv.{q,k,v}", "q|k|v transpose"),
+            *both("{p}h.{i}.attn.c_proj", "blocks.{i}.attn.out.o", "transpose"),
             *both("{p}h.{i}.ln_2", "blocks.{i}.mlp.norm"),
-            *both("{p}h.{i}.mlp.c_fc", "blocks.{i}.mlp.hidden.up", "turned"),
-            *both("{p}h.{i}.mlp.c_proj", "blocks.{i}.mlp.out.down", "turned"),
+            *both("{p}h.{i}.mlp.c_fc", "blocks.{i}.mlp.hidden.up", "transpose"),
+            *both("{p}h.{i}.mlp.c_proj", "blocks.{i}.mlp.out.down", "transpose"),
             *both("{p}ln_f", "norm"),
             *DECODER_HEADS,
         ),
@@ -445,8 +461,8 @@ GPT2 = Family(
             "scale_attn_by_inverse_layer_idx": False,
             "add_cross_attention": False,
         },
-        copies={"lm_head.weight": "{p}wte.weight"},
-        passed_over=(r".*\.attn\.(masked_)?bias",),  # the triangle of the mask, in older files
+        tied_copies={"lm_head.weight": "{p}wte.weight"},
+        buffers=(r".*\.attn\.(masked_)?bias",),  # the triangle of the mask, in older files
         ignored={**DECODER_IGNORED, "multiple-choice head": r"multiple_choice_head\..+"},
     ),
     gguf_name="gpt2",
@@ -474,10 +490,10 @@ GPT_NEOX = Family(
     prefix="gpt_neox.",
     folder=Layout(
         fields=(
-            *other(LLAMA_FIELDS[:4], vocab=50_432, dim=6144, layers=44, heads=64),
+            *other(BODY_SIZES, vocab=50_432, dim=6144, layers=44, heads=64),
             Field("num_attention_heads", "kv_heads", int, heads),
             Field("hidden_size / heads", "head_dim", int, head_dim),
-            *other(LLAMA_FIELDS[6:8], ff=24_576),
+            *other(only(LLAMA_FIELDS, "ff", "context"), ff=24_576),
             Field("layer_norm_eps", "norm_eps", float, 1e-5),
             Field("hidden_act", "act", str, "gelu", ACTIVATIONS),
             Field("attention_bias", "qkv_bias", bool, True),
@@ -487,25 +503,24 @@ GPT_NEOX = Family(
         weights=(
             Row("{p}embed_in.weight", "embed.weight"),
             *NEOX_BODY,
-            Row(f"{NEOX_QKV[0]}.weight", f"{NEOX_QKV[1]}.weight", "qkv by head"),
-            Row(f"{NEOX_QKV[0]}.bias", f"{NEOX_QKV[1]}.bias", "qkv by head", "qkv_bias"),
+            Row(f"{NEOX_QKV[0]}.weight", f"{NEOX_QKV[1]}.weight", "q|k|v per head"),
+            Row(f"{NEOX_QKV[0]}.bias", f"{NEOX_QKV[1]}.bias", "q|k|v per head", "qkv_bias"),
             Row(f"{NEOX_OUT[0]}.weight", f"{NEOX_OUT[1]}.weight"),
             Row(f"{NEOX_OUT[0]}.bias", f"{NEOX_OUT[1]}.bias", when="out_bias"),
             *both("{p}final_layer_norm", "norm"),
             Row("embed_out.weight", "head.weight", when="head=lm !tied"),
-            DECODER_HEADS[1],
+            SCORE,
         ),
         parts=(PARTIAL_ROPE, NEOX, LABELS),
-        copies={"embed_out.weight": "{p}embed_in.weight"},
+        tied_copies={"embed_out.weight": "{p}embed_in.weight"},
         renames={r"^lm_head\.": "embed_out."},
-        passed_over=(*BUFFERS, r".*\.attention\.(masked_)?bias"),
+        buffers=(*BUFFERS, r".*\.attention\.(masked_)?bias"),
         ignored={**DECODER_IGNORED, "language head": r"embed_out\.weight"},
     ),
     gguf_name="gptneox",
     gguf=Layout(
         fields=(
-            *GPT2_GGUF.fields[:-1],
-            Field("attention.layer_norm_epsilon", "norm_eps", float),
+            *GPT2_GGUF.fields,
             Field("rope.dimension_count", "rope_dims", int, None),
             Field("rope.freq_base", "rope_base", float, 10_000.0),
         ),
@@ -528,10 +543,10 @@ ENCODER = {
     "label_bias": True,
 }
 BERT_FIELDS = (
-    *other(LLAMA_FIELDS[:4], vocab=30_522, dim=768, layers=12, heads=12),
+    *other(BODY_SIZES, vocab=30_522, dim=768, layers=12, heads=12),
     Field("num_attention_heads", "kv_heads", int, heads),
     Field("hidden_size / heads", "head_dim", int, head_dim),
-    *other(LLAMA_FIELDS[6:7], ff=3072),
+    *other(only(LLAMA_FIELDS, "ff"), ff=3072),
     Field("type_vocab_size", "token_types", int, 2),
     Field("layer_norm_eps", "norm_eps", float, 1e-12),
     Field("hidden_act", "act", str, "gelu", ACTIVATIONS),
@@ -592,12 +607,12 @@ BERT = Family(
         parts=(LABELS,),
         must_be=BERT_MUST_BE,
         present={"pooler": ("{p}pooler.dense.weight",)},
-        copies={
+        tied_copies={
             "cls.predictions.decoder.weight": "{p}embeddings.word_embeddings.weight",
             "cls.predictions.decoder.bias": "cls.predictions.bias",
         },
         renames=LAYER_NORM_NAMES,
-        passed_over=POSITION_IDS,
+        buffers=POSITION_IDS,
         ignored={
             "masked-word head": r"cls\.predictions\."
             r"(bias|decoder\.(weight|bias)|transform\.(dense|LayerNorm)\.(weight|bias))",
@@ -645,12 +660,12 @@ ROBERTA_FAMILY = Family(
                 "classifier.dense.weight head=label",
             )
         },
-        copies={
+        tied_copies={
             "lm_head.decoder.weight": "{p}embeddings.word_embeddings.weight",
             "lm_head.decoder.bias": "lm_head.bias",
         },
         renames=LAYER_NORM_NAMES,
-        passed_over=POSITION_IDS,
+        buffers=POSITION_IDS,
         ignored={
             "pooler": r"(roberta\.)?pooler\.dense\.(weight|bias)",  # from before it got its labels
             "masked-word head": r"lm_head\.(bias|(decoder|dense|layer_norm)\.(weight|bias))",
@@ -705,9 +720,9 @@ DISTILBERT = Family(
         ),
         parts=(LABELS,),
         present={"pooler": ("pre_classifier.weight head=label",)},
-        copies={"vocab_projector.weight": "{p}embeddings.word_embeddings.weight"},
+        tied_copies={"vocab_projector.weight": "{p}embeddings.word_embeddings.weight"},
         renames=LAYER_NORM_NAMES,
-        passed_over=POSITION_IDS,
+        buffers=POSITION_IDS,
         ignored={
             "masked-word head": r"vocab_(transform|layer_norm|projector)\.(weight|bias)",
             "pre-classifier": r"pre_classifier\.(weight|bias)",

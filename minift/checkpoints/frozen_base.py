@@ -46,7 +46,7 @@ def kind_of(base: str | None, pair: Pair, kind: str, small: set[str]) -> str | N
         return None
     if base in OWN:
         return base
-    return kind if kind in BLOCKS and pair.how in WHOLE_ROWS else None
+    return kind if kind in BLOCKS and pair.transform in WHOLE_ROWS else None
 
 
 def store(

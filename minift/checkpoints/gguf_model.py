@@ -18,7 +18,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from minift.checkpoints.families import FAMILIES, config_from_gguf
-from minift.checkpoints.mapping import HOW, Layout, pairs, write_fields
+from minift.checkpoints.mapping import TRANSFORMS, Layout, pairs, write_fields
 from minift.errors import ConfigError, one_line
 from minift.formats import gguf_write
 from minift.formats.gguf_write import Value
@@ -69,7 +69,7 @@ def weights(model: Transformer) -> dict[str, Tensor]:
         there = [x for x in ours if x is not None]
         if len(there) < len(ours):
             raise ConfigError(f"gguf: this {config.family} has no {', '.join(pair.ours)}")
-        tensors[pair.theirs] = HOW[pair.how][1](config, there)
+        tensors[pair.theirs] = TRANSFORMS[pair.transform].save(config, there)
     if parameters:
         names = ", ".join(parameters)
         raise ConfigError(f"gguf: {config.family} has no place for {one_line(names, 200)}")
@@ -118,19 +118,19 @@ def linears(config: ModelConfig) -> dict[str, Place]:
     for pair in pairs(layout_of(config), config, ""):
         if len(pair.ours) == 1 and pair.ours[0].endswith(".weight"):
             to_file, from_file = (
-                partial(one_out, pair.how, config),
-                partial(one_in, pair.how, config),
+                partial(one_out, pair.transform, config),
+                partial(one_in, pair.transform, config),
             )
             places[pair.ours[0].removesuffix(".weight")] = Place(pair.theirs, to_file, from_file)
     return places
 
 
-def one_out(how: str, config: ModelConfig, x: Tensor) -> Tensor:
-    return HOW[how][1](config, [x])
+def one_out(transform: str, config: ModelConfig, x: Tensor) -> Tensor:
+    return TRANSFORMS[transform].save(config, [x])
 
 
-def one_in(how: str, config: ModelConfig, x: Tensor) -> Tensor:
-    return HOW[how][0](config, x)[0]
+def one_in(transform: str, config: ModelConfig, x: Tensor) -> Tensor:
+    return TRANSFORMS[transform].load(config, x)[0]
 
 
 def write(

@@ -73,9 +73,14 @@ def labelled(config: ModelConfig, labels: tuple[str, ...]) -> ModelConfig:
     if "label" not in family.heads.values():
         raise ConfigError(f"with_labels: {config.family} has no class for labels")
     wanted = replace(config, head="label", labels=labels, tied=False)
-    # RoBERTa and DistilBERT have a dense layer inside of the classifier, which is made with it.
-    rows = pairs(family.folder, replace(wanted, pooler=True), family.prefix)
-    inside = any(
+    return replace(wanted, pooler=wanted.pooler or pooler_inside(wanted))
+
+
+def pooler_inside(config: ModelConfig) -> bool:
+    """Whether the family's classifier has the dense layer inside of it, and is made with it: that
+    of RoBERTa and DistilBERT."""
+    family = FAMILIES[config.family]
+    rows = pairs(family.folder, replace(config, pooler=True), family.prefix)
+    return any(
         row.ours == ("pooler.weight",) and not row.theirs.startswith(family.prefix) for row in rows
     )
-    return replace(wanted, pooler=wanted.pooler or inside)

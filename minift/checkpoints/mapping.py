@@ -1,7 +1,7 @@
 """How a family's files and our configuration and tensors say the same: rows that read both ways.
 
 A `Field` maps a key of config.json (or of GGUF metadata) to a field of ModelConfig, a `Row` maps a
-tensor of a file to one or several of ours. `how` names an invertible transform, so that the same
+tensor of a file to one or several of ours. `transform` names an invertible one, so that the same
 rows, read right to left, write the family's files. `{i}` in a name is the layer, `{p}` the prefix
 of the model inside a class with a head, and `{q,k,v}` the three tensors that one of theirs becomes.
 """
@@ -12,7 +12,7 @@ import math
 import re
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -39,7 +39,7 @@ class Field:
 class Row:
     theirs: str
     ours: str
-    how: str = "="
+    transform: str = "="
     when: str = ""  # conditions on ModelConfig, all of them: "tied", "!tied", "head=lm"
 
 
@@ -60,11 +60,13 @@ class Layout:
     parts: tuple[Part, ...] = ()
     must_be: Mapping[str, object] = field(default_factory=dict)  # keys with one known value
     present: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # ours: if one is there
-    copies: Mapping[str, str] = field(default_factory=dict)  # a tensor that may stand there twice
+    tied_copies: Mapping[str, str] = field(
+        default_factory=dict
+    )  # a tensor that may stand there twice
     # Regular expressions of names: what older or larger files call a tensor, and what it becomes;
     # buffers, which nobody misses; and trained tensors that the model has no use for, by kind.
     renames: Mapping[str, str] = field(default_factory=dict)
-    passed_over: tuple[str, ...] = ()
+    buffers: tuple[str, ...] = ()
     ignored: Mapping[str, str] = field(default_factory=dict)  # what it is -> the names
 
 
@@ -116,18 +118,31 @@ def split(config: ModelConfig, x: Tensor) -> list[Tensor]:
 
 Load = Callable[[ModelConfig, Tensor], list[Tensor]]
 Save = Callable[[ModelConfig, Sequence[Tensor]], Tensor]
-HOW: dict[str, tuple[Load, Save]] = {
-    "=": (lambda c, x: [x], lambda c, xs: xs[0]),
-    "turned": (lambda c, x: [x.T], lambda c, xs: xs[0].T),
-    "q|k|v": (split, lambda c, xs: torch.cat(list(xs))),
-    "q|k|v turned": (lambda c, x: split(c, x.T), lambda c, xs: torch.cat(list(xs)).T),
-    "qkv by head": (by_head, joined_by_head),
-    "q pairs": (lambda c, x: [unpermute(c.heads, x)], lambda c, xs: permute(c.heads, xs[0])),
-    "k pairs": (lambda c, x: [unpermute(c.kv_heads, x)], lambda c, xs: permute(c.kv_heads, xs[0])),
-    "one more": (lambda c, x: [x - 1], lambda c, xs: xs[0] + 1),  # theirs is ours plus one
+
+
+class Transform(NamedTuple):
+    """A tensor of the file to ours, and back."""
+
+    load: Load
+    save: Save
+
+
+TRANSFORMS: dict[str, Transform] = {
+    "=": Transform(lambda c, x: [x], lambda c, xs: xs[0]),
+    "transpose": Transform(lambda c, x: [x.T], lambda c, xs: xs[0].T),
+    "q|k|v": Transform(split, lambda c, xs: torch.cat(list(xs))),
+    "q|k|v transpose": Transform(lambda c, x: split(c, x.T), lambda c, xs: torch.cat(list(xs)).T),
+    "q|k|v per head": Transform(by_head, joined_by_head),
+    "q unpermute": Transform(
+        lambda c, x: [unpermute(c.heads, x)], lambda c, xs: permute(c.heads, xs[0])
+    ),
+    "k unpermute": Transform(
+        lambda c, x: [unpermute(c.kv_heads, x)], lambda c, xs: permute(c.kv_heads, xs[0])
+    ),
+    "minus_one": Transform(lambda c, x: [x - 1], lambda c, xs: xs[0] + 1),
 }
 # Those that move whole rows, and so take rows that are stored as bytes as well.
-WHOLE_ROWS = ("=", "q|k|v", "qkv by head", "q pairs", "k pairs")
+WHOLE_ROWS = ("=", "q|k|v", "q|k|v per head", "q unpermute", "k unpermute")
 
 
 # ---- tensors -------------------------------------------------------------------------------------
@@ -139,7 +154,7 @@ class Pair:
 
     theirs: str
     ours: tuple[str, ...]
-    how: str
+    transform: str
 
 
 def rows(layout: Layout, config: ModelConfig) -> list[Row]:
@@ -152,7 +167,7 @@ def pairs(layout: Layout, config: ModelConfig, prefix: str) -> Iterator[Pair]:
     for row in rows(layout, config):
         for i in range(config.layers if "{i}" in row.theirs else 1):
             ours = row.ours.replace("{i}", str(i))
-            yield Pair(fill(row.theirs, prefix, i), tuple(spread(ours)), row.how)
+            yield Pair(fill(row.theirs, prefix, i), tuple(spread(ours)), row.transform)
 
 
 def fill(name: str, prefix: str, layer: int = 0) -> str:
@@ -256,8 +271,8 @@ def build(values: Values, path: str) -> ModelConfig:
         ) from None
 
 
-def is_passed_over(layout: Layout, name: str) -> bool:
-    return any(re.fullmatch(pattern, name) for pattern in layout.passed_over)
+def is_buffer(layout: Layout, name: str) -> bool:
+    return any(re.fullmatch(pattern, name) for pattern in layout.buffers)
 
 
 def kind_ignored(layout: Layout, name: str) -> str | None:

@@ -16,7 +16,7 @@ from minift.checkpoints import frozen_base, shards
 from minift.checkpoints.config_json import config_from_json, prefix_in
 from minift.checkpoints.families import FAMILIES, config_from_gguf
 from minift.checkpoints.hub import assets, cache
-from minift.checkpoints.mapping import HOW, Layout, pairs
+from minift.checkpoints.mapping import TRANSFORMS, Layout, pairs
 from minift.checkpoints.tensor_names import NamedFile, TensorFile, check_tensors, named, settled
 from minift.checkpoints.tokenizers import (
     KINDS,
@@ -111,7 +111,7 @@ class Headers:
     layout: Layout
     prefix: str
     files: list[Path]  # that hold weights
-    passed_over: list[str] = field(default_factory=list)  # weights in another format beside them
+    ignored: list[str] = field(default_factory=list)  # weights in another format beside them
     metadata: Mapping[str, object] | None = None  # of a GGUF file
 
     def model(self, dtype: torch.dtype, base: str | None = None) -> Transformer:
@@ -165,15 +165,13 @@ def headers(name: str | os.PathLike[str]) -> Headers:
     return Headers(str(name), path, config, file, layout, "", files, metadata=file.metadata)
 
 
-def in_folder(
-    name: str, folder: Path, weights: shards.WeightFile, passed_over: list[str]
-) -> Headers:
+def in_folder(name: str, folder: Path, weights: shards.WeightFile, ignored: list[str]) -> Headers:
     path = folder / "config.json"
     config = config_from_json(strict_json.read(path), str(path), weights.tensors)
     family = FAMILIES[config.family]
     prefix = prefix_in(family, weights.tensors)
     file = named(family, config, weights, prefix)
-    return Headers(name, folder, config, file, family.folder, prefix, weights.files, passed_over)
+    return Headers(name, folder, config, file, family.folder, prefix, weights.files, ignored)
 
 
 def gguf_config(file: GgufFile | SplitFile) -> ModelConfig:
@@ -240,9 +238,9 @@ def assemble(
     for name, pair in wanted.items():
         kind = frozen_base.kind_of(base, pair, file.tensors[name].kind, small)
         if isinstance(file, GgufFile | SplitFile) and kind in BLOCKS:
-            values = HOW[pair.how][0](config, file.blocks(name))
+            values = TRANSFORMS[pair.transform].load(config, file.blocks(name))
         else:
-            values = HOW[pair.how][0](config, file.load(name))
+            values = TRANSFORMS[pair.transform].load(config, file.load(name))
         for ours, tensor in zip(pair.ours, values, strict=True):
             module, _, leaf = ours.rpartition(".")
             if kind is not None:
@@ -271,7 +269,7 @@ class Survey:
     parameters: int
     bytes: int
     files: list[Path]  # that hold weights
-    passed_over: list[str]  # weights in another format beside them
+    ignored: list[str]  # weights in another format beside them
     tokenizer: str
     chat: str
 
@@ -292,7 +290,7 @@ def survey(name: str | os.PathLike[str]) -> Survey:
         parameters=sum(math.prod(entry.shape) for entry in tensors),
         bytes=sum(file.stat().st_size for file in found.files),
         files=found.files,
-        passed_over=found.passed_over,
+        ignored=found.ignored,
         tokenizer=tokenizer
         if isinstance(tokenizer, str)
         else f"{KINDS[type(tokenizer)]}, {tokenizer.vocab_size:,} tokens",

@@ -13,7 +13,7 @@ from torch import Tensor
 from minift.checkpoints import gguf_model
 from minift.checkpoints.config_json import config_to_json
 from minift.checkpoints.families import FAMILIES
-from minift.checkpoints.mapping import HOW, fill, pairs
+from minift.checkpoints.mapping import TRANSFORMS, fill, pairs
 from minift.errors import ConfigError
 from minift.formats import safetensors
 from minift.formats.overwrite import MODEL, own_files
@@ -83,9 +83,12 @@ def folder_files(
     prefix = "" if model.config.head == "none" else family.prefix
     for pair in pairs(family.folder, model.config, prefix):
         parts = [parameters[ours] for ours in pair.ours]
-        tensors[pair.theirs] = HOW[pair.how][1](model.config, parts).cpu()
+        tensors[pair.theirs] = TRANSFORMS[pair.transform].save(model.config, parts).cpu()
     if model.config.head == "mlm" and not model.config.tied:
-        for one, other in family.folder.copies.items():  # the bias, whose readers tie it or do not
+        for (
+            one,
+            other,
+        ) in family.folder.tied_copies.items():  # the bias, whose readers tie it or do not
             if fill(one, prefix) not in tensors:
                 tensors[fill(one, prefix)] = tensors[fill(other, prefix)].clone()
     check_finite("save", tensors.items())

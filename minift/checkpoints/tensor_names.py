@@ -18,11 +18,11 @@ from torch import Tensor
 
 from minift.checkpoints.families import FAMILIES
 from minift.checkpoints.mapping import (
-    HOW,
+    TRANSFORMS,
     Family,
     Layout,
     fill,
-    is_passed_over,
+    is_buffer,
     kind_ignored,
     pairs,
     renamed,
@@ -77,7 +77,7 @@ def named(family: Family, config: ModelConfig, file: TensorFile, prefix: str) ->
     """The file's tensors under the names of the rows, with `prefix`; others keep their names."""
     layout, path = family.folder, file.path
     check_layers(config, file)
-    copies = {fill(one, prefix): fill(other, prefix) for one, other in layout.copies.items()}
+    copies = {fill(one, prefix): fill(other, prefix) for one, other in layout.tied_copies.items()}
     rows_have = {pair.theirs for pair in pairs(layout, config, prefix)}
     wanted = rows_have | copies.keys()
     own: dict[str, str] = {}
@@ -109,7 +109,7 @@ def copies_in(config: ModelConfig, file: TensorFile, layout: Layout, prefix: str
     """Tensors of the head that stand in the file once more, under another name: which they are."""
     if config.head not in ("lm", "mlm"):
         return {}
-    both = ((fill(one, prefix), fill(other, prefix)) for one, other in layout.copies.items())
+    both = ((fill(one, prefix), fill(other, prefix)) for one, other in layout.tied_copies.items())
     return {one: other for one, other in both if one in file.tensors and other in file.tensors}
 
 
@@ -156,7 +156,7 @@ def check_tensors(
     ]
     ignored: dict[str, list[str]] = {}
     for name in file.tensors:
-        if name in shapes or name in copies or is_passed_over(layout, name):
+        if name in shapes or name in copies or is_buffer(layout, name):
             continue
         kind = kind_ignored(layout, name)
         if kind is None:
@@ -188,7 +188,7 @@ def shapes_wanted(config: ModelConfig, layout: Layout, prefix: str) -> dict[str,
     parameters = dict(unfilled(first).named_parameters())
     shapes = {}
     for row, pair in zip(rows(layout, first), pairs(layout, first, prefix), strict=True):
-        theirs = HOW[pair.how][1](first, [parameters[name] for name in pair.ours])
+        theirs = TRANSFORMS[pair.transform].save(first, [parameters[name] for name in pair.ours])
         for i in range(config.layers if "{i}" in row.theirs else 1):
             shapes[fill(row.theirs, prefix, i)] = tuple(theirs.shape)
     return shapes

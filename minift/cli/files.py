@@ -82,7 +82,7 @@ def described(found: Survey) -> str:
     chat = (f"chat         {found.chat}",) if found.chat else ()
     first = found.files[0].name + (f" and {len(found.files) - 1} more" * (len(found.files) > 1))
     several = f" in {len(found.files)} files" if len(found.files) > 1 else ""
-    others = ", ".join(found.passed_over)
+    others = ", ".join(found.ignored)
     taken = f"weights      {first}, not {others}: safetensors come first, then .bin, then .gguf"
     other = (taken,) if others else ()
     return printable(

@@ -5,7 +5,7 @@
                                  `base_model.model.` + `model.layers.0.self_attn.q_proj` +
                                  `.lora_A.weight`; soft prompts: `prompt_embeddings`
     adapter_model.bin            the same, as PEFT wrote it first; read only
-    minift_state.safetensors     what only training needs (state.py); other programs pass it over
+    minift_state.safetensors     what only training needs; other programs pass it over
 
 What is written is sorted, so the same adapter gives the same bytes. PEFT ignores a key that it does
 not know and leaves a slot empty that it does not find; here both are refused, all of them at once.
@@ -31,8 +31,9 @@ from minift.checkpoints.tokenizers import template_in, text_format_in
 from minift.errors import ConfigError, FormatError, notice
 from minift.formats import safetensors
 from minift.formats.overwrite import ADAPTER, own_files
-from minift.interop import adapterhub, modules_to_save
+from minift.interop import adapterhub, head, modules_to_save
 from minift.interop.contents import PREFIX, contents_of, problems_of
+from minift.interop.methods import FORMATS
 from minift.interop.module_names import Spelling
 from minift.interop.peft_format import CONFIG, Format, Whole, misfits
 from minift.interop.stored import LABELS, TASKS, TENSORS, Stored, stored
@@ -40,7 +41,6 @@ from minift.interop.stored import AnyStored as AnyStored
 from minift.interop.stored import adapter_folder as adapter_folder
 from minift.interop.training_state import STATE, put_state, state_config, training_state
 from minift.model.transformer import Transformer
-from minift.peft import head
 from minift.peft.adapters import (
     DEFAULT,
     active,
@@ -51,7 +51,8 @@ from minift.peft.adapters import (
     use,
 )
 from minift.peft.bottleneck import Bottleneck
-from minift.peft.methods import attach, method_of
+from minift.peft.head import OwnHead
+from minift.peft.methods import attach
 from minift.peft.module_copy import Copy
 from minift.peft.slots import adapters_of, changes
 from minift.storage import write_folder
@@ -95,7 +96,7 @@ def adapter_files(model: Transformer, name: str) -> dict[str, Any]:
     config = config_of(model, name)
     if isinstance(config, Bottleneck):
         return adapterhub.adapter_files(model, name)
-    file = method_of(config).FILE
+    file = FORMATS[type(config)]
     options: dict[str, Any]
     if isinstance(file, Whole):
         options, prefix = file.write(config, model), "base_model."
@@ -132,7 +133,7 @@ def adapter_files(model: Transformer, name: str) -> dict[str, Any]:
 
 def exported(model: Transformer, name: str) -> dict[str, Tensor]:
     """The method's own tensors, as its files have them."""
-    file = method_of(config_of(model, name)).FILE
+    file = FORMATS[type(config_of(model, name))]
     out: dict[str, Tensor] = {}
     if isinstance(file, Whole):
         out = file.to_file(model, known(model, name, "save_adapter").parts[name])
@@ -151,7 +152,7 @@ def own_changes(model: Transformer, name: str) -> dict[str, nn.Module]:
     return {
         path: change
         for path, _, change in changes(model, name)
-        if not isinstance(change, head.OwnHead | Copy) and not getattr(change, "tied", False)
+        if not isinstance(change, OwnHead | Copy) and not getattr(change, "tied", False)
     }
 
 

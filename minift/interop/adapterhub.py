@@ -28,13 +28,13 @@ from torch import Tensor
 
 from minift.checkpoints.config_json import prefix_in
 from minift.checkpoints.families import FAMILIES
-from minift.checkpoints.mapping import fill, is_passed_over, pairs
+from minift.checkpoints.mapping import fill, is_buffer, pairs
 from minift.checkpoints.save import as_json
 from minift.errors import ConfigError, FormatError, one_line
 from minift.formats import safetensors, strict_json, torch_zip
+from minift.interop import head
 from minift.interop.peft_format import CONFIG, Problems, misfits, number, one
 from minift.model.transformer import Transformer
-from minift.peft import head
 from minift.peft.adapters import config_of, known, use
 from minift.peft.bottleneck import SUBLAYERS, Bottleneck
 from minift.peft.methods import attach
@@ -358,7 +358,7 @@ def own_head(model: Transformer, folder: Path) -> dict[str, Tensor]:
         return fitting(file, {key: tuple(p.shape) for key, p in theirs.items()})
     base = dict(base_head(model))
     layout = FAMILIES[model.config.family].folder
-    keys = [key for key in file.tensors if key in base or not is_passed_over(layout, key)]
+    keys = [key for key in file.tensors if key in base or not is_buffer(layout, key)]
     for key in keys:
         same = key in base and tuple(file.tensors[key].shape) == tuple(base[key].shape)
         if not same or not torch.equal(file.load(key).to(base[key]), base[key]):
@@ -375,9 +375,9 @@ def base_head(model: Transformer) -> Iterator[tuple[str, Tensor]]:
     table = {
         pair.theirs: model.get_parameter(pair.ours[0]).detach()
         for pair in pairs(family.folder, model.config, family.prefix)
-        if pair.how == "="
+        if pair.transform == "="
     }
-    for key, source in family.folder.copies.items():
+    for key, source in family.folder.tied_copies.items():
         if fill(source, family.prefix) in table:
             table.setdefault(key, table[fill(source, family.prefix)])
     return ((key, tensor) for key, tensor in table.items() if not key.startswith(family.prefix))

@@ -7,8 +7,8 @@
                            .base_layer.weight             the base's, under a change
                            .original_module.weight        the base's, that nobody asks
 
-PATH is the module's in the class that the adapter was trained on (spelling.py). Soft prompts have
-no PATH, and heads beside them `base_model.` alone. Nothing is loaded here.
+PATH is the module's in the class that the adapter was trained on (module_names.py). Soft prompts
+have no PATH, and heads beside them `base_model.` alone. Nothing is loaded here.
 """
 
 from __future__ import annotations
@@ -16,21 +16,17 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from minift.checkpoints.families import FAMILIES
-from minift.checkpoints.mapping import is_passed_over
+from minift.checkpoints.mapping import is_buffer
 from minift.checkpoints.open import TensorFile
 from minift.errors import FormatError, one_line
+from minift.interop.methods import FORMATS
 from minift.interop.module_names import Spelling
 from minift.interop.peft_format import Shapes
-from minift.peft.token_rows import LEAF
 
 PREFIX = "base_model.model."
 SOFT = "prompt_embeddings"
 # How a change's tensors end: with what the file's name for it ends, and with what ours does.
-STEMS = {
-    "lora_A": "lora_A.", "lora_B": "lora_B.", "lora_embedding_A": "lora_embedding_A",
-    "lora_embedding_B": "lora_embedding_B", "lora_magnitude_vector": "lora_magnitude_vector",
-    "ia3_l": "ia3_l", "bias_change": "bias_change", LEAF: LEAF,
-}  # fmt: skip
+STEMS = {stem.removesuffix("."): stem for file in FORMATS.values() for stem in file.stems}
 UNDER = ("token_adapter.base_layer", "base_layer")
 PICTURES = ("vision_tower.", "model.vision_tower.", "multi_modal_projector.",
             "model.multi_modal_projector.", "vision_model.", "model.vision_model.")  # fmt: skip
@@ -78,7 +74,7 @@ def contents_of(file: TensorFile, spelled: Spelling, *, soft: bool) -> Contents:
                 found.twice.append(key)
             else:
                 leaves[change[1]] = key
-        elif not is_passed_over(layout, rest) and "original_module" not in rest.split("."):
+        elif not is_buffer(layout, rest) and "original_module" not in rest.split("."):
             put_weight(found, key, rest, spelled, kinds)
     odd = [key for key in used(found) if file.tensors[key].kind not in FLOATS]
     if odd:

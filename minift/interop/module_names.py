@@ -19,7 +19,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from minift.checkpoints.families import FAMILIES
-from minift.checkpoints.mapping import HOW, Pair, pairs
+from minift.checkpoints.mapping import TRANSFORMS, Pair, pairs
 from minift.errors import one_line
 from minift.interop.pattern import Budget, Pattern, Unreadable
 from minift.model.config import ModelConfig
@@ -42,8 +42,8 @@ class Theirs:
     ours: tuple[str, ...]
     inputs: int  # 0: a norm
     outputs: tuple[int, ...]  # of each of ours
-    turned: bool  # GPT-2's Conv1D, which stores (in, out)
-    how: str
+    transposed: bool  # GPT-2's Conv1D, which stores (in, out)
+    transform: str
     config: ModelConfig
 
     @property
@@ -54,10 +54,10 @@ class Theirs:
 
     def split(self, rows: Tensor) -> list[Tensor]:
         """(out, ...) of theirs -> one for each of ours."""
-        return HOW[self.how][0](self.config, rows)
+        return TRANSFORMS[self.transform].load(self.config, rows)
 
     def join(self, rows: Sequence[Tensor]) -> Tensor:
-        return HOW[self.how][1](self.config, [row.detach() for row in rows])
+        return TRANSFORMS[self.transform].save(self.config, [row.detach() for row in rows])
 
 
 class Spelling:
@@ -75,8 +75,8 @@ class Spelling:
             path = OLDER.get(stored, stored)
             self.tensors[f"{path}.{leaf}"] = pair
             members = tuple(name.removesuffix(".weight") for name in pair.ours)
-            turned = pair.how.endswith("turned")
-            how = pair.how.removesuffix("turned").strip() or "="
+            transposed = pair.transform.endswith("transpose")
+            transform = pair.transform.removesuffix("transpose").strip() or "="
             modules = [model.get_submodule(name) for name in members if leaf == "weight"]
             known = all(isinstance(m, nn.Linear | LayerNorm) for m in modules)
             if not modules or not (known or members == ("embed",)):
@@ -88,13 +88,15 @@ class Spelling:
                 for m in modules
             ]
             outputs, inputs = tuple(shape[0] for shape in shapes), (*shapes[0], 0)[1]
-            self.theirs[path] = Theirs(path, members, inputs, outputs, turned, how, config)
+            self.theirs[path] = Theirs(
+                path, members, inputs, outputs, transposed, transform, config
+            )
         if config.tied and config.head == "lm":
             outputs = (config.vocab,)
             head = Theirs("lm_head", ("head",), config.dim, outputs, False, "=", config)
             self.theirs[head.path] = head
             self.tensors["lm_head.weight"] = Pair("lm_head.weight", ("head.weight",), "=")
-        for copied, original in family.folder.copies.items():
+        for copied, original in family.folder.tied_copies.items():
             if twin := self.tensors.get(original.replace("{p}", prefix)):
                 path, _, leaf = copied.replace("{p}", prefix).rpartition(".")
                 self.tensors.setdefault(f"{OLDER.get(path, path)}.{leaf}", twin)

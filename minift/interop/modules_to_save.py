@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from minift.checkpoints.mapping import HOW, Pair
+from minift.checkpoints.mapping import TRANSFORMS, Pair
 from minift.checkpoints.open import TensorFile
 from minift.errors import FormatError
 from minift.interop.contents import PREFIX, Contents
@@ -25,7 +25,6 @@ from minift.interop.peft_format import misfits
 from minift.model.heads import MaskedLMHead
 from minift.model.transformer import Transformer
 from minift.peft.adapters import names
-from minift.peft.lora import precise
 from minift.peft.module_copy import Copy
 from minift.peft.slots import changes, forget, hang
 from minift.peft.token_rows import TableRows
@@ -161,7 +160,7 @@ def shape_of(model: Transformer, pair: Pair) -> tuple[int, ...]:
         wide = isinstance(module, nn.Linear) and leaf == "weight"
         size = (module.out_features, module.in_features) if wide else None  # of a quantised one too
         parts.append(torch.empty(size or module.get_parameter(leaf).shape, device="meta"))  # type: ignore[arg-type]
-    return tuple(HOW[pair.how][1](model.config, parts).shape)
+    return tuple(TRANSFORMS[pair.transform].save(model.config, parts).shape)
 
 
 def misfits_of(
@@ -179,14 +178,15 @@ def copies(
     each: dict[str, dict[str, Tensor]] = {}
     learns: dict[str, bool] = {}
     for own in whole:
-        values = HOW[own.pair.how][0](model.config, load(own.key))
+        values = TRANSFORMS[own.pair.transform].load(model.config, load(own.key))
         for ours, tensor in zip(own.pair.ours, values, strict=True):
             path, _, leaf = ours.rpartition(".")
             base = getattr(model.get_submodule(path), leaf)
             kept = own.promised or (resized and ours in (TABLE, *SCORES))
             if not kept and torch.equal(tensor.to(base), base):
                 continue
-            tensor = tensor.to(base.device, torch.promote_types(precise(base), tensor.dtype))
+            wide = torch.promote_types(torch.float32, torch.promote_types(base.dtype, tensor.dtype))
+            tensor = tensor.to(base.device, wide)
             each.setdefault(path, {})[leaf] = tensor.contiguous().clone()
             learns[path] = learns.get(path, False) or own.learns
     return {path: Copy(tensors, learns[path]) for path, tensors in each.items()}
@@ -221,7 +221,7 @@ def to_file(model: Transformer, name: str, prefix: str) -> dict[str, Tensor]:
         if isinstance(change, TableRows):
             infix = "token_adapter.base_layer." if not getattr(change, "tied", False) else ""
         values = [ours[path].detach() for path in pair.ours]
-        out[f"{prefix}{path}.{infix}{leaf}"] = HOW[pair.how][1](model.config, values)
+        out[f"{prefix}{path}.{infix}{leaf}"] = TRANSFORMS[pair.transform].save(model.config, values)
     return out
 
 

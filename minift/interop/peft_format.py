@@ -1,4 +1,4 @@
-"""How a method's adapter looks in PEFT's files: what each method says, and files.py asks.
+"""How a method's adapter looks in PEFT's files: what each method says, and adapter_files.py asks.
 
 adapter_config.json holds options, adapter_model.safetensors tensors. For a method that hangs on
 linears the tensors are named after the family's module that each belongs to; one of their modules
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from minift.errors import one_line
 from minift.interop.module_names import Spelling, Theirs
 from minift.model.transformer import Transformer
+from minift.peft.soft_prompt import Virtual
 
 Problems = list[str]
 Shapes = Mapping[str, Mapping[str, tuple[int, ...]]]  # of a file: by module and name inside of it
@@ -46,6 +47,9 @@ class Format:
     shapes: Callable[[Theirs, Any], dict[str, tuple[int, ...]]]
     fill: Callable[[Theirs, Sequence[nn.Module], Mapping[str, Tensor]], None]
     idle: Callable[[Mapping[str, Tensor]], bool]  # tensors that change nothing
+    state: Callable[[Transformer, Any], dict[str, tuple[int, ...]]] | None = None  # of training
+    # How the names of tensors end, without an adapter's name; "." where `weight` or `bias` follows.
+    stems: tuple[str, ...] = ()
     options: tuple[str, ...] = ()
     off: Mapping[str, tuple[object, ...]] = field(default_factory=dict)
     neutral: tuple[str, ...] = ()
@@ -63,6 +67,7 @@ class Whole:
     fill: Callable[[nn.Module, Mapping[str, Tensor]], None]
     bare: Callable[[Any], Any]  # the config without a network that only training needs
     told: tuple[str, ...]  # the sizes in the options that the tensors could contradict
+    stems: tuple[str, ...] = ()  # its one tensor has a name of its own
     options: tuple[str, ...] = ()
     off: Mapping[str, tuple[object, ...]] = field(default_factory=dict)
     neutral: tuple[str, ...] = ()
@@ -108,3 +113,24 @@ def number(
         problems.append(f"{key} is {one_line(value)}, not a number")
         return 1.0
     return float(value)
+
+
+# The sizes that every soft prompt's configuration repeats.
+SIZES = ("num_virtual_tokens", "token_dim", "num_attention_heads", "num_layers",
+         "num_transformer_submodules")  # fmt: skip
+
+
+def sizes(model: Transformer, tokens: int) -> dict[str, Any]:
+    config = model.config
+    return {
+        "num_virtual_tokens": tokens,
+        "token_dim": config.dim,
+        "num_attention_heads": config.heads,
+        "num_layers": config.layers,
+        "num_transformer_submodules": 1,
+    }
+
+
+def soft_tensors(model: Transformer, part: nn.Module) -> dict[str, Tensor]:
+    assert isinstance(part, Virtual)
+    return {"prompt_embeddings": part.vectors()}

@@ -15,18 +15,15 @@ from minift.checkpoints.tokenizers import CONFIG_LIMIT
 from minift.errors import ConfigError, FormatError, one_line
 from minift.formats import safetensors, strict_json, torch_zip
 from minift.interop import adalora, adapterhub
+from minift.interop.methods import BY_TYPE
 from minift.interop.module_names import Spelling
 from minift.interop.peft_format import CONFIG, NEUTRAL, Format, Shapes, Whole
-from minift.peft.methods import METHODS
 from minift.peft.names import in_short
 from minift.tokenizers import text_format
 
 METRICS = "metrics.jsonl"  # of a run, from its first step on
 TENSORS = "adapter_model.safetensors"
 OLDER_TENSORS = "adapter_model.bin"  # PEFT's until 0.6, and later on demand
-FORMATS: dict[str, Format | Whole] = {
-    module.FILE.peft_type: module.FILE for _, module in METHODS.values() if hasattr(module, "FILE")
-}
 LABELS = "labels"  # of a classifier: a key of the tensors' metadata, which PEFT passes over
 TASKS = {"lm": "CAUSAL_LM", "label": "SEQ_CLS", "none": "FEATURE_EXTRACTION"}
 ELSEWHERE = {  # tasks whose models minift does not have
@@ -197,13 +194,13 @@ def stored(path: str | os.PathLike[str]) -> AnyStored:
     kind = data.get("peft_type")
     if kind == adalora.TYPE:
         kind, data = "LORA", adalora.options(data, tensor_file(folder))
-    if not isinstance(kind, str) or kind not in FORMATS:
+    if not isinstance(kind, str) or kind not in BY_TYPE:
         found = kind if "peft_type" in data else "no such key: PEFT did not write this file"
-        raise FormatError(folder / CONFIG, "peft_type", found, ", ".join(FORMATS), "out-of-range")
+        raise FormatError(folder / CONFIG, "peft_type", found, ", ".join(BY_TYPE), "out-of-range")
     base = data.get("base_model_name_or_path")
     if type(base) is not str and base is not None:
         raise FormatError(folder / CONFIG, "base_model_name_or_path", base, "a text", "bad-type")
-    return Stored(folder, data, FORMATS[kind], own_base(folder) or base or "")
+    return Stored(folder, data, BY_TYPE[kind], own_base(folder) or base or "")
 
 
 def own_base(folder: Path) -> str | None:

@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from minift.errors import ConfigError, FormatError
 from minift.formats import safetensors, strict_json
 from minift.interop.contents import FLOATS
-from minift.interop.peft_format import Whole, misfits
+from minift.interop.methods import FORMATS
+from minift.interop.peft_format import Format, Whole, misfits
 from minift.interop.stored import TENSORS
 from minift.model.transformer import Transformer
-from minift.peft import lora
 from minift.peft.adapters import known
-from minift.peft.methods import method_of
+from minift.peft.methods import count
 from minift.peft.slots import changes
 
 STATE = "minift_state.safetensors"
@@ -63,14 +63,14 @@ def state_config(model: Transformer, config: Any, state: safetensors.Safetensors
     # Before anything is made: nothing larger than what the file holds.
     check_kinds(state)
     there = sum(math.prod(entry.shape) for entry in state.tensors.values())
-    method = method_of(trained)
-    if isinstance(method.FILE, Whole) and method.count(model, trained) != there:
-        wanted = f"{method.count(model, trained):,} numbers"
+    file, numbers = FORMATS[kind], count(model, trained)
+    if isinstance(file, Whole) and numbers != there:
+        wanted = f"{numbers:,} numbers"
         raise FormatError(place, "tensors", f"{there:,} numbers", wanted, "shape-mismatch")
-    if isinstance(trained, lora.LoRA):
+    if isinstance(file, Format) and file.state is not None:
         found = {key: entry.shape for key, entry in state.tensors.items()}
         try:
-            wanted_shapes = lora.state_shapes(model, trained)
+            wanted_shapes = file.state(model, trained)
         except ConfigError as error:
             allowed = "targets of the model"
             raise FormatError(place, "config", error, allowed, "out-of-range") from None

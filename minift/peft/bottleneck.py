@@ -42,7 +42,7 @@ from torch.nn import functional as F
 from minift.errors import ConfigError
 from minift.kernels.activations import ACTIVATIONS
 from minift.model.transformer import MLP, Attention, Shared, Transformer, branch
-from minift.peft.lora import precise
+from minift.peft.module_copy import trainable_options
 from minift.peft.names import tuples_of
 from minift.peft.slots import hang
 
@@ -143,14 +143,14 @@ class Change(nn.Module):
 
     STAYS = "a nonlinearity stands between its two matrices"
 
-    def __init__(self, weight: Tensor, config: Bottleneck, dim: int, generator: torch.Generator):
+    def __init__(self, embed: nn.Embedding, config: Bottleneck, generator: torch.Generator):
         super().__init__()
         self.config, self.plan = config, config.plan
+        dim = embed.embedding_dim
         width = self.plan.width(dim)
         down = torch.empty(width, dim, dtype=torch.float32)
         down.uniform_(-(dim**-0.5), dim**-0.5, generator=generator)  # as torch's Linear
-        # float32 even on a bf16 base: an AdamW step is smaller than bf16 can add to a weight.
-        self.down = nn.Parameter(down.to(weight.device, precise(weight)))
+        self.down = nn.Parameter(down.to(**trainable_options(embed)))
         self.down_bias = nn.Parameter(self.down.new_zeros(width))
         self.up = nn.Parameter(self.down.new_zeros(dim, width))
         self.up_bias = nn.Parameter(self.down.new_zeros(dim))
@@ -183,9 +183,8 @@ def places(model: Transformer, config: Bottleneck) -> Iterator[tuple[str, Attent
 def attach(model: Transformer, config: Bottleneck, name: str, seed: int) -> None:
     """Hang an adapter on every sublayer of the plan. The same seed gives the same W."""
     generator = torch.Generator().manual_seed(seed)
-    for path, sublayer in places(model, config):
-        weight = next(sublayer.out.parameters())
-        hang(model, path, name, Change(weight, config, model.config.dim, generator))
+    for path, _ in places(model, config):
+        hang(model, path, name, Change(model.embed, config, generator))
 
 
 def count(model: Transformer, config: Bottleneck) -> int:

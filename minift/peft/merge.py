@@ -136,11 +136,12 @@ class MergeError:
 @torch.no_grad()
 def merge_error(adapted: Transformer, merged: Transformer, tokens: Tensor) -> MergeError:
     """Both models on the same tokens (B, T). NaN where one of them gives no finite numbers."""
-    was = adapted.training
-    adapted.eval()
-    merged.eval()
-    one, other = adapted(tokens).float(), merged(tokens).float()  # (B, T, V)
-    adapted.train(was)
+    were = [(model, model.training) for model in (adapted, merged)]
+    try:
+        one, other = (model.eval()(tokens).float() for model in (adapted, merged))  # (B, T, V)
+    finally:
+        for model, training in were:
+            model.train(training)
     return MergeError(*apart(one, other, adapted.config.head), tokens.numel())
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 from collections import OrderedDict
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -68,3 +69,13 @@ def dtype_of(module: nn.Module) -> torch.dtype:
     if isinstance(module, QuantizedLinear):
         return module.like.dtype
     return next(module.parameters()).dtype
+
+
+def trainable_options(module: nn.Module) -> dict[str, Any]:
+    """Device and dtype of what is trained beside a module: float64 on a float64 base, else float32.
+
+    An AdamW step is smaller than what bf16 can add to a weight.
+    """
+    found = module.like if isinstance(module, QuantizedLinear) else next(module.parameters())
+    dtype = torch.float64 if found.dtype == torch.float64 else torch.float32
+    return {"device": found.device, "dtype": dtype}

@@ -22,8 +22,7 @@ It cannot be merged: its keys and values are no weights.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -31,15 +30,12 @@ from torch import Tensor, nn
 
 from minift.errors import ConfigError
 from minift.generation.cache import KVCache
-from minift.interop.peft_format import Problems, Whole, one, whole
 from minift.kernels.attention.packed import texts
 from minift.kernels.attention.varlen import Texts
 from minift.model.transformer import Past, Transformer
-from minift.peft.lora import precise
-from minift.peft.prompt import SIZES, sizes
-from minift.peft.ptuning import seeded
+from minift.peft.module_copy import trainable_options
 from minift.peft.slots import made
-from minift.peft.soft_prompt import room
+from minift.peft.soft_prompt import room, seeded
 
 INITS = ("random", "vocab")
 RATE = 1e-2
@@ -134,7 +130,7 @@ def attach(model: Transformer, config: Prefix, name: str, seed: int) -> None:
     shape, weight = model.config, model.embed.weight
     room(model, config.prefix_tokens, 1)
     part = Part(config, shape.layers, shape.kv_heads, shape.head_dim, seed)
-    part = part.to(weight.device, precise(weight))
+    part = part.to(**trainable_options(model.embed))
     if config.prefix_init == "vocab":
         if not shape.causal:
             raise ConfigError(f"prefix_init: found vocab, allowed random for {shape.family}")
@@ -160,57 +156,3 @@ def count(model: Transformer, config: Prefix) -> int:
     KE = shape.kv_heads * shape.head_dim
     numbers = 2 * shape.layers * KE
     return n * KE + KE * h + h + h * numbers + numbers if h else n * numbers
-
-
-# ---- PEFT's files --------------------------------------------------------------------------------
-
-
-def read(data: Mapping[str, Any], problems: Problems) -> Prefix:
-    projected = one(data, "prefix_projection", bool, problems)
-    hidden = whole(data, "encoder_hidden_size", problems) if projected else 0
-    return Prefix(whole(data, "num_virtual_tokens", problems), hidden)
-
-
-def write(config: Prefix, model: Transformer) -> dict[str, Any]:
-    shape = model.config
-    heads = {"num_attention_heads": shape.kv_heads, "token_dim": shape.kv_heads * shape.head_dim}
-    return (
-        sizes(model, config.prefix_tokens)
-        | heads
-        | {
-            "prefix_projection": config.prefix_mlp > 0,
-            "encoder_hidden_size": config.prefix_mlp or None,
-        }
-    )
-
-
-def to_file(model: Transformer, part: nn.Module) -> dict[str, Tensor]:
-    assert isinstance(part, Part)
-    return {"prompt_embeddings": part.flat()}
-
-
-def shapes(model: Transformer, config: Prefix) -> dict[str, tuple[int, ...]]:
-    shape = model.config
-    numbers = 2 * shape.layers * shape.kv_heads * shape.head_dim
-    return {"prompt_embeddings": (config.prefix_tokens, numbers)}
-
-
-def fill(part: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """The file has what the network made, not the network: training goes on from there."""
-    assert isinstance(part, Part)
-    part.finish(tensors["prompt_embeddings"].to(part.start))
-
-
-FILE = Whole(
-    "PREFIX_TUNING",
-    read,
-    write,
-    to_file,
-    shapes,
-    fill,
-    lambda config: replace(config, prefix_mlp=0),
-    told=("num_virtual_tokens", "token_dim", "num_layers", "num_attention_heads"),
-    options=(*SIZES, "prefix_projection", "encoder_hidden_size"),
-    off={"num_transformer_submodules": (1,)},
-    neutral=("init_weights",),
-)

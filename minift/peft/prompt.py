@@ -18,17 +18,14 @@ the input moves.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from minift.errors import ConfigError
-from minift.interop.peft_format import Problems, Whole, whole
 from minift.model.transformer import Transformer
-from minift.peft.lora import precise
+from minift.peft.module_copy import trainable_options
 from minift.peft.names import tuples_of
 from minift.peft.slots import made
 from minift.peft.soft_prompt import Virtual, room
@@ -77,7 +74,7 @@ def attach(model: Transformer, config: Prompt, name: str, seed: int) -> None:
     room(model, n, 1)
     if config.prompt_init == "random":
         start = torch.rand(n, model.config.dim, generator=generator) - 0.5
-        start = start.to(weight.device, precise(weight))
+        start = start.to(**trainable_options(model.embed))
     else:
         if config.prompt_init == "vocab":
             ids = torch.randint(model.config.vocab, (n,), generator=generator)
@@ -88,66 +85,11 @@ def attach(model: Transformer, config: Prompt, name: str, seed: int) -> None:
             repeated = config.prompt_ids * (n // len(config.prompt_ids) + 1)
             ids = torch.tensor(repeated[:n])
         with torch.no_grad():
-            start = model.embed_tokens(ids.to(weight.device)).to(precise(weight)).clone()
+            start = model.embed_tokens(ids.to(weight.device))
+            start = start.to(**trainable_options(model.embed)).clone()
     made(model).parts[name] = Part(start)
 
 
 def count(model: Transformer, config: Prompt) -> int:
     """Trainable numbers, in closed form."""
     return config.prompt_tokens * model.config.dim
-
-
-# ---- PEFT's files --------------------------------------------------------------------------------
-
-# The sizes that every soft prompt's configuration repeats.
-SIZES = ("num_virtual_tokens", "token_dim", "num_attention_heads", "num_layers",
-         "num_transformer_submodules")  # fmt: skip
-
-
-def sizes(model: Transformer, tokens: int) -> dict[str, Any]:
-    config = model.config
-    return {
-        "num_virtual_tokens": tokens,
-        "token_dim": config.dim,
-        "num_attention_heads": config.heads,
-        "num_layers": config.layers,
-        "num_transformer_submodules": 1,
-    }
-
-
-def read(data: Mapping[str, Any], problems: Problems) -> Prompt:
-    return Prompt(whole(data, "num_virtual_tokens", problems), prompt_init="random")
-
-
-def write(config: Prompt, model: Transformer) -> dict[str, Any]:
-    return sizes(model, config.prompt_tokens) | {"prompt_tuning_init": "RANDOM"}
-
-
-def to_file(model: Transformer, part: nn.Module) -> dict[str, Tensor]:
-    assert isinstance(part, Virtual)
-    return {"prompt_embeddings": part.vectors()}
-
-
-def shapes(model: Transformer, config: Prompt) -> dict[str, tuple[int, ...]]:
-    return {"prompt_embeddings": (config.prompt_tokens, model.config.dim)}
-
-
-@torch.no_grad()
-def fill(part: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    assert isinstance(part, Part)
-    part.prompt.copy_(tensors["prompt_embeddings"])
-
-
-FILE = Whole(
-    "PROMPT_TUNING",
-    read,
-    write,
-    to_file,
-    shapes,
-    fill,
-    lambda config: config,
-    told=("num_virtual_tokens", "token_dim"),
-    options=(*SIZES, "prompt_tuning_init"),
-    off={"num_transformer_submodules": (1,)},
-    neutral=("prompt_tuning_init_text", "tokenizer_name_or_path", "tokenizer_kwargs"),
-)

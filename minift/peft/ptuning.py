@@ -15,20 +15,16 @@ It cannot be merged: its tokens are input.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
 from minift.errors import ConfigError
-from minift.interop.peft_format import Problems, Whole, whole
 from minift.model.transformer import Transformer
-from minift.peft.lora import precise
-from minift.peft.prompt import SIZES, sizes, to_file
+from minift.peft.module_copy import trainable_options
 from minift.peft.slots import made
-from minift.peft.soft_prompt import Virtual, room
+from minift.peft.soft_prompt import Virtual, room, seeded
 
 ENCODERS = ("mlp", "lstm")
 RATE = 1e-3
@@ -94,21 +90,11 @@ class Part(Virtual):
         self.start, self.lstm, self.layers = None, None, nn.Sequential()
 
 
-@torch.no_grad()
-def seeded(module: nn.Module, generator: torch.Generator) -> None:
-    """torch's own initialisation of linears and LSTMs, from our generator."""
-    for owner in module.modules():
-        if isinstance(owner, nn.LSTM | nn.Linear):
-            width = owner.hidden_size if isinstance(owner, nn.LSTM) else owner.in_features
-            for parameter in owner.parameters():
-                parameter.uniform_(-(width**-0.5), width**-0.5, generator=generator)
-
-
 def attach(model: Transformer, config: PTuning, name: str, seed: int) -> None:
-    generator, weight = torch.Generator().manual_seed(seed), model.embed.weight
+    generator = torch.Generator().manual_seed(seed)
     room(model, config.ptuning_tokens, 1)
     part = Part(config, model.config.dim, generator)
-    made(model).parts[name] = part.to(weight.device, precise(weight))
+    made(model).parts[name] = part.to(**trainable_options(model.embed))
 
 
 def count(model: Transformer, config: PTuning) -> int:
@@ -121,58 +107,3 @@ def count(model: Transformer, config: PTuning) -> int:
         network = sum(2 * 4 * h * (i + h + 2) for i in inputs)
         network += 2 * h * 2 * h + 2 * h + 2 * h * D + D
     return config.ptuning_tokens * D + network
-
-
-# ---- PEFT's files --------------------------------------------------------------------------------
-
-
-def read(data: Mapping[str, Any], problems: Problems) -> PTuning:
-    kind = str(data.get("encoder_reparameterization_type", "MLP")).lower()
-    if kind not in ENCODERS:
-        problems.append(f"encoder_reparameterization_type is {kind}, not MLP or LSTM")
-        kind = "mlp"
-    hidden = data.get("encoder_hidden_size")
-    return PTuning(
-        whole(data, "num_virtual_tokens", problems),
-        kind,
-        whole(data, "encoder_hidden_size", problems) if hidden is not None else 128,
-        whole(data, "encoder_num_layers", problems, 2),
-    )
-
-
-def write(config: PTuning, model: Transformer) -> dict[str, Any]:
-    return sizes(model, config.ptuning_tokens) | {
-        "encoder_reparameterization_type": config.encoder.upper(),
-        "encoder_hidden_size": config.encoder_hidden,
-        "encoder_num_layers": config.encoder_layers,
-        "encoder_dropout": 0.0,
-    }
-
-
-def shapes(model: Transformer, config: PTuning) -> dict[str, tuple[int, ...]]:
-    return {"prompt_embeddings": (config.ptuning_tokens, model.config.dim)}
-
-
-def fill(part: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """The file has what the network made, not the network: training goes on from there."""
-    assert isinstance(part, Part)
-    assert part.start is not None
-    part.finish(tensors["prompt_embeddings"].to(part.start))
-
-
-FILE = Whole(
-    "P_TUNING",
-    read,
-    write,
-    to_file,
-    shapes,
-    fill,
-    lambda config: replace(config, encoder="mlp", encoder_hidden=1),
-    told=("num_virtual_tokens", "token_dim"),
-    options=(
-        *SIZES,
-        *("encoder_reparameterization_type", "encoder_hidden_size", "encoder_num_layers"),
-    ),
-    off={"num_transformer_submodules": (1,)},
-    neutral=("encoder_dropout",),
-)

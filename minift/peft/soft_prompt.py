@@ -111,3 +111,13 @@ def room(model: Transformer, P: int, T: int) -> None:
         raise ConfigError(
             f"model: {P} virtual tokens and {T} tokens exceed the context of {most:,}"
         )
+
+
+@torch.no_grad()
+def seeded(module: nn.Module, generator: torch.Generator) -> None:
+    """torch's own initialisation of linears and LSTMs, from our generator."""
+    for owner in module.modules():
+        if isinstance(owner, nn.LSTM | nn.Linear):
+            width = owner.hidden_size if isinstance(owner, nn.LSTM) else owner.in_features
+            for parameter in owner.parameters():
+                parameter.uniform_(-(width**-0.5), width**-0.5, generator=generator)

@@ -9,22 +9,16 @@ that the base hardly knows costs dim numbers and not a second table.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from minift.errors import ConfigError, one_line
-from minift.interop.module_names import Spelling
-from minift.interop.peft_format import Problems
 from minift.model.heads import MaskedLMHead
 from minift.model.transformer import Transformer
 from minift.peft.slots import WHOLE, hang
-
-OPTION = "trainable_token_indices"
-LEAF = "token_adapter.trainable_tokens_delta"  # whole rows, in spite of its name
 
 
 class TableRows(nn.Module):
@@ -127,45 +121,3 @@ def attach(
 def table_of(path: str) -> str:
     """The word of `where` for a path: a masked-LM head keeps its matrix one level down."""
     return path.removesuffix(".decoder")
-
-
-# ---- PEFT's files --------------------------------------------------------------------------------
-
-
-def read(
-    data: Mapping[str, Any], spelled: Spelling | None, problems: Problems
-) -> tuple[tuple[int, ...], tuple[str, ...]]:
-    """(tokens, where): a list of ids is the table's; an object has one for each module."""
-    given = data.get(OPTION)
-    if given in (None, [], {}):
-        return (), WHOLE
-    each: dict[str, object] = {}
-    if not isinstance(given, dict):
-        each["embed"] = given
-    else:
-        for module, ids in given.items():
-            found = [t.ours[0] for t in spelled.matching(module)] if spelled is not None else []
-            if spelled is not None and (len(found) != 1 or table_of(found[0]) not in WHOLE):
-                problems.append(f"{OPTION} names {one_line(module)}, which is no table of tokens")
-            each[table_of(found[0]) if found else module] = ids
-    lists = list(each.values())
-    if any(not isinstance(ids, list) or any(type(t) is not int for t in ids) for ids in lists):
-        problems.append(f"{OPTION} is {one_line(given)}, not lists of ids")
-    elif any(ids != lists[0] for ids in lists):
-        problems.append(f"{OPTION} has other ids for each module; minift trains the same of all")
-    else:
-        assert isinstance(lists[0], list)
-        return tuple(lists[0]), tuple(w for w in WHOLE if w in each) or WHOLE
-    return (), WHOLE
-
-
-def write(spelled: Spelling, found: Mapping[str, nn.Module]) -> dict[str, Any]:
-    """`found` without a head that is tied: a list is enough then, and what PEFT itself writes."""
-    ids = {
-        spelled.by_ours[path].path.rpartition(".")[2]: list(change.tokens)
-        for path, change in found.items()
-        if isinstance(change, TableRows)
-    }
-    if len(ids) == 1 and "embed" in found:
-        return {OPTION: next(iter(ids.values()))}
-    return {OPTION: ids or None}

@@ -14,7 +14,7 @@ import torch
 from minift.checkpoints.families import FAMILIES
 from minift.checkpoints.frozen_base import BASES, checked, counts, kind_of, weights
 from minift.checkpoints.gguf_model import write
-from minift.checkpoints.mapping import HOW, WHOLE_ROWS, Pair
+from minift.checkpoints.mapping import TRANSFORMS, WHOLE_ROWS, Pair
 from minift.checkpoints.open import load, load_model
 from minift.checkpoints.save import save
 from minift.errors import ConfigError, FormatError
@@ -144,10 +144,10 @@ def test_a_way_that_keeps_rows_whole_gives_bytes_and_values_the_same_rows(how):
         family="llama", vocab=8, dim=8, layers=1, heads=4, kv_heads=4, head_dim=4, ff=8,
         context=8, tied=True,
     )  # fmt: skip
-    wide = {"q|k|v": 48, "qkv by head": 48}.get(how, 16)
+    wide = {"q|k|v": 48, "q|k|v per head": 48}.get(how, 16)
     rows = torch.arange(wide)[:, None]
-    one = HOW[how][0](config, rows.repeat(1, 5))
-    other = HOW[how][0](config, rows.to(torch.uint8).repeat(1, 3))
+    one = TRANSFORMS[how].load(config, rows.repeat(1, 5))
+    other = TRANSFORMS[how].load(config, rows.to(torch.uint8).repeat(1, 3))
     assert [x[:, 0].tolist() for x in one] == [x[:, 0].tolist() for x in other]
     assert all(bool((x == x[:, :1]).all()) for x in one)
     assert sorted(int(x) for part in one for x in part[:, 0]) == list(range(wide))
@@ -158,11 +158,11 @@ def test_what_the_file_has_in_no_blocks_stays_dense():
     small_set = {"a.weight"}
     assert kind_of("gguf", pair, "Q6_K", small_set) == "Q6_K"
     assert kind_of("gguf", pair, "F16", small_set) is None
-    assert kind_of("gguf", Pair("theirs", ("a.weight",), "turned"), "Q8_0", small_set) is None
-    assert kind_of("nf4", Pair("theirs", ("a.weight",), "turned"), "Q8_0", small_set) == "nf4"
+    assert kind_of("gguf", Pair("theirs", ("a.weight",), "transpose"), "Q8_0", small_set) is None
+    assert kind_of("nf4", Pair("theirs", ("a.weight",), "transpose"), "Q8_0", small_set) == "nf4"
     assert kind_of("nf4", Pair("theirs", ("b.weight",), "="), "F32", small_set) is None
     assert kind_of(None, pair, "Q8_0", small_set) is None
-    assert not {how for how in HOW if "turned" in how} & set(WHOLE_ROWS)
+    assert not {how for how in TRANSFORMS if "transpose" in how} & set(WHOLE_ROWS)
 
 
 def test_a_file_of_mixed_kinds_says_what_stays_dense(tiny_tokenizer, tmp_path, monkeypatch):
@@ -260,6 +260,6 @@ def test_the_families_that_gguf_spells_all_keep_rows_of_their_linears():
     """A family whose linears a GGUF file has turned would silently stay dense."""
     spelled = [family.gguf for family in FAMILIES.values() if family.gguf is not None]
     rows = [row for layout in spelled for row in layout.weights if row.ours.endswith("weight")]
-    ways = {row.how for row in rows if re.search(r"\.(qkv|out|hidden)\.", row.ours)}
+    ways = {row.transform for row in rows if re.search(r"\.(qkv|out|hidden)\.", row.ours)}
     assert len(ways) > 2
     assert ways <= set(WHOLE_ROWS)

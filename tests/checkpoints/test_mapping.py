@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from minift.checkpoints.mapping import (
-    HOW,
+    TRANSFORMS,
     Field,
     Layout,
     Row,
     check_fixed,
     holds,
-    is_passed_over,
+    is_buffer,
     pairs,
     read_fields,
     spread,
@@ -26,9 +26,9 @@ from minift.model.config import ModelConfig
 CONFIG = ModelConfig("llama", 50, 24, 2, 4, 4, 6, 20, 64)
 
 
-@pytest.mark.parametrize("how", sorted(HOW))
+@pytest.mark.parametrize("how", sorted(TRANSFORMS))
 def test_every_transform_has_its_inverse(how):
-    load, save = HOW[how]
+    load, save = TRANSFORMS[how]
     x = torch.arange(72 * 72, dtype=torch.float64).view(72, 72)
     assert torch.equal(save(CONFIG, load(CONFIG, x)), x)
 
@@ -37,19 +37,19 @@ def test_pairs_of_channels_by_hand():
     # One head of four channels: GGUF keeps pairs (0, 2) and (1, 3) side by side.
     config = ModelConfig("llama", 8, 4, 1, 1, 1, 4, 4, 8)
     stored = torch.tensor([[0], [2], [1], [3]])
-    assert HOW["q pairs"][0](config, stored)[0].flatten().tolist() == [0, 1, 2, 3]
+    assert TRANSFORMS["q unpermute"].load(config, stored)[0].flatten().tolist() == [0, 1, 2, 3]
 
 
 def test_heads_side_by_side_by_hand():
     # Two heads of two channels: q0 q0 k0 k0 v0 v0 q1 q1 k1 k1 v1 v1.
     config = ModelConfig("gpt_neox", 8, 4, 1, 2, 2, 2, 4, 8)
-    q, k, v = HOW["qkv by head"][0](config, torch.arange(12))
+    q, k, v = TRANSFORMS["q|k|v per head"].load(config, torch.arange(12))
     assert [x.tolist() for x in (q, k, v)] == [[0, 1, 6, 7], [2, 3, 8, 9], [4, 5, 10, 11]]
 
 
 def test_grouped_rows_by_hand():
     config = ModelConfig("gpt2", 8, 4, 1, 2, 1, 2, 4, 8)
-    q, k, v = HOW["q|k|v"][0](config, torch.arange(8))
+    q, k, v = TRANSFORMS["q|k|v"].load(config, torch.arange(8))
     assert [x.tolist() for x in (q, k, v)] == [[0, 1, 2, 3], [4, 5], [6, 7]]
 
 
@@ -87,7 +87,7 @@ def test_what_is_fixed_may_be_left_out_or_null():
         check_fixed({"a": 1}, {"a": 2}, "f")
 
 
-def test_what_is_passed_over_is_matched_whole():
-    layout = Layout((), (), passed_over=(r".*\.inv_freq",))
-    assert is_passed_over(layout, "a.inv_freq")
-    assert not is_passed_over(layout, "a.inv_freq.weight")
+def test_what_is_buffer_is_matched_whole():
+    layout = Layout((), (), buffers=(r".*\.inv_freq",))
+    assert is_buffer(layout, "a.inv_freq")
+    assert not is_buffer(layout, "a.inv_freq.weight")

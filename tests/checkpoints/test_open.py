@@ -176,7 +176,7 @@ def test_a_folder_with_two_formats_says_which_is_taken(tmp_path):
     place = folder(tmp_path)
     as_bin(place)
     (place / "extra.gguf").write_bytes(b"GGUF")
-    assert survey(place).passed_over == ["pytorch_model.bin", "extra.gguf"]
+    assert survey(place).ignored == ["pytorch_model.bin", "extra.gguf"]
     assert survey(place).files == [place / "model.safetensors"]
 
 

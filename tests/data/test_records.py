@@ -75,7 +75,7 @@ def test_a_json_file_may_have_lines(tmp_path: Path) -> None:
         ("a.txt", "a\n"),
     ],
 )
-def test_a_byte_order_mark_is_passed_over(tmp_path: Path, name: str, text: str) -> None:
+def test_a_byte_order_mark_is_buffer(tmp_path: Path, name: str, text: str) -> None:
     path = tmp_path / name
     path.write_text("\ufeff" + text)
     assert list(open_records(path)) == [{"text": "a"}]

@@ -341,7 +341,7 @@ KEY = "model.layers.1.output_adapters.adapters.toy.adapter_down.0.weight"
         (lambda t: t.update({KEY: t[KEY].int()}), f"{KEY} is torch.int32, not floating point"),
         (lambda t: t[KEY].view(-1)[5:6].fill_(float("nan")), f"{KEY}: found NaN or infinity"),
     ],
-    ids=["missing", "unexpected", "turned", "whole numbers", "NaN"],
+    ids=["missing", "unexpected", "transpose", "whole numbers", "NaN"],
 )
 def test_tensors_that_are_refused(change, message, tmp_path):
     assert message in refusal(changed("llama_houlsby", tmp_path, change))

@@ -1,4 +1,4 @@
-"""A training state is sized before anything is made (how it goes on: test_files.py)."""
+"""A training state is sized before anything is made (how it goes on: test_adapter_files.py)."""
 
 from __future__ import annotations
 

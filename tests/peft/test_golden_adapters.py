@@ -13,6 +13,7 @@ import torch
 from minift.checkpoints.open import load_model
 from minift.errors import FormatError
 from minift.formats import safetensors
+from minift.interop import head
 from minift.interop.adapter_files import (
     PREFIX,
     TENSORS,
@@ -21,13 +22,15 @@ from minift.interop.adapter_files import (
     save_adapter,
     stored,
 )
+from minift.interop.methods import FORMATS
 from minift.interop.module_names import Spelling
 from minift.interop.peft_format import Whole
-from minift.peft import head, lora
+from minift.interop.token_rows import LEAF
+from minift.peft import lora
 from minift.peft.adapters import config_of, trainable
 from minift.peft.merge import merge
-from minift.peft.methods import attach, method_of
-from minift.peft.token_rows import LEAF, TableRows
+from minift.peft.methods import attach
+from minift.peft.token_rows import TableRows
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 FOLDERS = {folder.name: folder for folder in sorted((GOLDEN / "peft").iterdir())}
@@ -178,7 +181,7 @@ def test_every_gradient_equals_pefts(name):
         total = total + (out * chirp(out.shape, 99)).sum()
     total.backward()
     mine = gradients(model)
-    soft = isinstance(method_of(config_of(model)).FILE, Whole)
+    soft = isinstance(FORMATS[type(config_of(model))], Whole)
     prefix = "base_model." if soft else PREFIX
     mine |= {prefix + path: p.grad for path, p in head.tensors(model, "default").items()}
     wanted = {key.removeprefix("grad."): key for key in data if key.startswith("grad.")}

@@ -9,8 +9,9 @@ import torch
 
 from minift.checkpoints.open import load_model
 from minift.interop.adapter_files import adapter_files, load_adapter, save_adapter
+from minift.interop.head import modules, theirs
 from minift.peft.adapters import trainable, use
-from minift.peft.head import modules, own_head, theirs
+from minift.peft.head import own_head
 from minift.peft.lora import LoRA
 from minift.peft.merge import merge
 from minift.peft.methods import attach

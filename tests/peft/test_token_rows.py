@@ -10,15 +10,15 @@ import pytest
 import torch
 
 from minift.checkpoints.open import load_model
-from minift.errors import ConfigError, FormatError
+from minift.errors import ConfigError
 from minift.formats import safetensors
 from minift.interop.adapter_files import CONFIG, TENSORS, load_adapter, save_adapter
 from minift.interop.gguf_lora import write
+from minift.interop.token_rows import LEAF
 from minift.peft.adapters import trainable
 from minift.peft.lora import LoRA
 from minift.peft.merge import combine, merge, with_tensors
 from minift.peft.methods import attach, count
-from minift.peft.token_rows import LEAF
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 TIED, APART, MASKED = "families/qwen2", "llama_gqa", "families/bert"
@@ -154,25 +154,3 @@ def test_what_this_model_has_not_is_refused(tmp_path):
         write(apart, tmp_path / "x.gguf")
     with pytest.raises(ConfigError, match=r'combine: found "default", a LoRA .* allowed plain'):
         combine(apart, {"default": 1.0}, name="sum")
-
-
-@pytest.mark.parametrize(
-    ("given", "message"),
-    [
-        ("9", "not lists of ids"),
-        ([9.0, 4.0], "not lists of ids"),
-        ({"embed_tokens": [9, 4], "lm_head": [4, 9]}, "other ids for each module"),
-        ({"q_proj": [9, 4]}, "names q_proj, which is no table of tokens"),
-        ([9, 9], "allowed different ids"),
-        ([9, 10**9], "allowed ids below"),
-        ([9], "trainable_tokens_delta is"),
-    ],
-)
-def test_files_that_do_not_fit_are_refused(tmp_path, given, message):
-    adapted = attach(model(APART), LoRA(rank=1, targets=("q",), tokens=NEW, token_rows=TABLE))
-    save_adapter(adapted, tmp_path / "a")
-    config = json.loads((tmp_path / "a" / CONFIG).read_text())
-    config["trainable_token_indices"] = given
-    (tmp_path / "a" / CONFIG).write_text(json.dumps(config))
-    with pytest.raises(FormatError, match=message):
-        load_adapter(model(APART), tmp_path / "a")

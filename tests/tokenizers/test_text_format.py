@@ -45,7 +45,7 @@ def test_a_folder_and_a_gguf_file_say_the_same(tmp_path):
     assert text_format_in(tmp_path) is None
 
 
-def test_what_a_later_version_adds_is_passed_over():
+def test_what_a_later_version_adds_is_buffer():
     assert TextFormat.from_json({"tools": ["a"], "system": "S"}, "f") == TextFormat(system="S")
 
 

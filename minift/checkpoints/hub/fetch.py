@@ -16,7 +16,7 @@ SHA-256 of a large (LFS) file, the git blob SHA-1 of a small one. A blob gets it
 the bytes on the disk gave that hash. Nothing that the server says is used as a path: file names are
 those that minift looks for, or stood in an index and were judged.
 
-Beside download.py this is the only file that causes network traffic, and only when asked to.
+Beside assets.py this is the only file that causes network traffic, and only when asked to.
 """
 
 from __future__ import annotations
