@@ -63,8 +63,8 @@ def state_config(model: Transformer, config: Any, state: safetensors.Safetensors
     # Before anything is made: nothing larger than what the file holds.
     check_kinds(state)
     there = sum(math.prod(entry.shape) for entry in state.tensors.values())
-    file, numbers = FORMATS[kind], count(model, trained)
-    if isinstance(file, Whole) and numbers != there:
+    file = FORMATS[kind]
+    if isinstance(file, Whole) and (numbers := count(model, trained)) != there:
         wanted = f"{numbers:,} numbers"
         raise FormatError(place, "tensors", f"{there:,} numbers", wanted, "shape-mismatch")
     if isinstance(file, Format) and file.state is not None:
