@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from minift.errors import ConfigError
 from minift.kernels import choice
-from minift.kernels.cross_entropy import fused, reference
+from minift.kernels.cross_entropy import reference
 from minift.kernels.lora.reference import Adapted
 
 
@@ -32,6 +32,8 @@ def linear_cross_entropy(
         from minift.kernels.cross_entropy import triton
 
         return triton.linear_cross_entropy(hidden, matrix, targets, cap, weights)
+    from minift.kernels.cross_entropy import fused
+
     return fused.linear_cross_entropy(hidden, matrix, targets, cap, weights)
 
 
@@ -48,6 +50,8 @@ def token_logprobs(
         raise ConfigError(f"temperature: found {temperature}, allowed a number above 0")
     matrix = frozen_matrix(head)
     if matrix is not None:
+        from minift.kernels.cross_entropy import fused
+
         return fused.token_logprobs(hidden, matrix, targets, cap, temperature)
     return reference.token_logprobs(hidden, logits, targets, temperature)
 

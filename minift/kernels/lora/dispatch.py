@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from minift.kernels import choice
-from minift.kernels.lora import fused, reference, rows
+from minift.kernels.lora import reference
 from minift.kernels.lora.reference import Adapted
 
 RANKS = 256  # of a group: above, a tile of Triton's would be all rank and no columns
@@ -43,6 +43,8 @@ def adapted_linears(x: Tensor, members: Sequence[Adapted]) -> tuple[Tensor, ...]
             from minift.kernels.lora import triton
 
             return triton.adapted_linears(x, members)
+        from minift.kernels.lora import fused
+
         return fused.adapted_linears(x, members)
     return reference.adapted_linears(x, members)
 
@@ -51,4 +53,8 @@ def adapted_rows(
     x: Tensor, members: Sequence[Sequence[Adapted]], which: Sequence[int]
 ) -> tuple[Tensor, ...]:
     """x (B, T, in) -> every (B, T, out): each row with a change of its own, or none."""
-    return (rows if choice.fused() else reference).adapted_rows(x, members, which)
+    if not choice.fused():
+        return reference.adapted_rows(x, members, which)
+    from minift.kernels.lora import rows
+
+    return rows.adapted_rows(x, members, which)

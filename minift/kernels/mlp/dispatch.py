@@ -9,7 +9,7 @@ from torch import Tensor
 from minift.kernels.activations import Activation
 from minift.kernels.lora.dispatch import fits, in_triton
 from minift.kernels.lora.reference import Adapted
-from minift.kernels.mlp import fused, reference
+from minift.kernels.mlp import reference
 
 
 def mlp(x: Tensor, hidden: Sequence[Adapted], out: Adapted, act: Activation) -> Tensor:
@@ -20,4 +20,6 @@ def mlp(x: Tensor, hidden: Sequence[Adapted], out: Adapted, act: Activation) -> 
         from minift.kernels.mlp import triton
 
         return triton.mlp(x, hidden, out, act)
+    from minift.kernels.mlp import fused
+
     return fused.mlp(x, hidden, out, act)
