@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from minift.interop.adapter_files import save_adapter as save_adapter
     from minift.interop.export import export as export
     from minift.peft.adapters import detach as detach
+    from minift.peft.adapters import activated as activated
     from minift.peft.adapters import disabled as disabled
     from minift.peft.adapters import rows as rows
     from minift.peft.adapters import use as use
@@ -61,6 +62,7 @@ PUBLIC = {
     "generate": "minift.generation.decode",
     "Sampling": "minift.generation.sampling",
     "detach": "minift.peft.adapters",
+    "activated": "minift.peft.adapters",
     "disabled": "minift.peft.adapters",
     "rows": "minift.peft.adapters",
     "use": "minift.peft.adapters",

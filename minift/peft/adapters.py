@@ -3,6 +3,7 @@
 minift.attach(model, LoRA(), name="a")      a is active, and trained
 minift.load_adapter(model, "b", name="b")   b is active; a stays where it is
 minift.use(model, "a")                      no file is read again
+with minift.activated(model, "b"): ...      b computes; what is trainable stays so
 with minift.rows(model, ["a", "b", None]): logits = model(tokens)     (B, T), B = 3
 with minift.disabled(model): ...            the base, bit for bit
 """
@@ -132,18 +133,29 @@ def kept_on_error(model: Transformer, name: str) -> Iterator[None]:
 
 
 @contextmanager
-def disabled(model: Transformer) -> Iterator[Transformer]:
-    """Inside, the model is the base, bit for bit: no change is asked."""
-    adapters = adapters_of(model)
+def activated(model: Transformer, name: str | None) -> Iterator[Transformer]:
+    """Inside, the adapter `name` (None: the base) computes; what is trainable stays so.
+
+    So a frozen reference, or a value model with a head of its own, runs between two steps of the
+    policy without freezing it, as `use` would.
+    """
+    adapters = adapters_of(model) if name is None else known(model, name, "activated")
     if adapters is None:
         yield model
         return
     before = adapters.switch.active, adapters.mixture
-    adapters.switch.active, adapters.mixture = None, None
+    adapters.switch.active, adapters.mixture = name, None
     try:
         yield model
     finally:
         adapters.switch.active, adapters.mixture = before
+
+
+@contextmanager
+def disabled(model: Transformer) -> Iterator[Transformer]:
+    """Inside, the model is the base, bit for bit: no adapter computes."""
+    with activated(model, None):
+        yield model
 
 
 @contextmanager

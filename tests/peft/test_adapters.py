@@ -12,6 +12,7 @@ from minift.errors import ConfigError
 from minift.generation.decode import decode
 from minift.interop.adapter_files import load_adapter, save_adapter
 from minift.peft.adapters import (
+    activated,
     active,
     config_of,
     detach,
@@ -93,6 +94,20 @@ def test_use_switches_what_computes_and_what_learns():
         use(adapted, "c")
     with pytest.raises(ConfigError, match="none is attached"):
         use(plain, "a")
+
+
+@pytest.mark.parametrize("name", ["a", None])
+def test_activated_it_computes_and_nothing_else_changes(name):
+    adapted = two()
+    learned = list(trainable(adapted))
+    with pytest.raises(RuntimeError, match="inside"), activated(adapted, name):
+        assert torch.equal(adapted(TOKENS), alone(name)(TOKENS))
+        assert list(trainable(adapted)) == learned
+        raise RuntimeError("inside")
+    assert active(adapted) == "b"
+    assert torch.equal(adapted(TOKENS), alone("b")(TOKENS))
+    with pytest.raises(ConfigError, match='activated: found no adapter "c", allowed a, b'):
+        activated(adapted, "c").__enter__()
 
 
 def test_a_loaded_adapter_learns_only_if_asked_to(tmp_path):
