@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from minift.interop.adapter_files import load_adapter as load_adapter
     from minift.interop.adapter_files import save_adapter as save_adapter
     from minift.interop.export import export as export
-    from minift.peft.adapters import detach as detach
     from minift.peft.adapters import activated as activated
+    from minift.peft.adapters import detach as detach
     from minift.peft.adapters import disabled as disabled
     from minift.peft.adapters import rows as rows
     from minift.peft.adapters import use as use
