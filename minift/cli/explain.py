@@ -12,9 +12,9 @@ from types import ModuleType
 from typing import Any
 
 from minift.checkpoints.open import headers
+from minift.cli.console import Console
 from minift.cli.method import known, refuse_others
 from minift.cli.options import Parsed
-from minift.cli.screen import Screen
 from minift.errors import ConfigError
 from minift.model.unfilled import unfilled
 from minift.peft.methods import METHODS, count
@@ -23,7 +23,7 @@ COLUMNS = "{:<11} {:<20} {:>11}  {:<6}  {:>6}  {:<14} {}"
 NO_MERGE = "cannot be merged"
 
 
-def explain(parsed: Parsed, screen: Screen) -> int:
+def explain(parsed: Parsed, console: Console) -> int:
     words = [known(parsed.words[0], "explain")] if parsed.words else list(METHODS)
     refuse_others(parsed, words)
     counts = trainable_counts(parsed, {word: parsed.config(METHODS[word][0]) for word in words})
@@ -34,7 +34,7 @@ def explain(parsed: Parsed, screen: Screen) -> int:
         text = (
             f"{(module.__doc__ or '').strip()}\n\n{last_lines(words[0], facts[words[0]], counts)}"
         )
-        screen.result(text, data[words[0]])
+        console.result(text, data[words[0]])
         return 0
     head = ("method", "touches", "trainable", "merges", "rate", "file", "paper")
     lines = [COLUMNS.format(*head).rstrip()]
@@ -45,7 +45,7 @@ def explain(parsed: Parsed, screen: Screen) -> int:
         row = (word, fact.touches, shown, merges, f"{fact.rate:g}", fact.file, fact.paper)
         lines += ["", COLUMNS.format(*row).rstrip(), f"{'':<11} {fact.equation}"]
     lines += ["", "minift explain METHOD has the rest; --model adds the trainable numbers"]
-    screen.result("\n".join(lines), data)
+    console.result("\n".join(lines), data)
     return 0
 
 

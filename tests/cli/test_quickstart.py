@@ -71,7 +71,7 @@ def test_ctrl_c_in_training_saves_and_in_the_before_does_not(cli, reviews, tmp_p
     def interrupted(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(quickstart, "measure", interrupted)
+    monkeypatch.setattr(quickstart, "measure_answers", interrupted)
     code, _, err = cli(*words, tmp_path / "b", "--quiet")
     assert (code, err) == (130, "minift: interrupted\n")
     assert not (tmp_path / "b").exists()

@@ -1,4 +1,4 @@
-"""`minift sft`: supervised fine-tuning of a model on a file."""
+"""What every training command does: open the data and the model, train, report."""
 
 from __future__ import annotations
 
@@ -12,26 +12,21 @@ from pathlib import Path
 import torch
 
 from minift.checkpoints.hub.assets import peft_name
-from minift.checkpoints.open import headers, load
-from minift.cli.method import chosen
-from minift.cli.models import base_line, base_name, headline, how_to_load, use_texts
+from minift.cli.console import Console, duration, megabytes
 from minift.cli.options import Parsed
-from minift.cli.screen import Screen, duration, megabytes
 from minift.cli.watching import Watch
-from minift.data.read import Records, open_records, unescape_template
+from minift.data.read import Records
 from minift.data.split import Rows, fewest_held_out, held_out
-from minift.errors import ConfigError, FormatError, escaped, notice, one_line
-from minift.interop.adapter_files import adapter_folder, load_adapter, stored, texts_of
+from minift.errors import ConfigError, FormatError, escaped, one_line
+from minift.interop.adapter_files import adapter_folder
 from minift.kernels.choice import word
 from minift.kernels.quantized.linear import base_of, numbers
 from minift.model.transformer import Transformer
 from minift.peft.adapters import config_of, trainable
 from minift.peft.bottleneck import Bottleneck
-from minift.peft.methods import attach
 from minift.peft.slots import linears
 from minift.runtime import cores, peak_memory, rates
 from minift.tokenizers.interface import Tokenizer
-from minift.tokenizers.text_format import TextFormat
 from minift.train.classification import Classification
 from minift.train.loop import LEAST, Run, TrainConfig, fit
 from minift.train.objectives import SFT, Objective
@@ -44,18 +39,18 @@ FEW = 10  # held-out rows: a best chosen on fewer is said to be
 CHANGE, AT_FIRST = 0.05, 0.25  # of the loss, the latter in a few updates: less is little
 
 
-def in_run_folder(command: Callable[[Parsed, Screen], int]) -> Callable[[Parsed, Screen], int]:
+def in_run_folder(command: Callable[[Parsed, Console], int]) -> Callable[[Parsed, Console], int]:
     """A command whose --out is its own from before anything is loaded until it ends."""
 
     @wraps(command)
-    def run(parsed: Parsed, screen: Screen) -> int:
+    def run(parsed: Parsed, console: Console) -> int:
         out, adapter = parsed.flag("out"), parsed.values.get("adapter")
         if adapter is not None and os.path.realpath(out) in (
             os.path.realpath(place) for place in run_folders(adapter)
         ):
             raise ConfigError(f"out: {out} is where --adapter comes from; choose another")
         with claimed(out, parsed.flag("overwrite")):
-            return command(parsed, screen)
+            return command(parsed, console)
 
     return run
 
@@ -68,42 +63,6 @@ def run_folders(adapter: str) -> tuple[Path, ...]:
     folders += [Path(os.path.realpath(folder)) for folder in folders]
     folders += [folder.parent for folder in folders if folder.name == ADAPTER_FOLDER]
     return tuple(folders)
-
-
-@in_run_folder
-def sft(parsed: Parsed, screen: Screen) -> int:
-    config, method = parsed.config(TrainConfig), chosen(parsed)  # refused before any work
-    out, adapter = parsed.flag("out"), parsed.flag("adapter")
-    before = stored(adapter) if adapter is not None else None
-    if before is not None and before.classifies:
-        raise ConfigError(f"{adapter} is a classifier: minift classify goes on from it")
-    name, how = base_name(parsed, before), how_to_load(parsed, before)
-    if headers(name).config.head != "lm":
-        raise ConfigError(f"{name} is no language model: minift classify trains it on labels")
-    train, held = sides(parsed, lambda path: read(parsed, path), config.seed)
-    model, tokenizer = load(name, **how)
-    use_texts(parsed, before, model, tokenizer)
-    screen.say(headline(config.threads))
-    trained = texts_of(before.folder) if before is not None else None
-    most = parsed.given.get("max_length", trained and trained.max_length)
-    objective = SFT(tokenizer, train, held, max_length=most, pack=parsed.flag("pack"))
-    if how["base"] is not None:
-        screen.say(base_line(model))
-    if method is None:
-        load_adapter(model, adapter, trainable=True)
-    else:
-        attach(model, method, seed=config.seed)
-    objective.check(model)
-    screen.say(f"data         {len(train):,} rows to train on · {len(held or ()):,} held out")
-    for line in objective.cut_lines():
-        screen.say(f"             {line}")
-    show_example(screen, objective, tokenizer)
-    run = train_shown(screen, model, objective, config, out, parsed.flag("overwrite"))
-    facts = {"out": str(out), "loss": run.losses[-1], "held_out": run.evaluations}
-    lines = closing(run, model, objective.held_out_rows)
-    screen.result("\n".join(lines), facts | kept_data(run))
-    screen.say(f"next         minift chat --adapter {out}")
-    return 130 if run.interrupted else 0
 
 
 def kept_data(run: Run) -> dict[str, object]:
@@ -169,35 +128,7 @@ def sides(
     return records, None
 
 
-def read(parsed: Parsed, path: str, texts: TextFormat | None = None) -> Records:
-    """The data file as the options say; where they are silent, as in training."""
-    template, target = parsed.flag("template"), parsed.flag("target")
-    if template is not None:
-        template = unescape_template(template)
-    labels: tuple[str, ...] | None = parsed.flag("labels")
-
-    def opened(template: str | None, target: str | None, labels: tuple[str, ...] | None) -> Records:
-        return open_records(
-            path, template=template, target=target, labels=labels,
-            limit=parsed.flag("limit"), documents=parsed.flag("documents"),
-        )  # fmt: skip
-
-    if texts is None or not texts.template or (template is not None and target is not None):
-        return opened(template, target, labels)
-    try:
-        found = opened(
-            template or texts.template, target or texts.target, labels or texts.labels or None
-        )
-    except ConfigError:  # another kind of data, which says itself how it is to be read
-        return opened(template, target, labels)
-    if template is None:
-        shown = one_line(texts.template.replace("\n", "\\n"), 200)
-        line = f"is read by the template of training, '{shown}'; --template names another"
-        notice(path, line)
-    return found
-
-
-def show_example(screen: Screen, objective: Objective, tokenizer: Tokenizer) -> None:
+def show_example(console: Console, objective: Objective, tokenizer: Tokenizer) -> None:
     """One real row as the model will read it, the learned part marked."""
     ids, mask = objective.example()
     spans: list[tuple[int, list[int]]] = []
@@ -210,8 +141,8 @@ def show_example(screen: Screen, objective: Objective, tokenizer: Tokenizer) -> 
         text = escaped(tokenizer.decode(span, skip_special=False).replace("\n", "⏎"))
         if len(text) > room and not bit:
             text = text[: room // 2] + " … " + text[-room // 2 :]
-        line += screen.learned(text) if bit else text
-    screen.say(f"             {line}   {screen.learned('trained')}")
+        line += console.learned(text) if bit else text
+    console.say(f"             {line}   {console.learned('trained')}")
 
 
 def describe(model: Transformer, seconds: float | None) -> str:
@@ -259,7 +190,7 @@ def estimate(
 
 
 def train_shown(
-    screen: Screen,
+    console: Console,
     model: Transformer,
     objective: SFT | Classification,
     config: TrainConfig,
@@ -272,10 +203,10 @@ def train_shown(
     sample = objective.lengths(range(0, objective.rows, max(1, objective.rows // 200)))
     tokens = config.batch * sum(sample) / len(sample)
     plan = estimate(model, steps, tokens, config.threads)
-    screen.say(f"{label:<12} {describe(model, plan)}")
+    console.say(f"{label:<12} {describe(model, plan)}")
     if (said := passes(config, objective.rows)) is not None:
-        screen.say(f"             {said}")
-    watch = Watch(screen, steps, plan, config.threads or cores())
+        console.say(f"             {said}")
+    watch = Watch(console, steps, plan, config.threads or cores())
     try:
         run = fit(model, objective, config, out, overwrite=overwrite, watch=watch)
     finally:
@@ -283,7 +214,7 @@ def train_shown(
     if not run.losses:
         raise ConfigError("training made no step")
     planned = "" if plan is None else f"plan {duration(plan)}, "
-    screen.say(
+    console.say(
         f"             loss {run.losses[0]:.3f} to {run.losses[-1]:.3f} · "
         f"{run.tokens_per_second:,.0f} tokens/s · {planned}took "
         f"{duration(run.seconds)}, peak {megabytes(peak_memory())}"
