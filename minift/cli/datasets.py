@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from minift.cli.options import Parsed
 from minift.data.read import Records, open_records, unescape_template
+from minift.data.split import Rows, fewest_held_out, held_out
 from minift.errors import ConfigError, notice, one_line
 from minift.tokenizers.text_format import TextFormat
 from minift.train.classification import LABEL, TEXT
@@ -52,3 +55,16 @@ def open_labelled_texts(
         pair=unescape_template(pair) if pair is not None else None,
         limit=parsed.flag("limit"),
     )
+
+
+def train_and_held_out(
+    parsed: Parsed, read: Callable[[str], Records], seed: int
+) -> tuple[Records | Rows, Records | Rows | None]:
+    """The rows to train on and the held-out rows: of --held-out, or a share of --data."""
+    records, share = read(parsed.need("data")), parsed.flag("held_out_share")
+    if parsed.flag("held_out") is not None:
+        return records, read(parsed.flag("held_out"))
+    if share > 0 and len(records) > 1:
+        fewest = 1 if "held_out_share" in parsed.given else fewest_held_out(len(records))
+        return held_out(records, share, seed, fewest=fewest)
+    return records, None

@@ -3,34 +3,33 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from torch import Tensor
 
 from minift.checkpoints.hub import assets
-from minift.checkpoints.open import load
 from minift.cli.accuracy import measure_answers
 from minift.cli.console import Console, duration, megabytes
-from minift.cli.models import base_dtype, headline
+from minift.cli.models import headline
 from minift.cli.options import Parsed
+from minift.cli.run_report import closing_lines, reader_of_adapter, run_facts
 from minift.cli.training import (
-    closing,
+    Data,
+    TrainingOptions,
     in_run_folder,
-    kept_data,
-    loaded_by,
-    show_example,
-    train_shown,
+    marked_example,
+    open_training,
+    run_training,
 )
 from minift.data.split import Rows, published_reviews
 from minift.errors import ConfigError, one_line
 from minift.generation.decode import generate
+from minift.model.config import ModelConfig
 from minift.model.transformer import Transformer
 from minift.peft.adapters import disabled, room_left
 from minift.peft.lora import LoRA
-from minift.peft.methods import attach
-from minift.runtime import device_of
 from minift.tokenizers.interface import Tokenizer
 from minift.train.evaluate import gold_of
 from minift.train.loop import TrainConfig
@@ -63,22 +62,17 @@ def quickstart(parsed: Parsed, console: Console) -> int:
     train, test = published_reviews(assets.download(DATA), source)
     if parsed.flag("limit") is not None:
         test = Rows(test, np.arange(min(len(test), parsed.flag("limit"))))
-    device = device_of(parsed.flag("device"))
-    model, tokenizer = load(
-        MODEL, dtype=base_dtype(parsed.flag("dtype"), config.threads, device), device=device
-    )
-    most = min(LONGEST, room_left(model))
-    objective = SFT(tokenizer, train, max_length=most)
-    look(console, objective, train, test)
-    show_example(console, objective, tokenizer)
-
-    before, before_scores = measure_answers(parsed, console, model, tokenizer, test, most)
+    parsed = replace(parsed, values=parsed.values | {"model": MODEL, "base": None})
+    options = TrainingOptions(config, LoRA())
+    training = open_training(parsed, console, ReviewTask(train, test), options, show_headline=False)
+    model, tokenizer = training.model, training.tokenizer
+    most = training.objective.max_length
+    with disabled(model):
+        before, before_scores = measure_answers(parsed, console, model, tokenizer, test, most)
     console.say(f"3/5 before   accuracy {before}")
-    attach(model, LoRA(), seed=config.seed)
-    overwrite = parsed.flag("overwrite")
-    run = train_shown(console, model, objective, config, out, overwrite, "4/5 train")
+    run = run_training(parsed, console, training, "4/5 train")
     if run.interrupted:
-        console.result("\n".join(closing(run, model, 0)), {"out": str(out)} | kept_data(run))
+        console.result("\n".join(closing_lines(run, model, 0)), {"out": str(out)} | run_facts(run))
         return 130
     after, after_scores = measure_answers(parsed, console, model, tokenizer, test, most)
     gain = 100 * (after.share - before.share)
@@ -88,7 +82,7 @@ def quickstart(parsed: Parsed, console: Console) -> int:
     seconds = time.perf_counter() - start
     console.say()
     size = sum(f.stat().st_size for f in (Path(out) / "adapter").iterdir())
-    saved = f"adapter/ ({megabytes(size)}, {loaded_by(model)})  metrics.jsonl  run.json"
+    saved = f"adapter/ ({megabytes(size)}, {reader_of_adapter(model)})  metrics.jsonl  run.json"
     console.result(
         f"saved        {out}/  {saved}\n"
         f"took         {duration(seconds)}, fetching {duration(fetched)} apart",
@@ -125,15 +119,39 @@ def fetch(console: Console) -> float:
     return time.perf_counter() - start
 
 
-def look(console: Console, objective: SFT, train: Rows, test: Rows) -> None:
-    gold = gold_of(test)
-    sample = range(0, len(train), max(1, len(train) // 500))
-    lengths = sorted(objective.lengths(sample))
-    console.say(
-        f"2/5 look     {len(train):,} train · {len(test):,} test · "
-        f"{100 * sum(gold) / len(gold):.0f} % positive · "
-        f"{lengths[len(lengths) // 2]} tokens median, {lengths[-1]} longest of {len(lengths)} read"
-    )
+@dataclass(frozen=True)
+class ReviewTask:
+    """Published reviews, whose completion is one of two words."""
+
+    train: Rows
+    test: Rows
+
+    def check_base(self, name: str, config: ModelConfig) -> None:
+        pass
+
+    def data(self, seed: int) -> tuple[Data, None]:
+        return self.train, None
+
+    def prepare(self, model: Transformer, tokenizer: Tokenizer) -> Transformer:
+        return model
+
+    def objective(
+        self, model: Transformer, tokenizer: Tokenizer, train: Data, held: Data | None
+    ) -> SFT:
+        return SFT(tokenizer, train, max_length=min(LONGEST, room_left(model)))
+
+    def data_line(self, objective: SFT, train: Data, held: Data | None) -> str:
+        gold = gold_of(self.test)
+        sample = range(0, len(train), max(1, len(train) // 500))
+        lengths = sorted(objective.lengths(sample))
+        return (
+            f"2/5 look     {len(train):,} train · {len(self.test):,} test · "
+            f"{100 * sum(gold) / len(gold):.0f} % positive · {lengths[len(lengths) // 2]} tokens "
+            f"median, {lengths[-1]} longest of {len(lengths)} read"
+        )
+
+    def example(self, console: Console, objective: SFT) -> str:
+        return marked_example(console, objective, objective.tokenizer)
 
 
 def show_rows(

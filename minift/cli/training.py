@@ -1,42 +1,44 @@
-"""What every training command does: open the data and the model, train, report."""
+"""What every training command does: open the data, the model and the adapter; then train.
+
+A command brings a `Task`, which holds what is its own: which models it takes, how rows become
+text, the objective. `open_training` does the rest, in one order for all of them; `run_training`
+trains.
+"""
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
+from typing import Any, Generic, Protocol, TypeVar
 
-import torch
-
-from minift.checkpoints.hub.assets import peft_name
+from minift.checkpoints.open import headers, load
 from minift.cli.console import Console, duration, megabytes
+from minift.cli.method import chosen
+from minift.cli.models import base_line, base_name, headline, how_to_load
 from minift.cli.options import Parsed
+from minift.cli.run_report import passes_line, plan_line
 from minift.cli.watching import Watch
 from minift.data.read import Records
-from minift.data.split import Rows, fewest_held_out, held_out
-from minift.errors import ConfigError, FormatError, escaped, one_line
-from minift.interop.adapter_files import adapter_folder
-from minift.kernels.choice import word
-from minift.kernels.quantized.linear import base_of, numbers
+from minift.data.split import Rows
+from minift.errors import ConfigError, FormatError, escaped
+from minift.interop.adapter_files import AnyStored, adapter_folder, load_adapter, stored
+from minift.model.config import ModelConfig
 from minift.model.transformer import Transformer
-from minift.peft.adapters import config_of, trainable
-from minift.peft.bottleneck import Bottleneck
-from minift.peft.slots import linears
-from minift.runtime import cores, peak_memory, rates
+from minift.peft.methods import attach
+from minift.runtime import cores, peak_memory
+from minift.study.plan import training_seconds
 from minift.tokenizers.interface import Tokenizer
 from minift.train.classification import Classification
-from minift.train.loop import LEAST, Run, TrainConfig, fit
+from minift.train.loop import Run, TrainConfig, fit
 from minift.train.objectives import SFT, Objective
 from minift.train.run_folder import ADAPTER_FOLDER, claimed
 
-# What a step takes beside its products, on a machine of RATE GFLOP/s in float32: seconds a linear,
-# and seconds a number that a linear reads or writes (benchmarks/LOG.md, "Short rows").
-CALLS, NUMBERS, RATE = 0.7e-3, 1.5e-9, 457
-FEW = 10  # held-out rows: a best chosen on fewer is said to be
-CHANGE, AT_FIRST = 0.05, 0.25  # of the loss, the latter in a few updates: less is little
+Data = Records | Rows
+O = TypeVar("O", SFT, Classification)  # the objective
 
 
 def in_run_folder(command: Callable[[Parsed, Console], int]) -> Callable[[Parsed, Console], int]:
@@ -65,147 +67,100 @@ def run_folders(adapter: str) -> tuple[Path, ...]:
     return tuple(folders)
 
 
-def kept_data(run: Run) -> dict[str, object]:
-    """The same for --json."""
-    return {"ended": run.ended, "steps": run.steps, "kept_step": run.kept_step}
+@dataclass(frozen=True)
+class TrainingOptions:
+    """What is refused before any work: the config, and one of a method and an adapter."""
+
+    config: TrainConfig
+    method: Any | None = None  # the config of a method, to attach
+    adapter: AnyStored | None = None  # of --adapter, to go on training
+
+    @classmethod
+    def of(cls, parsed: Parsed) -> TrainingOptions:
+        config, method = parsed.config(TrainConfig), chosen(parsed)
+        adapter = parsed.flag("adapter")
+        return cls(config, method, stored(adapter) if adapter is not None else None)
 
 
-def closing(run: Run, model: Transformer, held: int) -> list[str]:
-    """How a run ended and what was kept, of which step, chosen on `held` rows."""
-    lines = []
-    if run.interrupted:
-        lines.append(f"interrupted  after {run.steps} of {run.planned} steps; the adapter saved is "
-                     f"that of step {run.kept_step}")  # fmt: skip
-    if run.best_step is not None:
-        loss = dict(run.evaluations)[run.best_step]
-        lines.append(f"held out     loss {loss:.3f} at step {run.best_step}, the adapter kept")
-        if len(run.evaluations) > 1 and held < FEW:
-            lines.append(f"             chosen on {held} held-out row{'s' * (held > 1)}: that is "
-                         "little; --held-out FILE")  # fmt: skip
-    lines.append(f"saved        {run.out}/  adapter/ ({loaded_by(model)})  metrics.jsonl  run.json")
-    if (advice := little(run)) is not None:
-        lines.append(advice)
-    return lines
+class Task(Protocol[O]):
+    """What a training command brings."""
+
+    def check_base(self, name: str, config: ModelConfig) -> None:
+        """Refuse a base model by its config, before the data are read."""
+
+    def data(self, seed: int) -> tuple[Data, Data | None]:
+        """The rows to train on and the held-out rows."""
+
+    def prepare(self, model: Transformer, tokenizer: Tokenizer) -> Transformer:
+        """Give a loaded model what the task needs: a head, a chat template."""
+
+    def objective(
+        self, model: Transformer, tokenizer: Tokenizer, train: Data, held: Data | None
+    ) -> O: ...
+
+    def data_line(self, objective: O, train: Data, held: Data | None) -> str:
+        """How many rows there are, and of what kind."""
+
+    def example(self, console: Console, objective: O) -> str:
+        """One real row as the model reads it, the trained part marked."""
 
 
-def loaded_by(model: Transformer) -> str:
-    """Which other program takes the adapter, and on which model."""
-    if isinstance(config_of(model), Bottleneck):
-        return "AdapterHub loads it"
-    base = peft_name(model.source)
-    return (
-        f"PEFT loads it on {base}"
-        if base and not base.endswith(".gguf")
-        else ("PEFT loads it on its base as a folder: minift export --to hf")
-    )
+@dataclass(frozen=True)
+class Training(Generic[O]):
+    """A model with its adapter, and its data: ready for the first step."""
+
+    config: TrainConfig
+    model: Transformer
+    tokenizer: Tokenizer
+    objective: O
+    train: Data
+    held_out: Data | None
 
 
-def little(run: Run) -> str | None:
-    """What to try where training changed next to nothing; None where it did, or had no time to."""
-    third = max(1, run.steps // 3)
-    first, last = (sum(some) / third for some in (run.losses[:third], run.losses[-third:]))
-    much = CHANGE if run.steps >= LEAST else AT_FIRST
-    if run.interrupted or not first - last < much * first:
-        return None
-    tips = [f"--steps {max(LEAST, 3 * run.steps)}"] if run.steps < 10 * LEAST else []
-    tips.append(f"--lr {3 * (run.config.lr or 0):.1g}")
-    return (
-        f"             the loss changed little, {first:.3f} to {last:.3f} in {run.steps} "
-        f"update{'s' * (run.steps > 1)}: try {' or '.join(tips)}"
-    )
-
-
-def sides(
-    parsed: Parsed, read: Callable[[str], Records], seed: int
-) -> tuple[Records | Rows, Records | Rows | None]:
-    """What is trained on and what is held out: a file of its own, or a share of the data."""
-    records, share = read(parsed.need("data")), parsed.flag("held_out_share")
-    if parsed.flag("held_out") is not None:
-        return records, read(parsed.flag("held_out"))
-    if share > 0 and len(records) > 1:
-        fewest = 1 if "held_out_share" in parsed.given else fewest_held_out(len(records))
-        return held_out(records, share, seed, fewest=fewest)
-    return records, None
-
-
-def show_example(console: Console, objective: Objective, tokenizer: Tokenizer) -> None:
-    """One real row as the model will read it, the learned part marked."""
-    ids, mask = objective.example()
-    spans: list[tuple[int, list[int]]] = []
-    for token, bit in zip(ids, mask, strict=True):
-        if not spans or spans[-1][0] != bit:
-            spans.append((bit, []))
-        spans[-1][1].append(token)
-    line, room = "", 220
-    for bit, span in spans:
-        text = escaped(tokenizer.decode(span, skip_special=False).replace("\n", "⏎"))
-        if len(text) > room and not bit:
-            text = text[: room // 2] + " … " + text[-room // 2 :]
-        line += console.learned(text) if bit else text
-    console.say(f"             {line}   {console.learned('trained')}")
-
-
-def describe(model: Transformer, seconds: float | None) -> str:
-    """Method, trainable share, dtype and kernels, and the time that training should take."""
-    counts = sum(p.numel() for p in trainable(model).values())
-    total = numbers(model)
-    dtype = base_of(model) or str(model.embed.weight.dtype).removeprefix("torch.")
-    time = "" if seconds is None else f" · about {duration(seconds)}"
-    method = one_line(str(config_of(model)), 300)  # targets may be those of an adapter's file
-    return (
-        f"{method} · {counts:,} trainable, {100 * counts / total:.1f} %, "
-        f"float32 on {dtype} · {word(model.embed.weight)} kernels{time}"
-    )
-
-
-def passes(config: TrainConfig, rows: int) -> str | None:
-    """That few rows are passed over more than once, where nobody asked for it."""
-    once, steps = math.ceil(rows / config.batch), config.resolved_steps(rows)
-    if config.steps is not None or config.epochs is not None or steps == once:
-        return None
-    return (
-        f"{rows} row{'s make' if rows > 1 else ' makes'} {once} update{'s' * (once > 1)} a pass, "
-        f"too few: {steps} updates, {steps / once:.3g} passes; --epochs 1 for one pass"
-    )
-
-
-def estimate(
-    model: Transformer, steps: int, tokens: float, threads: int | None = None
-) -> float | None:
-    """Seconds for so many steps of so many tokens each; None on a GPU, whose rate is not measured.
-
-    The frozen linears take 4 operations a weight and token, forward and backward (Kaplan et al.
-    2020, arXiv:2001.08361, section 2.1, less the weight gradients that a frozen base does not
-    need); what lies between them takes CALLS and NUMBERS.
-    """
-    weight = model.embed.weight
-    if weight.device.type != "cpu":
-        return None
-    here = rates(threads)
-    rate = here.bf16 if weight.dtype == torch.bfloat16 else here.float32
-    sizes = [(one.in_features, one.out_features) for _, one in linears(model)]
-    products = 4e-9 * sum(i * o for i, o in sizes) * tokens / rate
-    between = CALLS * len(sizes) + NUMBERS * tokens * sum(i + o for i, o in sizes)
-    return steps * (products + between * RATE / here.float32)
-
-
-def train_shown(
+def open_training(
+    parsed: Parsed,
     console: Console,
-    model: Transformer,
-    objective: SFT | Classification,
-    config: TrainConfig,
-    out: str | Path,
-    overwrite: bool,
-    label: str = "train",
+    task: Task[O],
+    options: TrainingOptions,
+    *,
+    show_headline: bool = True,
+) -> Training[O]:
+    """Open all that training needs and print what it is. The cheapest refusals come first."""
+    config, adapter = options.config, options.adapter
+    name, how = base_name(parsed, adapter), how_to_load(parsed, adapter)
+    task.check_base(name, headers(name).config)
+    train, held = task.data(config.seed)
+    model, tokenizer = load(name, **how)
+    model = task.prepare(model, tokenizer)
+    if show_headline:
+        console.say(headline(config.threads))
+    if how["base"] is not None:
+        console.say(base_line(model))
+    objective: O = task.objective(model, tokenizer, train, held)
+    if adapter is not None:
+        load_adapter(model, adapter.folder, trainable=True)
+    else:
+        attach(model, options.method, seed=config.seed)
+    objective.check(model)
+    console.say(task.data_line(objective, train, held))
+    for line in (*objective.cut_lines(), task.example(console, objective)):
+        console.say(f"             {line}")
+    return Training(config, model, tokenizer, objective, train, held)
+
+
+def run_training(
+    parsed: Parsed, console: Console, training: Training[O], label: str = "train"
 ) -> Run:
-    """`fit` with the plan before it, a bar beside it, and what it really took after it."""
+    """`fit`: the plan before it, a progress bar beside it, what it really took after it."""
+    model, objective, config = training.model, training.objective, training.config
     steps = config.resolved_steps(objective.rows)
     sample = objective.lengths(range(0, objective.rows, max(1, objective.rows // 200)))
     tokens = config.batch * sum(sample) / len(sample)
-    plan = estimate(model, steps, tokens, config.threads)
-    console.say(f"{label:<12} {describe(model, plan)}")
-    if (said := passes(config, objective.rows)) is not None:
-        console.say(f"             {said}")
+    plan = training_seconds(model, steps, tokens, config.threads)
+    console.say(f"{label:<12} {plan_line(model, plan)}")
+    if (remark := passes_line(config, objective.rows)) is not None:
+        console.say(f"             {remark}")
+    out, overwrite = parsed.flag("out"), parsed.flag("overwrite")
     watch = Watch(console, steps, plan, config.threads or cores())
     try:
         run = fit(model, objective, config, out, overwrite=overwrite, watch=watch)
@@ -220,3 +175,20 @@ def train_shown(
         f"{duration(run.seconds)}, peak {megabytes(peak_memory())}"
     )
     return run
+
+
+def marked_example(console: Console, objective: Objective, tokenizer: Tokenizer) -> str:
+    """The first row as the model reads it, with the trained part marked."""
+    ids, mask = objective.example()
+    spans: list[tuple[int, list[int]]] = []
+    for token, bit in zip(ids, mask, strict=True):
+        if not spans or spans[-1][0] != bit:
+            spans.append((bit, []))
+        spans[-1][1].append(token)
+    line, room = "", 220
+    for bit, span in spans:
+        text = escaped(tokenizer.decode(span, skip_special=False).replace("\n", "⏎"))
+        if len(text) > room and not bit:
+            text = text[: room // 2] + " … " + text[-room // 2 :]
+        line += console.learned(text) if bit else text
+    return f"{line}   {console.learned('trained')}"
