@@ -7,11 +7,11 @@ import math
 from minift.checkpoints.hub.assets import peft_name
 from minift.cli.console import duration
 from minift.errors import one_line
+from minift.interop.methods import FORMATS
 from minift.kernels.choice import word
 from minift.kernels.quantized.linear import base_of, numbers
 from minift.model.transformer import Transformer
 from minift.peft.adapters import config_of, trainable
-from minift.peft.bottleneck import Bottleneck
 from minift.train.loop import LEAST, Run, TrainConfig
 
 FEW = 10  # held-out rows: choosing the best adapter on fewer is remarked on
@@ -70,7 +70,7 @@ def run_facts(run: Run) -> dict[str, object]:
 
 def reader_of_adapter(model: Transformer) -> str:
     """Which other program loads the adapter, and on which base model."""
-    if isinstance(config_of(model), Bottleneck):
+    if type(config_of(model)) not in FORMATS:
         return "AdapterHub loads it"
     base = peft_name(model.source)
     return (
