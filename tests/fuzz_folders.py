@@ -27,9 +27,9 @@ from hostile import tests_of
 from minift.checkpoints.config_json import config_from_json
 from minift.checkpoints.open import load_model
 from minift.checkpoints.tokenizers import tokenizer_of
-from minift.cli.files import adapter_info
+from minift.cli.console import Console
+from minift.cli.info import adapter_info
 from minift.cli.run_file import base_in, dtype_in
-from minift.cli.screen import Screen
 from minift.data.read import open_records
 from minift.errors import FormatError, Notice
 from minift.formats import safetensors
@@ -227,7 +227,7 @@ def read_run(data: tuple[bytes, bytes, bytes]) -> None:
     (adapter / CONFIG).write_bytes(text)
     shown = io.StringIO()
     with contextlib.redirect_stdout(shown):
-        adapter_info(folder, Screen())
+        adapter_info(folder, Console())
     assert all(line.isprintable() for line in shown.getvalue().split("\n"))
     assert base_in(adapter) in (None, "dense", "int8", "nf4", "gguf")
     assert dtype_in(adapter) in (None, "float32", "float64", "bf16")

@@ -12,9 +12,8 @@ from pathlib import Path
 import pytest
 
 from minift import PUBLIC
-from minift.cli.main import COMMON
-from minift.cli.options import dataclasses_of, of
-from minift.cli.verbs import VERBS
+from minift.cli.commands import COMMANDS
+from minift.cli.options import dataclasses_of
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "minift").rglob("*.py"))
@@ -123,7 +122,7 @@ def test_nothing_in_a_file_can_be_executed(name):
 
 
 def code(name):
-    """A file's text without docstrings and comments; the verb eval is a function of that name."""
+    """A file's text without docstrings and comments; `eval` is a command's function."""
     return ast.unparse(stripped(TREES[name])).replace("def eval(", "")
 
 
@@ -160,15 +159,15 @@ def test_importing_and_helping_cost_nothing(program, unwanted):
     assert not unwanted & set(modules)
 
 
-@pytest.mark.parametrize("verb", VERBS)
-def test_no_two_flags_of_a_command_share_a_name(verb):
-    names = [flag.name for flag in (*VERBS[verb].flags, *of(VERBS[verb].configs), *COMMON)]
+@pytest.mark.parametrize("command", COMMANDS)
+def test_no_two_flags_of_a_command_share_a_name(command):
+    names = [flag.name for flag in COMMANDS[command].options]
     assert len(names) == len(set(names))
 
 
 def configs():
     """Every dataclass whose fields are options, and ModelConfig."""
-    specs = {spec for verb in VERBS.values() for spec in verb.configs}
+    specs = {spec for command in COMMANDS.values() for spec in command.configs}
     for _, kind in dataclasses_of(sorted(specs | {"minift.model.config:ModelConfig"})):
         yield kind
 

@@ -115,7 +115,7 @@ NAMES = [*COMMANDS, *(f"python {name}" for name in WRITERS)]
 
 @pytest.fixture(autouse=True)
 def _no_fetching(monkeypatch):
-    def fetch(screen):
+    def fetch(console):
         raise ConfigError("nothing is fetched here")
 
     monkeypatch.setattr("minift.cli.quickstart.fetch", fetch)

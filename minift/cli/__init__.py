@@ -1,1 +1,1 @@
-"""The command line: main.py has the table of verbs; each verb is a function in a file beside it."""
+"""The command line: commands.py is the table; a command is a file and a function of its name."""

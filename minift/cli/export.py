@@ -5,20 +5,20 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from minift.checkpoints.labels import with_labels
+from minift.checkpoints.open import load
+from minift.checkpoints.save import target_names
+from minift.cli.console import Console, megabytes
+from minift.cli.models import base_kind, base_name, use_texts
 from minift.cli.options import Parsed
-from minift.cli.screen import Screen, megabytes
 from minift.errors import ConfigError
+from minift.formats.overwrite import check_target
+from minift.interop.adapter_files import CONFIG, load_adapter, stored
+from minift.interop.export import export as write
+from minift.interop.stored import METRICS
 
 
-def export(parsed: Parsed, screen: Screen) -> int:
-    from minift.checkpoints.labels import with_labels
-    from minift.checkpoints.open import load
-    from minift.checkpoints.save import target_names
-    from minift.cli.models import base_kind, base_name, use_texts
-    from minift.formats.overwrite import check_target
-    from minift.interop.adapter_files import CONFIG, load_adapter, stored
-    from minift.interop.export import export as write
-    from minift.interop.stored import METRICS
+def export(parsed: Parsed, console: Console) -> int:
 
     place, out, to = Path(parsed.words[0]), parsed.need("out"), parsed.flag("to")
     check_target(out, parsed.flag("overwrite"), target_names(out) if to == "hf" else None)
@@ -54,5 +54,5 @@ def export(parsed: Parsed, screen: Screen) -> int:
         what = "label" if done.what == "scores" else "greedy text"
         text += f", {what} the same for {done.same} of {done.texts}"
     data = {"out": str(done.path), "kind": done.kind, "bytes": done.bytes, "kl": done.kl}
-    screen.result(text, data | {"logit_difference": done.logit, "same_texts": done.same})
+    console.result(text, data | {"logit_difference": done.logit, "same_texts": done.same})
     return 0

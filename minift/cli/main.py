@@ -1,7 +1,7 @@
-"""`minift VERB ...`: the table of verbs, their options, and what every failure prints.
+"""`minift COMMAND ...`: parse the options, run the command, print every failure as one line.
 
-The table is static, so that help costs no import of torch. A verb's own module is imported when the
-verb is called.
+The table of commands is static, so that help does not import torch. A command's own module is
+imported when the command runs.
 """
 
 from __future__ import annotations
@@ -15,18 +15,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from minift import __version__
-from minift.cli.options import Flag, Parsed, as_typed, check_together, of, parse, verb_help
-from minift.cli.screen import Screen, columns, fitted, show_any_text
+from minift.cli.commands import COMMANDS, check_together
+from minift.cli.console import Console, columns, fitted, show_any_text
+from minift.cli.help import command_help, overview
+from minift.cli.options import Flag, Parsed, as_typed, parse
 from minift.cli.suggestions import command_like, option_like
-from minift.cli.verbs import VERBS, Verb
 from minift.errors import ConfigError, DataError, FormatError, Notice, StorageError, one_line
 from minift.kernels.choice import using
 
-COMMON = (
-    Flag("quiet", bool, False, "print results only", group="every command"),
-    Flag("json", bool, False, "print the result as JSON", group="every command"),
-    Flag("debug", bool, False, "show the traceback of an error", group="every command"),
-)
 ADAPTER = "adapter_config.json"
 HELP = ("-h", "--help", "--help-all")
 MEMORY = (
@@ -88,29 +84,31 @@ def run(words: list[str]) -> int:
     if words[0] in ("-V", "--version"):
         print(f"minift {__version__}")
         return 0
-    verb = VERBS.get(words[0])
-    if verb is None:
+    command = COMMANDS.get(words[0])
+    if command is None:
         if words[0].startswith("-"):
             raise ConfigError(
                 f"{one_line(words[0])} stands before a command (minift --help lists them)"
             )
-        near = command_like(words[0], VERBS)
+        near = command_like(words[0], COMMANDS)
         raise ConfigError(
             f'unknown command "{one_line(words[0])}"{near} (minift --help lists them)'
         )
     rest = words[1:]
-    flags = (*verb.flags, *of(verb.configs), *COMMON)
+    flags = command.options
     asked = rest[: rest.index("--")] if "--" in rest else rest
     if {*HELP} & {*asked}:
         everything, width = "--help-all" in asked, columns()
-        text = verb_help(words[0], verb, flags, everything=everything, width=width)
+        text = command_help(words[0], command, everything=everything, width=width)
         print(fitted(text, width))
         return 0
-    parsed: Parsed = parse(rest, verb.positional, flags, hint)
-    check_together(verb, parsed)
+    parsed: Parsed = parse(rest, command.positional, flags, hint)
+    check_together(command, parsed)
     check_is_model(parsed)
-    screen = Screen(quiet=parsed.flag("quiet") or parsed.flag("json"), as_json=parsed.flag("json"))
-    module = importlib.import_module(f"minift.cli.{verb.module}")
+    console = Console(
+        quiet=parsed.flag("quiet") or parsed.flag("json"), as_json=parsed.flag("json")
+    )
+    module = importlib.import_module(f"minift.cli.{words[0]}")
     if {"threads", "dtype"} & set(parsed.given):
         from minift.runtime import advice
 
@@ -118,7 +116,7 @@ def run(words: list[str]) -> int:
             print(f"minift: {line}", file=sys.stderr)
     try:
         with notices_shown(), using(parsed.values.get("kernels", "auto")):
-            return int(getattr(module, words[0])(parsed, screen) or 0)
+            return int(getattr(module, words[0])(parsed, console) or 0)
     except ConfigError as error:
         raise ConfigError(as_typed(str(error), flags)) from error
 
@@ -138,8 +136,8 @@ def hint(typed: str, known: Mapping[str, Flag]) -> str:
     name = "--" + typed.lstrip("-").replace("_", "-")
     others = [
         word
-        for word, verb in VERBS.items()
-        if any(flag.option == name for flag in (*verb.flags, *of(verb.configs)))
+        for word, command in COMMANDS.items()
+        if any(flag.option == name for flag in command.options)
     ]
     return option_like(typed, known, others)
 
@@ -161,19 +159,3 @@ def notices_shown() -> Iterator[None]:
 
         warnings.showwarning = show  # type: ignore[assignment]
         yield
-
-
-def overview() -> str:
-    width = max(map(len, VERBS))
-    rows = "\n".join(f"  {name:<{width}}  {verb.does}" for name, verb in VERBS.items())
-    return f"""\
-minift {__version__}: fine-tune open language models, on a laptop too
-
-usage: minift COMMAND [OPTIONS]        minift COMMAND --help
-
-{rows}
-
-start here:  minift quickstart"""
-
-
-__all__ = ["Verb", "main"]

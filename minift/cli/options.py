@@ -1,4 +1,4 @@
-"""Options: a flag is a dataclass field or a row of the verb's table; nothing is declared twice."""
+"""Options: a flag is a dataclass field or stands in a command's row; nothing is declared twice."""
 
 from __future__ import annotations
 
@@ -8,19 +8,14 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from textwrap import wrap
 from types import UnionType
-from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from minift.cli.suggestions import option_like
 from minift.errors import ConfigError, one_line
 
-if TYPE_CHECKING:
-    from minift.cli.verbs import Verb
-
 Config = TypeVar("Config")
 OPTION = re.compile(r"(--?[A-Za-z][\w.-]*)(=(.*))?", re.DOTALL)  # "- a list" and "-5" are none
-MANY = 12  # more options than fit a screen: --help shows the common ones
 
 
 @dataclass(frozen=True)
@@ -112,7 +107,7 @@ def dataclasses_of(specs: Sequence[str]) -> Iterator[tuple[str, type]]:
             yield "", found
 
 
-def of(specs: Sequence[str]) -> tuple[Flag, ...]:
+def flags_of(specs: Sequence[str]) -> tuple[Flag, ...]:
     """The flags of dataclasses: names, types, defaults and help are those of their fields."""
     flags = []
     for method, kind in dataclasses_of(specs):
@@ -149,7 +144,7 @@ class Parsed:
     def need(self, name: str) -> Any:
         """A flag that must have been given."""
         if self.values[name] is None:
-            raise ConfigError(f"{spelled(name)} is missing")
+            raise ConfigError(f"{option_name(name)} is missing")
         return self.values[name]
 
     def config(self, kind: type[Config]) -> Config:
@@ -158,7 +153,7 @@ class Parsed:
         return kind(**{name: self.values[name] for name in names})
 
 
-def spelled(name: str) -> str:
+def option_name(name: str) -> str:
     """A field's name as the option that it is."""
     return "--" + name.replace("_", "-")
 
@@ -227,70 +222,7 @@ def parse(
     return Parsed(tuple(plain), given, {flag.name: flag.default for flag in flags} | given)
 
 
-def check_together(verb: Verb, parsed: Parsed) -> None:
-    """Refuse what is missing, all of it at once, and what does not go together."""
-    missing = []
-    if verb.positional and not verb.positional.startswith("[") and not parsed.words:
-        missing.append(verb.positional.upper())
-    for need in verb.needs:  # "data", or "model|adapter": one of the two
-        if all(parsed.values[name] is None for name in need.split("|")):
-            first, *others = (spelled(name) for name in need.split("|"))
-            missing.append(first + "".join(f" (or {other})" for other in others))
-    if missing:
-        listed = ", ".join(missing[:-1]) + " and " * (len(missing) > 1) + missing[-1]
-        are = "are" if len(missing) > 1 else "is"
-        raise ConfigError(f"{listed} {are} missing; for example: {verb.example}")
-    for one, other in verb.apart:
-        if one in parsed.given and other in parsed.given:
-            raise ConfigError(
-                f"{spelled(one)} and {spelled(other)} are given, allowed one of the two"
-            )
-
-
 def as_typed(message: str, flags: Sequence[Flag]) -> str:
     """A message about fields ("lora_init: found x") about options ("--lora-init: found x")."""
     names = "|".join(sorted((flag.name for flag in flags), key=len, reverse=True))
-    return re.sub(rf"(^|; |\n  )({names})(?=: )", lambda m: m[1] + spelled(m[2]), message)
-
-
-def verb_help(
-    name: str, verb: Verb, flags: Sequence[Flag], *, everything: bool, width: int = 100
-) -> str:
-    """What it does, the options people use, one example; everything with --help-all."""
-    shown = [f for f in flags if f.common or f.name in verb.shown or f.name in verb.needs]
-    if everything or not shown or len(flags) <= MANY:
-        shown = list(flags)
-    groups = list(dict.fromkeys(f.group for f in sorted(shown, key=lambda f: bool(f.method))))
-    shown.sort(key=lambda flag: groups.index(flag.group))
-    left = [f"{f.option} {f.takes}".rstrip() for f in shown]
-    column = min(max(map(len, left), default=0), width // 2) + 4
-    lines, group = [], ""
-    for spec, flag in zip(left, shown, strict=True):
-        if flag.group != group and everything:
-            lines.append(f"\n{flag.group}:")
-        text = wrap(flag.help + _default(flag), max(20, width - column), break_on_hyphens=False)
-        first = f"  {spec:<{column - 4}}  "
-        if len(first) > column:  # a long option at a narrow width: its help stands under it
-            lines.append(first.rstrip())
-            first = " " * column
-        lines.append((first + ("\n" + " " * column).join(text)).rstrip())
-        group = flag.group
-    if len(shown) < len(flags):
-        lines.append(f"  --help-all lists {len(flags) - len(shown)} more")
-    word = f" {verb.positional.upper()}" if verb.positional else ""
-    example = "\n             ".join((verb.example, *verb.more))
-    return f"""\
-minift {name}: {verb.does}
-
-usage: minift {name}{word} [OPTIONS]
-
-{chr(10).join(lines).lstrip(chr(10))}
-
-example:     {example}"""
-
-
-def _default(flag: Flag) -> str:
-    if flag.default in (None, False, ()) or "default" in flag.help:
-        return ""
-    shown = ",".join(flag.default) if isinstance(flag.default, tuple) else flag.default
-    return f" [{shown}]"
+    return re.sub(rf"(^|; |\n  )({names})(?=: )", lambda m: m[1] + option_name(m[2]), message)

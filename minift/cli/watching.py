@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 
-from minift.cli.screen import Screen
+from minift.cli.console import Console
 from minift.train.loop import Progress
 
 SECONDS, STEPS = 5.0, 3  # of watching before anything is said of the machine
@@ -20,9 +20,9 @@ SLOW = 1.5  # times as long as planned
 class Watch:
     """Hears of every step of a run."""
 
-    def __init__(self, screen: Screen, steps: int, plan: float | None, threads: int):
+    def __init__(self, console: Console, steps: int, plan: float | None, threads: int):
         """`plan`: seconds that all the steps should take; None where nobody can say."""
-        self.bar = screen.bar(steps, "steps")
+        self.bar = console.bar(steps, "steps")
         self.per_step = None if plan is None else plan / steps
         self.threads, self.tokens, self.best = threads, 0, math.inf
         self.begin: tuple[int, float, float] | None = None  # step, clock, own time

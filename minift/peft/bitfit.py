@@ -5,9 +5,6 @@
 Ben Zaken et al. 2021, arXiv:2106.10199, section 3. The paper trains b itself; here d is trained
 beside it, which is the same mathematics and leaves the base as it is. A family without biases
 (Llama, Gemma) gets zero ones on its linears; an RMS norm has no bias and gets none.
-
-Touches: biases, of linears and norms.
-Trainable: out for each linear, D for each layer norm. Merging: b + d.
 """
 
 from __future__ import annotations
@@ -20,10 +17,20 @@ from torch import Tensor, nn
 
 from minift.model.norm import LayerNorm
 from minift.model.transformer import Transformer
+from minift.peft.about import About
 from minift.peft.module_copy import dtype_of, trainable_options
 from minift.peft.slots import hang, linears
 
 RATE = 2e-3
+ABOUT = About(
+    equation="y = W x + b + d   LayerNorm: x̂ ⊙ w + b + d   d starts at zero",
+    paper="arXiv:2106.10199",
+    changes="biases",
+    formula="out for each linear, D for each layer norm",
+    merges=True,
+    merging="b + d",
+    use="a model that has biases, as BERT, and a change that should stay small",
+)
 
 
 @dataclass(frozen=True)

@@ -24,9 +24,6 @@ where it is the sublayer's input; before a norm the two differ, and here it is t
 
 The library starts otherwise: "bert" (houlsby, pfeiffer) draws W and U with a deviation of 0.02, so
 that step 0 is only near the base; "mam_adapter" (parallel) is what stands here for all three.
-
-Touches: the MLP, or the attention too.
-Trainable: 2 D R + R + D for each adapter. It cannot be merged: act stands between W and U.
 """
 
 from __future__ import annotations
@@ -42,12 +39,22 @@ from torch.nn import functional as F
 from minift.errors import ConfigError
 from minift.kernels.activations import ACTIVATIONS
 from minift.model.transformer import MLP, Attention, Shared, Transformer, branch
+from minift.peft.about import About
 from minift.peft.module_copy import trainable_options
 from minift.peft.names import tuples_of
 from minift.peft.slots import hang
 
 SUBLAYERS = ("attn", "mlp")
 RATE = 1e-3
+ABOUT = About(
+    equation="y' = y + s (U act(W z + w) + u)   W (R, D) random · U (D, R), w, u zero",
+    paper="arXiv:1902.00751",
+    changes="the MLP",
+    formula="2 D R + R + D for each adapter",
+    merges=False,
+    merging="act stands between W and U",
+    use="AdapterHub is to load it, or a change should be no product of two matrices alone",
+)
 
 
 @dataclass(frozen=True)

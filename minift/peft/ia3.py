@@ -3,12 +3,8 @@
     k = l_k ⊙ (W_k x + b)      v = l_v ⊙ (W_v x + b)      mlp(x) = W_down (l_ff ⊙ h) + b
 
 Liu et al. 2022, arXiv:2205.05638, section 3.3. Every l starts at 1, so step 0 is exactly the base.
-`outputs` are rescaled after their product (their bias too, as the authors' code and PEFT do),
-`inputs` before it.
-
-Touches: k, v and down, or other linears.
-Trainable: out for each of `outputs`, in for each of `inputs`. Merging: rows of W and b times l, or
-columns of W.
+The linears of `outputs` are rescaled after their product (their bias too, as the authors' code and
+PEFT do), those of `inputs` before it.
 """
 
 from __future__ import annotations
@@ -21,11 +17,21 @@ from torch import Tensor, nn
 
 from minift.errors import ConfigError
 from minift.model.transformer import Transformer
+from minift.peft.about import About
 from minift.peft.module_copy import trainable_options
 from minift.peft.names import in_short, tuples_of
 from minift.peft.slots import hang, members
 
 RATE = 1e-2
+ABOUT = About(
+    equation="k = l_k ⊙ (W_k x + b)   v = l_v ⊙ (W_v x + b)   mlp(x) = W_down (l_ff ⊙ h) + b",
+    paper="arXiv:2205.05638",
+    changes="k, v and down",
+    formula="out for each of `outputs`, in for each of `inputs`",
+    merges=True,
+    merging="rows of W and b times l, or columns of W",
+    use="few examples, and files of a few kilobytes",
+)
 
 
 @dataclass(frozen=True)

@@ -22,10 +22,6 @@ With `embed` and `head` among the targets the token table and the output matrix 
 of a token by s B A[:, token], where A starts at zero and B Gaussian, as in the authors' code; with
 dora a length for each of its columns. `tokens` instead trains the rows of a few tokens whole
 (token_rows.py). An encoder's `pooler` and the dense layer of its masked-word head may be named too.
-
-Touches: linears; the embedding and the head where named.
-Trainable: R (in + out) a matrix, out more with dora or lora_bias, dim for each of `tokens`.
-Merging: W + s B A, its rows rescaled to m with dora.
 """
 
 from __future__ import annotations
@@ -44,12 +40,22 @@ from minift.kernels.lora.reference import Adapted, adapted_linear, low_rank
 from minift.kernels.quantized.linear import QuantizedLinear
 from minift.model.transformer import Transformer
 from minift.peft import token_rows
+from minift.peft.about import About
 from minift.peft.module_copy import trainable_options
 from minift.peft.names import in_short, tuples_of
 from minift.peft.slots import APART, WHOLE, changes, hang, members
 
 INITS = ("uniform", "gaussian", "pissa")
 RATE = 5e-4
+ABOUT = About(
+    equation="y = x Wᵀ + s (D(x) Aᵀ) Bᵀ   A (R, in) random · B (out, R) zero · s = alpha / R",
+    paper="arXiv:2106.09685",
+    changes="linears",
+    formula="R (in + out) a matrix, out more with dora or lora_bias, D for each of `tokens`",
+    merges=True,
+    merging="W + s B A, its rows rescaled to m with dora",
+    use="the first choice: it costs nothing once merged, and most programs load it",
+)
 
 
 @dataclass(frozen=True)

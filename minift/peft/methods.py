@@ -24,7 +24,7 @@ from minift.peft.adapters import (
 from minift.peft.slots import adapters_of, made
 
 # The word of the command line, the config, its file. Beside the config the file has `attach`,
-# `count`, `FILE`, and RATE, the learning rate of a run that names none.
+# `count`, ABOUT (about.py), and RATE, the learning rate of a run that names none.
 METHODS: Mapping[str, tuple[type, ModuleType]] = {
     "lora": (lora.LoRA, lora),
     "prefix": (prefix.Prefix, prefix),

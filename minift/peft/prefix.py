@@ -14,10 +14,6 @@ the prefix's keys are not turned by rotary positions, they are learned where the
 `prefix_init` vocab starts from the keys and values that tokens drawn from the vocabulary have in
 the base (the paper takes words of the task, section 7.4); random from a normal distribution, as
 PEFT does.
-
-Touches: what attention sees, in every layer.
-Trainable: n 2 L K E flat · with the network n K E + K E h + h + h 2 L K E + 2 L K E
-It cannot be merged: its keys and values are no weights.
 """
 
 from __future__ import annotations
@@ -33,12 +29,22 @@ from minift.generation.cache import KVCache
 from minift.kernels.attention.packed import texts
 from minift.kernels.attention.varlen import Texts
 from minift.model.transformer import Past, Transformer
+from minift.peft.about import About
 from minift.peft.module_copy import trainable_options
 from minift.peft.slots import made
 from minift.peft.soft_prompt import room, seeded
 
 INITS = ("random", "vocab")
 RATE = 1e-2
+ABOUT = About(
+    equation="attention(q, [P_k ; k], [P_v ; v])   P_k, P_v (K, n, E) for each layer",
+    paper="arXiv:2101.00190",
+    changes="what attention sees",
+    formula="n 2 L K E flat · with the network n K E + K E h + h + h 2 L K E + 2 L K E",
+    merges=False,
+    merging="its keys and values are no weights",
+    use="many tasks share one untouched model, and prompt tuning learns too little",
+)
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,8 @@ Lester et al. 2021, arXiv:2104.08691, section 2. Only P (n, D) is trained. It st
     text      as the embeddings of a text's tokens, repeated or cut to n; class labels are such a
               text (section 3.2, "class label initialization")
 
-Touches: the input.
-Trainable: n D. It cannot be merged: its tokens are input. Rates far above
-other methods' (the paper: 0.3, with Adafactor) and thousands of steps are usual, since nothing but
-the input moves.
+Learning rates far above those of other methods (the paper: 0.3, with Adafactor) and thousands of
+steps are usual, since nothing but the input changes.
 """
 
 from __future__ import annotations
@@ -25,6 +23,7 @@ from torch import Tensor, nn
 
 from minift.errors import ConfigError
 from minift.model.transformer import Transformer
+from minift.peft.about import About
 from minift.peft.module_copy import trainable_options
 from minift.peft.names import tuples_of
 from minift.peft.slots import made
@@ -32,6 +31,15 @@ from minift.peft.soft_prompt import Virtual, room
 
 INITS = ("random", "vocab", "text")
 RATE = 3e-2
+ABOUT = About(
+    equation="x = [P₁ ... P_n ; embed(tokens)]",
+    paper="arXiv:2104.08691",
+    changes="the input",
+    formula="n D",
+    merges=False,
+    merging="its tokens are input",
+    use="many tasks share one untouched model, and there is time for thousands of steps",
+)
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,6 @@
 Liu et al. 2021, arXiv:2103.10385, section 3.2; the two networks are those of PEFT, with their
 biases. The network helps while training, because it ties the virtual tokens to each other; what is
 saved for use is P alone, and the network beside it, so that training may go on.
-
-Touches: the input.
-Trainable: n D + mlp D h + h + h² + h + h D + D
-           n D + lstm's (below) + 4 h² + 2 h + 2 h D + D
-It cannot be merged: its tokens are input.
 """
 
 from __future__ import annotations
@@ -22,12 +17,22 @@ from torch import Tensor, nn
 
 from minift.errors import ConfigError
 from minift.model.transformer import Transformer
+from minift.peft.about import About
 from minift.peft.module_copy import trainable_options
 from minift.peft.slots import made
 from minift.peft.soft_prompt import Virtual, room, seeded
 
 ENCODERS = ("mlp", "lstm")
 RATE = 1e-3
+ABOUT = About(
+    equation="E (n, D) learned · mlp   P = W₃ relu(W₂ relu(W₁ E))",
+    paper="arXiv:2103.10385",
+    changes="the input",
+    formula="n D + mlp D h + h + h² + h + h D + D · n D + lstm's own + 4 h² + 2 h + 2 h D + D",
+    merges=False,
+    merging="its tokens are input",
+    use="as prompt tuning, where that learns too slowly: the network ties its tokens together",
+)
 
 
 @dataclass(frozen=True)

@@ -88,7 +88,7 @@ def cli(capsys, monkeypatch):
     """`cli("sft", ...)`: the exit code, stdout and stderr of a command, its lines not broken."""
 
     def run(*words: object, width: int = 10_000) -> tuple[int, str, str]:
-        monkeypatch.setattr("minift.cli.screen.WIDTH", width)
+        monkeypatch.setattr("minift.cli.console.WIDTH", width)
         monkeypatch.delenv("COLUMNS", raising=False)
         capsys.readouterr()
         code = main([str(word) for word in words])

@@ -14,7 +14,6 @@ import torch
 from minift.checkpoints.labels import with_labels
 from minift.checkpoints.open import load
 from minift.checkpoints.save import save
-from minift.cli import classify
 from minift.cli.main import main
 from minift.formats import safetensors
 from minift.interop.adapter_files import TENSORS, adapter_files, load_adapter, save_adapter
@@ -338,7 +337,7 @@ def test_ctrl_c_before_training_is_just_that(cli, tiny_encoder, reviews, tmp_pat
     def pressed(*arguments, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(classify, "class_accuracy", pressed)
+    monkeypatch.setattr("minift.cli.accuracy.class_accuracy", pressed)
     code, _, err = cli("classify", "--model", tiny_encoder, "--data", reviews, "--labels",
                        "bad,good", "--out", tmp_path / "r", "--quiet")  # fmt: skip
     assert (code, err) == (130, "minift: interrupted\n")

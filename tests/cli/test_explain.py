@@ -7,8 +7,7 @@ import json
 import pytest
 
 from minift.checkpoints.open import load
-from minift.cli import explain
-from minift.errors import ConfigError
+from minift.interop.methods import FORMATS
 from minift.peft.adapters import trainable
 from minift.peft.methods import METHODS, attach
 
@@ -30,7 +29,7 @@ def test_the_numbers_are_those_of_an_attached_model(cli, tiny_model, word):
     model = attach(load(tiny_model)[0], kind())
     counted = sum(p.numel() for p in trainable(model).values())
     assert (code, data["trainable"]) == (0, counted)
-    assert data["file"] == (module.FILE.peft_type if hasattr(module, "FILE") else "AdapterHub")
+    assert data["file"] == (FORMATS[kind].peft_type if kind in FORMATS else "AdapterHub")
     assert data["rate"] == module.RATE
 
 
@@ -70,8 +69,11 @@ def test_what_is_refused(cli, tiny_model, words, message):
     assert message in err
 
 
-def test_a_python_without_docstrings_is_told(monkeypatch):
-    module = METHODS["lora"][1]
-    monkeypatch.setattr(module, "__doc__", None)
-    with pytest.raises(ConfigError, match="-OO"):
-        explain.facts_of(module)
+@pytest.mark.parametrize("word", METHODS)
+def test_a_python_without_docstrings_still_has_the_facts(cli, monkeypatch, word):
+    monkeypatch.setattr(METHODS[word][1], "__doc__", None)
+    code, text, err = cli("explain", word)
+    assert (code, err) == (0, "")
+    about = METHODS[word][1].ABOUT
+    for fact in (about.equation, about.paper, about.changes, about.merging, about.use):
+        assert fact in text

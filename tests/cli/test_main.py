@@ -13,7 +13,6 @@ import pytest
 from minift import __version__
 from minift.cli import main as module
 from minift.cli.main import main
-from minift.cli.verbs import VERBS
 from minift.errors import notice
 from minift.runtime import cores
 from minift.train.loop import Diverged
@@ -231,33 +230,6 @@ def test_a_reader_that_goes_away_is_no_error():
     command = f"{sys.executable} -m minift explain | true; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", command], capture_output=True, check=False, timeout=120)
     assert (done.returncode, done.stderr) == (0, b"")
-
-
-@pytest.mark.parametrize("words", [("help", "sft"), ("-h", "sft"), ("sft", "--lr", "1", "-h")])
-def test_help_is_asked_for_in_any_place(cli, words):
-    assert cli(*words) == cli("sft", "--help")
-    shown = cli(*words)[1]
-    for option in ("--epochs", "--steps", "--lr", "--batch", "--held-out", "--method", "--rank"):
-        assert f"\n  {option} " in shown
-    assert cli("--help-all", "sft") == cli("sft", "--help-all")
-
-
-@pytest.mark.parametrize("words", [[], ["--help"], *([verb, "--help"] for verb in VERBS)], ids=str)
-def test_help_fits_a_screen(cli, words):
-    code, out, err = cli(*words, width=100)
-    assert (code, err) == (0, "")
-    lines = out.splitlines()
-    assert len(lines) <= 30
-    assert max(map(len, lines)) <= 100
-    assert "minift" in lines[0]
-
-
-@pytest.mark.parametrize("verb", VERBS)
-def test_all_help_names_every_option_within_the_width(cli, verb):
-    for width in (100, 60):
-        _, out, _ = cli(verb, "--help-all", width=width)
-        assert max(map(len, out.splitlines())) <= width
-        assert "--debug" in out
 
 
 def test_version(cli):

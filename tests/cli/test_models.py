@@ -96,17 +96,17 @@ def test_an_adapter_is_used_on_the_base_it_was_trained_on(cli, nf4_run, data):
 
 
 def test_talking_merging_and_going_on_are_too(cli, nf4_run, data, tmp_path):
-    for verb in ("generate", "merge", "export"):
+    for command in ("generate", "merge", "export"):
         words = {
             "generate": ["1:", "--adapter", nf4_run, "--max-new-tokens", 2],
             "merge": [nf4_run, "--out", tmp_path / "merged", "--dtype", "float32"],
             "export": [nf4_run, "--out", tmp_path / "x.gguf", "--dtype", "F32"],
-        }[verb]
-        code, text, err = cli(verb, *words)
+        }[command]
+        code, text, err = cli(command, *words)
         slow = "minift: base nf4 is decoded for every token: nf4 has no product of its own\n"
         said = [line for line in err.splitlines(True) if "as in its training" not in line]
-        assert (code, "".join(said)) == (0, slow if verb == "generate" else "")
-        if verb == "merge":
+        assert (code, "".join(said)) == (0, slow if command == "generate" else "")
+        if command == "merge":
             assert "dense, from the nf4 base" in text
     losses = []
     for given in (["--adapter", nf4_run], ["--model", tmp_path / "merged"],
@@ -122,11 +122,11 @@ def test_talking_merging_and_going_on_are_too(cli, nf4_run, data, tmp_path):
 
 
 def test_a_base_that_is_not_there_is_one_line(cli, tiny_model, data, tmp_path):
-    for verb, rest in (("sft", ["--data", data, "--out", tmp_path / "o"]),
+    for command, rest in (("sft", ["--data", data, "--out", tmp_path / "o"]),
                        ("eval", ["--data", data]), ("generate", ["hi"]), ("chat", [])):  # fmt: skip
         for base, text in (("int4", "--base: found int4, allowed dense, int8, nf4, gguf"),
                            ("gguf", "base: gguf keeps a .gguf file's blocks")):  # fmt: skip
-            code, _, err = cli(verb, *rest, "--model", tiny_model, "--base", base)
+            code, _, err = cli(command, *rest, "--model", tiny_model, "--base", base)
             assert code == 2
             assert text in err
             assert err.count("\n") == 1

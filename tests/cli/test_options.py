@@ -6,8 +6,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from minift.cli.options import Flag, as_typed, check_together, of, parse, verb_help
-from minift.cli.verbs import Verb
+from minift.cli.options import Flag, as_typed, flags_of, parse
 from minift.errors import ConfigError
 
 FLAGS = (
@@ -69,19 +68,6 @@ def test_underscores_are_dashes_and_a_negative_number_is_a_value():
     assert parsed.given == {"held_out": "a_b", "lr": -2.0}
 
 
-def test_what_is_missing_is_said_at_once_and_what_contradicts_is_refused():
-    verb = Verb("m", "does", "minift m --a 1", needs=("name", "lr|steps"), apart=(("lr", "steps"),))
-    flags = [Flag("name", str, None, ""), Flag("lr", float, None, ""), Flag("steps", int, None, "")]
-    with pytest.raises(ConfigError, match=r"^WORD is missing; for example: minift m a$"):
-        check_together(Verb("m", "does", "minift m a", positional="word"), parse([], "word", flags))
-    expected = r"^--name and --lr \(or --steps\) are missing; for example: minift m --a 1$"
-    with pytest.raises(ConfigError, match=expected):
-        check_together(verb, parse([], None, flags))
-    with pytest.raises(ConfigError, match=r"^--lr and --steps are given, allowed one of the two$"):
-        check_together(verb, parse(["--name", "x", "--lr", "1", "--steps", "2"], None, flags))
-    check_together(verb, parse(["--name", "x", "--steps", "2"], None, flags))
-
-
 def test_fields_in_messages_are_spelled_as_options():
     flags = [Flag("lr_ratio", float, 1.0, ""), Flag("lr", float, None, "")]
     assert (
@@ -138,12 +124,8 @@ def test_words_may_be_numbers_or_pairs():
 
 def test_a_table_of_methods_stands_for_their_fields(monkeypatch):
     monkeypatch.setattr("minift.cli.options.resolve", lambda spec: {"fast": (Recipe, None)})
-    flags = of(["anything:METHODS"])
+    flags = flags_of(["anything:METHODS"])
     assert [(f.name, f.method) for f in flags] == [(n, "fast") for n in ("lr", "steps", "words")]
-    verb = Verb("train", "does", "minift x")
-    shown = verb_help("x", verb, (*flags, Flag("out", str, None, "o")), everything=True)
-    out, heading, lr = (shown.index(text) for text in ("--out", "\nfast:\n", "--lr"))
-    assert out < heading < lr
 
 
 def test_a_word_may_be_left_out_or_unwanted():
@@ -159,7 +141,7 @@ def test_a_missing_option_is_asked_for_by_its_name():
 
 def test_flags_of_a_dataclass_are_its_fields(monkeypatch):
     monkeypatch.setattr("minift.cli.options.resolve", lambda spec: Recipe)
-    flags = of(["anything:Recipe"])
+    flags = flags_of(["anything:Recipe"])
     assert [(f.name, f.type, f.default, f.common) for f in flags] == [
         ("lr", float, 0.1, False),
         ("steps", int, None, False),

@@ -9,8 +9,8 @@ import signal
 import numpy as np
 import pytest
 
-from minift.checkpoints.open import load
-from minift.cli import quickstart
+from minift.checkpoints.open import headers, load
+from minift.cli import quickstart, training
 from minift.data.read import open_records
 from minift.data.split import Rows
 from minift.train import loop
@@ -28,7 +28,8 @@ def reviews(tiny_model, tmp_path, monkeypatch):
         labels=["negative", "positive"],
     )
     halves = Rows(records, np.arange(30)), Rows(records, np.arange(30, 40))
-    monkeypatch.setattr(quickstart, "load", lambda name, **given: load(tiny_model, **given))
+    monkeypatch.setattr(training, "headers", lambda name: headers(tiny_model))
+    monkeypatch.setattr(training, "load", lambda name, **given: load(tiny_model, **given))
     monkeypatch.setattr(quickstart, "published_reviews", lambda path, source: halves)
     monkeypatch.setattr(quickstart.assets, "cached", lambda name: table)
     monkeypatch.setattr(quickstart.assets, "download", lambda name, say=None: table)
@@ -71,7 +72,7 @@ def test_ctrl_c_in_training_saves_and_in_the_before_does_not(cli, reviews, tmp_p
     def interrupted(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(quickstart, "measure", interrupted)
+    monkeypatch.setattr(quickstart, "measure_answers", interrupted)
     code, _, err = cli(*words, tmp_path / "b", "--quiet")
     assert (code, err) == (130, "minift: interrupted\n")
     assert not (tmp_path / "b").exists()

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import pytest
 
-from minift.cli.main import COMMON, hint
-from minift.cli.options import of
-from minift.cli.suggestions import COMMANDS, OPTIONS, command_like, meant, option_like
-from minift.cli.verbs import VERBS
+from minift.cli.commands import COMMANDS
+from minift.cli.main import hint
+from minift.cli.suggestions import COMMAND_ALIASES, OPTION_ALIASES, command_like, meant, option_like
 
 
 def options_of(command):
-    verb = VERBS[command]
-    return {flag.option: flag for flag in (*verb.flags, *of(verb.configs), *COMMON)}
+    command = COMMANDS[command]
+    return {flag.option: flag for flag in command.options}
 
 
-KNOWN = {command: options_of(command) for command in VERBS}
+KNOWN = {command: options_of(command) for command in COMMANDS}
 
 
 @pytest.mark.parametrize(
@@ -76,7 +75,7 @@ def test_an_option_of_other_commands_is_said_to_be_theirs():
     assert hint("--system", KNOWN["sft"]) == "; it is an option of chat"
 
 
-@pytest.mark.parametrize(("ours", "words"), OPTIONS)
+@pytest.mark.parametrize(("ours", "words"), OPTION_ALIASES)
 def test_every_word_of_the_table_leads_to_an_option_that_its_command_has(ours, words):
     everywhere = {"--help", "--help-all"}
     for word in words.split():
@@ -89,7 +88,7 @@ def test_every_word_of_the_table_leads_to_an_option_that_its_command_has(ours, w
 
 
 def test_the_table_never_hides_an_option_of_the_same_name():
-    for ours, words in OPTIONS:
+    for ours, words in OPTION_ALIASES:
         for word in words.split():
             for options in KNOWN.values():
                 if f"--{word}" in options:
@@ -97,11 +96,11 @@ def test_the_table_never_hides_an_option_of_the_same_name():
 
 
 def test_commands_are_suggested_by_meaning_and_by_spelling():
-    for command, words in COMMANDS:
-        assert command in VERBS
+    for command, words in COMMAND_ALIASES:
+        assert command in COMMANDS
         for word in words.split():
-            assert word not in VERBS
-            assert command_like(word, VERBS) == f"; here it is {command}"
-    assert command_like("finetunes", VERBS) == "; nearest: sft"
-    assert command_like("Train", VERBS) == "; here it is sft"
-    assert command_like("zzzz", VERBS) == ""
+            assert word not in COMMANDS
+            assert command_like(word, COMMANDS) == f"; here it is {command}"
+    assert command_like("finetunes", COMMANDS) == "; nearest: sft"
+    assert command_like("Train", COMMANDS) == "; here it is sft"
+    assert command_like("zzzz", COMMANDS) == ""

@@ -13,7 +13,7 @@ import torch
 
 from minift.checkpoints import gguf_model
 from minift.checkpoints.open import headers, load, survey
-from minift.cli.files import described
+from minift.cli.info import described
 from minift.errors import ConfigError, FormatError
 from minift.formats import gguf
 from minift.formats.gguf_split import models_in, read

@@ -34,7 +34,7 @@ PLAIN = {"▐": "[", "▌": "]", "·": "-", "⏎": "\\n", "…": "...", "—": "
          "’": "'", "‘": "'", "“": '"', "”": '"', "×": "x", "→": "->"}  # fmt: skip
 
 
-class Screen:
+class Console:
     """One command's output. `quiet` leaves the result; `as_json` prints it as one JSON object."""
 
     def __init__(self, *, quiet: bool = False, as_json: bool = False):

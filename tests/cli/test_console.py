@@ -9,8 +9,8 @@ import sys
 
 import pytest
 
-from minift.cli.screen import (
-    Screen,
+from minift.cli.console import (
+    Console,
     clock,
     columns,
     duration,
@@ -22,22 +22,22 @@ from minift.cli.screen import (
 
 
 def test_quiet_leaves_the_result(capsys):
-    screen = Screen(quiet=True)
-    screen.say("progress")
-    screen.result("result", {"a": 1})
+    console = Console(quiet=True)
+    console.say("progress")
+    console.result("result", {"a": 1})
     assert capsys.readouterr().out == "result\n"
 
 
 def test_json_replaces_the_text(capsys):
-    Screen(as_json=True).result("result", {"a": [1, 0.5]})
+    Console(as_json=True).result("result", {"a": [1, 0.5]})
     assert capsys.readouterr().out == '{"a": [1, 0.5]}\n'
 
 
 def test_without_a_terminal_there_is_no_colour_and_a_plain_bar(capsys):
-    screen = Screen()
-    assert screen.learned("x") == "▐x▌"
-    assert screen.paint("x", "1") == "x"
-    bar = screen.bar(2, "steps")
+    console = Console()
+    assert console.learned("x") == "▐x▌"
+    assert console.paint("x", "1") == "x"
+    bar = console.bar(2, "steps")
     bar.advance(1)
     bar.advance(1, "loss 1")
     bar.close()
@@ -47,7 +47,7 @@ def test_without_a_terminal_there_is_no_colour_and_a_plain_bar(capsys):
 
 
 def test_a_bar_of_bytes_counts_in_megabytes(capsys):
-    bar = Screen().bar(93_000_000, "B")
+    bar = Console().bar(93_000_000, "B")
     bar.told -= 60
     bar.advance(2_500_000)
     bar.close()
@@ -60,7 +60,7 @@ def test_a_terminal_has_colour_unless_told(monkeypatch, no_color, expected):
     monkeypatch.delenv("NO_COLOR", raising=False)
     if no_color is not None:
         monkeypatch.setenv("NO_COLOR", no_color)
-    assert Screen().paint("x", "1") == expected
+    assert Console().paint("x", "1") == expected
 
 
 def test_numbers_read_well():
@@ -72,7 +72,7 @@ def test_numbers_read_well():
 
 
 def test_json_has_no_number_that_is_none(capsys):
-    Screen(as_json=True).result("", {"a": [math.inf, {"b": math.nan}], "c": 1.5, "d": True})
+    Console(as_json=True).result("", {"a": [math.inf, {"b": math.nan}], "c": 1.5, "d": True})
     assert capsys.readouterr().out == '{"a": [null, {"b": null}], "c": 1.5, "d": true}\n'
 
 
@@ -133,7 +133,7 @@ def test_a_stream_takes_every_character(monkeypatch, encoding, shown):
     stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
     monkeypatch.setattr("sys.stdout", stream)
     show_any_text()
-    Screen().say("▐x▌ · café 日 …")
+    Console().say("▐x▌ · café 日 …")
     print("\udc80", flush=True)  # half a character, of a file's name
     assert stream.buffer.getvalue() == shown + b"\n\\udc80\n"
 
@@ -151,7 +151,7 @@ def test_the_width_is_the_terminals_between_40_and_100(monkeypatch):
 ])  # fmt: skip
 def test_plain_progress_fits_the_columns(monkeypatch, capsys, columns, line):
     monkeypatch.setenv("COLUMNS", columns)
-    Screen().bar(2, "steps").advance(2, "loss 1.234  1,020 tok/s  lr 1.0e-03")
+    Console().bar(2, "steps").advance(2, "loss 1.234  1,020 tok/s  lr 1.0e-03")
     assert capsys.readouterr().err == line + "\n"
 
 
@@ -164,7 +164,7 @@ class Terminal(io.StringIO):
 def test_a_bar_fits_the_terminal(monkeypatch, columns):
     monkeypatch.setenv("COLUMNS", str(columns))
     monkeypatch.setattr("sys.stderr", Terminal())
-    bar = Screen().bar(120, "steps")
+    bar = Console().bar(120, "steps")
     bar.begin -= 60
     for step in range(120):
         bar.advance(1, "  loss 1.234  1,020 tok/s  lr 1.0e-03")
@@ -185,7 +185,7 @@ class Gone(io.StringIO):
 
 def test_a_terminal_that_is_gone_ends_no_work(monkeypatch):
     monkeypatch.setattr("sys.stderr", Gone())
-    bar = Screen().bar(2, "steps")
+    bar = Console().bar(2, "steps")
     bar.advance(2)
     bar.tell("held out")
     bar.close()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from minift.cli.options import Flag
+from minift.cli.options import Flag, Parsed, flags_of, option_name
+from minift.errors import ConfigError
 from minift.tokenizers.chat_templates import TEMPLATES
 
 MODEL = Flag("model", str, None, "a downloaded name, org/name, a folder or a file", common=True)
@@ -63,27 +64,39 @@ GENERATION = (
 )  # fmt: skip
 TRAINING = ("held_out", "epochs", "steps", "lr", "batch", "rank", "max_length", "overwrite")
 TABLE = ("template", "target", "labels")
-APART = (("steps", "epochs"), ("held_out", "held_out_share"))
+EXCLUSIVE = (("steps", "epochs"), ("held_out", "held_out_share"))
 SAMPLED = ("temperature", "top_p")
 
 
+COMMON = (
+    Flag("quiet", bool, False, "print results only", group="every command"),
+    Flag("json", bool, False, "print the result as JSON", group="every command"),
+    Flag("debug", bool, False, "show the traceback of an error", group="every command"),
+)
+
+
 @dataclass(frozen=True)
-class Verb:
-    module: str  # minift/cli/MODULE.py has a function of the verb's name
-    does: str
+class Command:
+    """A row of the table. minift/cli/NAME.py has a function of the command's name."""
+
+    summary: str
     example: str
     flags: tuple[Flag, ...] = ()
     configs: tuple[str, ...] = ()  # "module:name" of dataclasses whose fields are flags
     positional: str | None = None  # its name; in brackets: may be left out
-    needs: tuple[str, ...] = ()  # options that have to be given; "a|b": one of the two
-    apart: tuple[tuple[str, str], ...] = ()  # options that do not go together
-    shown: tuple[str, ...] = ()  # what --help shows beside the common ones
-    more: tuple[str, ...] = ()  # further examples
+    required: tuple[str, ...] = ()  # options that have to be given; "a|b": one of the two
+    exclusive: tuple[tuple[str, str], ...] = ()  # pairs of options of which one may be given
+    in_help: tuple[str, ...] = ()  # what --help shows beside the common options
+    more_examples: tuple[str, ...] = ()
+
+    @property
+    def options(self) -> tuple[Flag, ...]:
+        """Its own flags, the fields of its configs, and the flags that every command has."""
+        return (*self.flags, *flags_of(self.configs), *COMMON)
 
 
-VERBS = {
-    "quickstart": Verb(
-        "quickstart",
+COMMANDS = {
+    "quickstart": Command(
         "fetch a model and reviews, fine-tune, show before and after",
         "minift quickstart",
         (
@@ -105,8 +118,7 @@ VERBS = {
             THREADS,
         ),
     ),
-    "download": Verb(
-        "files",
+    "download": Command(
         "fetch a model or a data set by name, or org/name[@revision] from the model hub",
         "minift download smollm2-135m-instruct",
         (
@@ -115,23 +127,21 @@ VERBS = {
         ),
         positional="[name]",
     ),
-    "info": Verb(
-        "files",
+    "info": Command(
         "what a model, adapter or run is made of",
         "minift info smollm2-135m-instruct",
         positional="path",
     ),
-    "sft": Verb(
-        "train",
+    "sft": Command(
         "supervised fine-tuning, with LoRA or another method",
         "minift sft --model smollm2-135m-instruct --data reviews.jsonl --out runs/a",
-        more=(
+        more_examples=(
             "minift sft --model smollm2-135m-instruct --data reviews.csv --out runs/b --epochs 2 "
             "--template 'Review: {text}\\nSentiment:' --target label --labels negative,positive",
         ),
-        needs=("model|adapter", "data", "out"),
-        apart=APART,
-        shown=(*TRAINING, *TABLE),
+        required=("model|adapter", "data", "out"),
+        exclusive=EXCLUSIVE,
+        in_help=(*TRAINING, *TABLE),
         flags=(
             MODEL,
             DATA,
@@ -153,13 +163,12 @@ VERBS = {
         ),
         configs=("minift.train.loop:TrainConfig", METHODS),
     ),
-    "classify": Verb(
-        "classify",
+    "classify": Command(
         "train a model to put a label on a text; minift eval scores it",
         "minift classify --model minilm-l6-v2 --data reviews.csv --labels bad,good --out runs/c",
-        needs=("model|adapter", "data", "out"),
-        apart=APART,
-        shown=(*TRAINING, *TABLE),
+        required=("model|adapter", "data", "out"),
+        exclusive=EXCLUSIVE,
+        in_help=(*TRAINING, *TABLE),
         flags=(
             MODEL,
             DATA,
@@ -181,12 +190,11 @@ VERBS = {
         ),
         configs=("minift.train.loop:TrainConfig", METHODS),
     ),
-    "eval": Verb(
-        "evaluate",
+    "eval": Command(
         "loss on a data set; accuracy where there are labels, and of a classifier",
         "minift eval --adapter runs/a --data held.jsonl",
-        needs=("model|adapter", "data"),
-        shown=(*TABLE, "limit", "max_length"),
+        required=("model|adapter", "data"),
+        in_help=(*TABLE, "limit", "max_length"),
         flags=(
             MODEL,
             ADAPTER,
@@ -203,16 +211,15 @@ VERBS = {
             THREADS,
         ),
     ),
-    "generate": Verb(
-        "talk",
+    "generate": Command(
         "the text that follows a prompt (\\n in it is a new line; - reads standard input)",
         "minift generate 'The movie was' --model smollm2-135m-instruct",
-        more=(
+        more_examples=(
             "minift generate 'Review: a bore.\\nSentiment:' --adapter runs/a --stop '\\n'",
             "minift generate - --adapter runs/a < prompt.txt",
         ),
-        needs=("model|adapter",),
-        shown=(*SAMPLED, "samples", "chat"),
+        required=("model|adapter",),
+        in_help=(*SAMPLED, "samples", "chat"),
         flags=(
             MODEL,
             ADAPTER,
@@ -229,12 +236,11 @@ VERBS = {
         configs=("minift.generation.sampling:Sampling",),
         positional="prompt",
     ),
-    "chat": Verb(
-        "talk",
+    "chat": Command(
         "talk with a model, turn by turn",
         "minift chat --model smollm2-135m-instruct",
-        needs=("model|adapter",),
-        shown=(*SAMPLED, "system"),
+        required=("model|adapter",),
+        in_help=(*SAMPLED, "system"),
         flags=(
             MODEL,
             ADAPTER,
@@ -248,8 +254,7 @@ VERBS = {
         ),
         configs=("minift.generation.sampling:Sampling",),
     ),
-    "verify": Verb(
-        "verify",
+    "verify": Command(
         "are a checkpoint's numbers sound, and equal to another's",
         "minift verify smollm2-135m-instruct --against merged",
         (
@@ -260,11 +265,10 @@ VERBS = {
         ),
         positional="model",
     ),
-    "merge": Verb(
-        "files",
+    "merge": Command(
         "fold an adapter into its model: a plain Hugging Face folder",
         "minift merge runs/a --out merged",
-        needs=("out",),
+        required=("out",),
         flags=(
             MODEL,
             OUT,
@@ -277,19 +281,17 @@ VERBS = {
         ),
         positional="adapter",
     ),
-    "explain": Verb(
-        "explain",
+    "explain": Command(
         "the methods side by side; or one: its equation, its numbers, its paper",
         "minift explain --model smollm2-135m-instruct",
         (MODEL,),
         configs=(METHODS,),
         positional="[method]",
     ),
-    "export": Verb(
-        "export",
+    "export": Command(
         "write a model or an adapter for other programs, read it back, compare",
         "minift export runs/a --to gguf --dtype Q8_0 --out model.gguf",
-        needs=("out",),
+        required=("out",),
         flags=(
             Flag("to", str, "gguf", "hf: a folder, gguf: a file, gguf-lora: the adapter alone"),
             Flag("dtype", str, None, "F32, F16, BF16, Q8_0, Q4_0, Q4_1; default F16 for gguf, F32"),
@@ -302,3 +304,23 @@ VERBS = {
         positional="model_or_run",
     ),
 }
+
+
+def check_together(command: Command, parsed: Parsed) -> None:
+    """Refuse what is missing, all of it at once, and what does not go together."""
+    missing = []
+    if command.positional and not command.positional.startswith("[") and not parsed.words:
+        missing.append(command.positional.upper())
+    for need in command.required:  # "data", or "model|adapter": one of the two
+        if all(parsed.values[name] is None for name in need.split("|")):
+            first, *others = (option_name(name) for name in need.split("|"))
+            missing.append(first + "".join(f" (or {other})" for other in others))
+    if missing:
+        listed = ", ".join(missing[:-1]) + " and " * (len(missing) > 1) + missing[-1]
+        are = "are" if len(missing) > 1 else "is"
+        raise ConfigError(f"{listed} {are} missing; for example: {command.example}")
+    for one, other in command.exclusive:
+        if one in parsed.given and other in parsed.given:
+            raise ConfigError(
+                f"{option_name(one)} and {option_name(other)} are given, allowed one of the two"
+            )
