@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import sys
 
-from minift.cli.console import Console, spoken
-from minift.cli.generation import speaker, stdin_text, strict_stdin, writing
-from minift.cli.models import trained_texts
+from minift.cli.console import Console, without_controls
+from minift.cli.generation import generation_options, open_for_text, stdin_text, strict_stdin
+from minift.cli.models import training_text_format
 from minift.cli.options import Parsed
 from minift.errors import ConfigError, one_line
 from minift.generation.decode import generate as continue_text
@@ -18,10 +18,10 @@ def chat(parsed: Parsed, console: Console) -> int:
 
     With --json each answer is a line, an object of prompt and answer, and nothing else is printed.
     """
-    how, as_json = writing(parsed), parsed.flag("json")
-    model, tokenizer = speaker(parsed)
+    how, as_json = generation_options(parsed), parsed.flag("json")
+    model, tokenizer = open_for_text(parsed)
     system: str | None = parsed.flag("system")
-    trained = trained_texts(parsed).system
+    trained = training_text_format(parsed).system
     if trained is not None and "system" not in parsed.given:
         system = trained
         line = f"the system's message of training: {one_line(trained, 120)} (--system '' for none)"
@@ -65,7 +65,9 @@ def chat(parsed: Parsed, console: Console) -> int:
             model,
             tokenizer,
             [ids],
-            stream=None if as_json else lambda row, text: print(spoken(text), end="", flush=True),
+            stream=None
+            if as_json
+            else lambda row, text: print(without_controls(text), end="", flush=True),
             **how,
         )[0]
         print(json.dumps({"prompt": line.strip(), "answer": answer}) if as_json else "", flush=True)

@@ -7,9 +7,9 @@ from functools import partial
 
 from minift.checkpoints.labels import with_labels
 from minift.cli.accuracy import accuracy_data, measure_classes
-from minift.cli.console import Console, names
+from minift.cli.console import Console, join_names
 from minift.cli.datasets import open_labelled_texts, train_and_held_out
-from minift.cli.models import labels_of, say_ended_badly, trained_texts
+from minift.cli.models import labels_of, training_text_format, warn_if_unfinished
 from minift.cli.options import Parsed
 from minift.cli.run_report import closing_lines, run_facts
 from minift.cli.training import (
@@ -67,7 +67,7 @@ class LabelTask:
     def of(cls, parsed: Parsed, options: TrainingOptions) -> LabelTask:
         adapter = options.adapter
         labels = labels_of(parsed) if adapter is not None else ()
-        texts = trained_texts(parsed) if adapter is not None else TextFormat()
+        texts = training_text_format(parsed) if adapter is not None else TextFormat()
         if adapter is not None and not labels:
             place = parsed.flag("adapter")
             raise ConfigError(f"{place} is no classifier: minift sft goes on from it")
@@ -77,7 +77,7 @@ class LabelTask:
 
     def check_base(self, name: str, config: ModelConfig) -> None:
         if self.adapter is not None:
-            say_ended_badly(self.adapter)
+            warn_if_unfinished(self.adapter)
 
     def data(self, seed: int) -> tuple[Data, Data | None]:
         read = partial(open_labelled_texts, self.parsed, self.labels, self.texts)
@@ -95,7 +95,7 @@ class LabelTask:
     def data_line(self, objective: Classification, train: Data, held: Data | None) -> str:
         return (
             f"data         {len(train):,} texts to train on · {len(held or ()):,} held out · "
-            f"labels {names(self.labels)}"
+            f"labels {join_names(self.labels)}"
         )
 
     def example(self, console: Console, objective: Classification) -> str:
@@ -103,5 +103,5 @@ class LabelTask:
         ids, _, label = objective.encode(0)
         text = escaped(objective.tokenizer.decode(ids, skip_special=False).replace("\n", "⏎"))
         shown = text if len(text) <= 220 else f"{text[:110]} … {text[-110:]}"
-        marked = console.learned(one_line(objective.labels[label]))
-        return f"{shown}   {marked}   {console.learned('trained')}"
+        marked = console.mark_trained(one_line(objective.labels[label]))
+        return f"{shown}   {marked}   {console.mark_trained('trained')}"

@@ -1,4 +1,4 @@
-"""Every command as a row: what it does, its options, one example. Flags are dataclass fields."""
+"""The table of commands: what each does, its options, one example."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ DATA = Flag(
     common=True,
 )  # fmt: skip
 DOCUMENTS = Flag("documents", str, "paragraphs", "the rows of a .txt: paragraphs, or file: one")
-LIMIT = Flag("limit", int, None, "use the first rows only", least=1)
+LIMIT = Flag("limit", int, None, "use the first rows only", minimum=1)
 MAX_LENGTH = Flag(
-    "max_length", int, 1024, "longest row in tokens; prompts are cut, answers kept", least=2
+    "max_length", int, 1024, "longest row in tokens; prompts are cut, answers kept", minimum=2
 )
 PACK = Flag(
-    "pack", str, "auto", "rows behind each other without padding: on, off, or auto",
+    "pack", str, "auto", "packing: rows one after another, without padding: on, off, or auto",
     choices=("auto", "on", "off"),
 )  # fmt: skip
 METHOD = Flag(
@@ -52,13 +52,13 @@ METHOD = Flag(
     common=True,
 )  # fmt: skip
 METHODS = "minift.peft.methods:METHODS"  # the fields of all of them; those of one may be given
-THREADS = Flag("threads", int, None, "default: one a core", least=1)
+THREADS = Flag("threads", int, None, "default: one a core", minimum=1)
 GENERATION = (
-    Flag("max_new_tokens", int, 200, "longest answer, in tokens", common=True, least=1),
+    Flag("max_new_tokens", int, 200, "longest answer, in tokens", common=True, minimum=1),
     Flag(
         "stop", tuple, (),
         "end before this text, as '\\n' or ' is '; may be given several times",
-        common=True, repeats=True, split=False,
+        common=True, repeats=True, split_commas=False,
     ),
     Flag("graph", bool, False, "on a GPU: each token's pass as one CUDA graph"),
 )  # fmt: skip
@@ -103,9 +103,14 @@ COMMANDS = {
             Flag("source", str, "rotten_tomatoes", "rotten_tomatoes, or imdb: longer", common=True),
             Flag("out", str, "runs/quickstart", "the run's folder", common=True),
             Flag(
-                "steps", int, None, "training steps of 8 reviews; default 200", common=True, least=1
+                "steps",
+                int,
+                None,
+                "training steps of 8 reviews; default 200",
+                common=True,
+                minimum=1,
             ),
-            Flag("limit", int, None, "test on the first reviews only", least=1),
+            Flag("limit", int, None, "test on the first reviews only", minimum=1),
             Flag(
                 "kernels",
                 str,
@@ -148,7 +153,9 @@ COMMANDS = {
             OUT,
             METHOD,
             Flag("held_out", str, None, "a file to evaluate on; default: a share of --data"),
-            Flag("held_out_share", float, 0.05, "share of --data to evaluate on; 0: none", least=0),
+            Flag(
+                "held_out_share", float, 0.05, "share of --data to evaluate on; 0: none", minimum=0
+            ),
             *TEMPLATE,
             DOCUMENTS,
             LIMIT,
@@ -179,9 +186,11 @@ COMMANDS = {
             OUT,
             METHOD,
             Flag("held_out", str, None, "a file to evaluate on; default: a share of --data"),
-            Flag("held_out_share", float, 0.1, "share of --data to evaluate on; 0: none", least=0),
+            Flag(
+                "held_out_share", float, 0.1, "share of --data to evaluate on; 0: none", minimum=0
+            ),
             LIMIT,
-            Flag("max_length", int, 256, "longest text in tokens; the rest is cut off", least=3),
+            Flag("max_length", int, 256, "longest text in tokens; the rest is cut off", minimum=3),
             Flag("adapter", str, None, "go on from this classifier"),
             DTYPE,
             DEVICE,
@@ -224,7 +233,7 @@ COMMANDS = {
             MODEL,
             ADAPTER,
             *GENERATION,
-            Flag("samples", int, 1, "how many texts; above 1 with a temperature", least=1),
+            Flag("samples", int, 1, "how many texts; above 1 with a temperature", minimum=1),
             Flag("chat", bool, False, "treat the prompt as a user's message"),
             Flag("template", str, None, "put the prompt into this; default: that of training"),
             CHAT_TEMPLATE,
@@ -245,7 +254,9 @@ COMMANDS = {
             MODEL,
             ADAPTER,
             *GENERATION,
-            Flag("system", str, None, "the system's message; '' for an empty one", empty=True),
+            Flag(
+                "system", str, None, "the system's message; '' for an empty one", allow_empty=True
+            ),
             CHAT_TEMPLATE,
             DTYPE,
             DEVICE,
@@ -307,7 +318,7 @@ COMMANDS = {
 
 
 def check_together(command: Command, parsed: Parsed) -> None:
-    """Refuse what is missing, all of it at once, and what does not go together."""
+    """Refuse missing options, all of them at once, and options that exclude each other."""
     missing = []
     if command.positional and not command.positional.startswith("[") and not parsed.words:
         missing.append(command.positional.upper())

@@ -13,7 +13,7 @@ from minift.train.classification import LABEL, TEXT
 
 
 def open_prompts(parsed: Parsed, path: str, texts: TextFormat | None = None) -> Records:
-    """The data file as the options say; where they are silent, as in training."""
+    """Open a data file of prompts as the options say, else by the template of training."""
     template, target = parsed.flag("template"), parsed.flag("target")
     if template is not None:
         template = unescape_template(template)
@@ -43,7 +43,7 @@ def open_prompts(parsed: Parsed, path: str, texts: TextFormat | None = None) -> 
 def open_labelled_texts(
     parsed: Parsed, labels: tuple[str, ...], texts: TextFormat, path: str
 ) -> Records:
-    """The data file: as the options say, else as in training, else its text and label."""
+    """Open a table of texts and labels: by the options, else by the template of training."""
     template, target, pair = (parsed.flag(name) for name in ("template", "target", "pair"))
     if pair is None and template is None:
         pair = texts.pair

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 
 from minift.cli.accuracy import accuracy_data, measure_answers, measure_classes
-from minift.cli.console import Console, names
+from minift.cli.console import Console, join_names
 from minift.cli.datasets import open_labelled_texts, open_prompts
 from minift.cli.models import (
     labels_of,
     open_model,
-    trained_texts,
+    training_text_format,
 )
 from minift.cli.options import Parsed
 from minift.errors import ConfigError, one_line
@@ -28,10 +28,10 @@ def eval(parsed: Parsed, console: Console) -> int:
         return eval_classifier(parsed, console, labels)
     if parsed.flag("pair") is not None:
         raise ConfigError("--pair is for classifiers, which read two texts; this model is none")
-    texts = trained_texts(parsed)
+    texts = training_text_format(parsed)
     records = open_prompts(parsed, parsed.need("data"), texts)
     model, tokenizer = open_model(parsed)
-    most = longest(parsed, texts, room_left(model))
+    most = longest_row(parsed, texts, room_left(model))
     if records.labels:
         accuracy, _ = measure_answers(parsed, console, model, tokenizer, records, most)
         low, high = accuracy.interval
@@ -51,8 +51,8 @@ def eval(parsed: Parsed, console: Console) -> int:
     return 0
 
 
-def longest(parsed: Parsed, texts: TextFormat, room: int) -> int | None:
-    """Tokens of a row: as given, else as in training; None: the usual."""
+def longest_row(parsed: Parsed, texts: TextFormat, room: int) -> int | None:
+    """The limit on a row in tokens: --max-length, else that of training; None: the default."""
     if "max_length" in parsed.given:
         found: int = parsed.flag("max_length")
         return found
@@ -60,18 +60,18 @@ def longest(parsed: Parsed, texts: TextFormat, room: int) -> int | None:
 
 
 def eval_classifier(parsed: Parsed, console: Console, labels: tuple[str, ...]) -> int:
-    """`minift eval` of a classifier, which brings its labels and how its texts were made."""
+    """Score a classifier, which brings its labels and its template."""
     for name in ("documents", "chat_template"):
         if name in parsed.given:
             raise ConfigError(f"{name}: has no effect on a classifier, whose texts are rows")
-    texts = trained_texts(parsed)
+    texts = training_text_format(parsed)
     records = open_labelled_texts(parsed, labels, texts, parsed.need("data"))
     model, tokenizer = open_model(parsed)
     most = longest_text(parsed, texts, model)
     shown = one_line(str(records.template))
     if records.pair is not None:
         shown += f" and {one_line(records.pair)}"
-    console.say(f"texts        {shown}   labels {names(labels)}")
+    console.say(f"texts        {shown}   labels {join_names(labels)}")
     accuracy = measure_classes(parsed, console, model, tokenizer, records, max_length=most)
     text = f"accuracy     {accuracy}   {accuracy.total:,} texts"
     console.result(text, accuracy_data(accuracy) | {"labels": labels})
@@ -79,7 +79,7 @@ def eval_classifier(parsed: Parsed, console: Console, labels: tuple[str, ...]) -
 
 
 def longest_text(parsed: Parsed, texts: TextFormat, model: Transformer) -> int:
-    """Tokens of a text: as given or in training; never more than the model has room for."""
+    """The limit on a text in tokens: --max-length, else that of training, else the context."""
     room = room_left(model)
     if "max_length" in parsed.given:
         most: int = parsed.flag("max_length")

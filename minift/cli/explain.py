@@ -8,7 +8,7 @@ from typing import Any
 
 from minift.checkpoints.open import headers
 from minift.cli.console import Console
-from minift.cli.method import known, refuse_others
+from minift.cli.method import check_method, refuse_other_options
 from minift.cli.options import Parsed
 from minift.interop.methods import FORMATS
 from minift.model.unfilled import unfilled
@@ -19,8 +19,8 @@ COLUMNS = "{:<11} {:<20} {:>11}  {:<6}  {:>6}  {:<14} {}"
 
 
 def explain(parsed: Parsed, console: Console) -> int:
-    words = [known(parsed.words[0], "explain")] if parsed.words else list(METHODS)
-    refuse_others(parsed, words)
+    words = [check_method(parsed.words[0], "explain")] if parsed.words else list(METHODS)
+    refuse_other_options(parsed, words)
     counts = trainable_counts(parsed, {word: parsed.config(METHODS[word][0]) for word in words})
     data = {word: facts(word) | counts.get(word, {}) for word in words}
     if parsed.words:

@@ -9,7 +9,7 @@ from minift.checkpoints.labels import with_labels
 from minift.checkpoints.open import load
 from minift.checkpoints.save import target_names
 from minift.cli.console import Console, megabytes
-from minift.cli.models import base_kind, base_name, use_texts
+from minift.cli.models import apply_text_format, base_kind, base_name
 from minift.cli.options import Parsed
 from minift.errors import ConfigError
 from minift.formats.overwrite import check_target
@@ -36,12 +36,12 @@ def export(parsed: Parsed, console: Console) -> int:
         if adapter.labels:
             model = with_labels(model, adapter.labels)
         load_adapter(model, adapter.folder)
-        use_texts(parsed, adapter, model, tokenizer)
+        apply_text_format(parsed, adapter, model, tokenizer)
     else:
         if to == "gguf-lora":
             raise ConfigError(f"--to gguf-lora needs an adapter or a run, and {place} is neither")
         model, tokenizer = load(parsed.words[0], base=base_kind(parsed.flag("base")))
-        use_texts(parsed, None, model, tokenizer)
+        apply_text_format(parsed, None, model, tokenizer)
     done = write(
         model, tokenizer, out, to=to, dtype=parsed.flag("dtype"), overwrite=parsed.flag("overwrite")
     )

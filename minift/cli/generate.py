@@ -5,9 +5,9 @@ from __future__ import annotations
 import sys
 from string import Formatter
 
-from minift.cli.console import Console, spoken
-from minift.cli.generation import speaker, stdin_text, strict_stdin, writing
-from minift.cli.models import trained_texts
+from minift.cli.console import Console, without_controls
+from minift.cli.generation import generation_options, open_for_text, stdin_text, strict_stdin
+from minift.cli.models import training_text_format
 from minift.cli.options import Parsed
 from minift.data.read import parse_template, unescape_template
 from minift.errors import ConfigError, one_line
@@ -15,14 +15,14 @@ from minift.generation.decode import generate as continue_text
 
 
 def generate(parsed: Parsed, console: Console) -> int:
-    how = writing(parsed)
+    how = generation_options(parsed)
     prompt, messages = prompt_of(parsed), list[dict[str, str]]()
     if parsed.flag("chat") and parsed.flag("template") is not None:
         raise ConfigError("template: found with --chat, allowed without: a message has none")
-    model, tokenizer = speaker(parsed)
+    model, tokenizer = open_for_text(parsed)
     if not parsed.flag("chat"):
         prompt = by_template(parsed, prompt)
-    elif (system := trained_texts(parsed).system) is not None:
+    elif (system := training_text_format(parsed).system) is not None:
         messages.append({"role": "system", "content": system})
     ids: str | list[int] = prompt
     if parsed.flag("chat"):
@@ -35,7 +35,7 @@ def generate(parsed: Parsed, console: Console) -> int:
         samples=samples,
         stream=None
         if as_json or samples > 1
-        else lambda row, text: print(spoken(text), end="", flush=True),
+        else lambda row, text: print(without_controls(text), end="", flush=True),
         **how,
     )
     if as_json:
@@ -45,7 +45,7 @@ def generate(parsed: Parsed, console: Console) -> int:
         print()
     else:
         for number, text in enumerate(texts, 1):
-            print(f"--- {number} of {samples}\n{spoken(text)}")
+            print(f"--- {number} of {samples}\n{without_controls(text)}")
     return 0
 
 
@@ -61,12 +61,12 @@ def prompt_of(parsed: Parsed) -> str:
 
 
 def by_template(parsed: Parsed, prompt: str) -> str:
-    """The prompt in the template of --template, or of training, where that shows one column.
+    """Put the prompt into --template, or into the template of training if it has one column.
 
-    One that has the template's form already stays as it is.
+    A prompt that already has the form of the template of training stays as it is.
     """
     given = parsed.flag("template")
-    template = trained_texts(parsed).template if given is None else unescape_template(given)
+    template = training_text_format(parsed).template if given is None else unescape_template(given)
     if template is None:
         return prompt
     try:

@@ -6,7 +6,7 @@ import codecs
 import sys
 from typing import Any
 
-from minift.cli.models import open_speaker
+from minift.cli.models import open_language_model
 from minift.cli.options import Parsed
 from minift.data.read import unescape_template
 from minift.errors import ConfigError
@@ -17,9 +17,9 @@ from minift.model.transformer import Transformer
 from minift.tokenizers.interface import Tokenizer
 
 
-def speaker(parsed: Parsed) -> tuple[Transformer, Tokenizer]:
-    """The model, and a word about a base in few bits that every token decodes."""
-    model, tokenizer = open_speaker(parsed)
+def open_for_text(parsed: Parsed) -> tuple[Transformer, Tokenizer]:
+    """Open the model; print a line if its quantized base is dequantized for every token."""
+    model, tokenizer = open_language_model(parsed)
     reason = obstacle(model)
     if reason is not None:
         line = f"minift: base {base_of(model)} is decoded for every token: {reason}"
@@ -27,8 +27,8 @@ def speaker(parsed: Parsed) -> tuple[Transformer, Tokenizer]:
     return model, tokenizer
 
 
-def writing(parsed: Parsed) -> dict[str, Any]:
-    """How to write, as `generate` takes it. A flag that would have no say is refused."""
+def generation_options(parsed: Parsed) -> dict[str, Any]:
+    """The keyword arguments of `generate`. Options that would have no effect are refused."""
     sampling = parsed.config(Sampling)
     for name in ("top_k", "top_p", "sampling_seed"):
         if sampling.temperature == 0 and name in parsed.given:

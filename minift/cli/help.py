@@ -25,7 +25,7 @@ start here:  minift quickstart"""
 
 
 def command_help(name: str, command: Command, *, everything: bool, width: int = 100) -> str:
-    """What it does, the options people use, one example; everything with --help-all."""
+    """What the command does, its usual options (all of them with --help-all), an example."""
     flags = command.options
     shown = [
         f for f in flags if f.common or f.name in command.in_help or f.name in command.required
@@ -34,7 +34,7 @@ def command_help(name: str, command: Command, *, everything: bool, width: int = 
         shown = list(flags)
     groups = list(dict.fromkeys(f.group for f in sorted(shown, key=lambda f: bool(f.method))))
     shown.sort(key=lambda flag: groups.index(flag.group))
-    left = [f"{f.option} {f.takes}".rstrip() for f in shown]
+    left = [f"{f.option} {f.metavar}".rstrip() for f in shown]
     column = min(max(map(len, left), default=0), width // 2) + 4
     lines, group = [], ""
     for spec, flag in zip(left, shown, strict=True):

@@ -11,7 +11,7 @@ from pathlib import Path
 from minift.checkpoints.open import Survey, survey
 from minift.cli.console import Console, megabytes
 from minift.cli.options import Parsed
-from minift.cli.run_file import ended_badly, facts_in
+from minift.cli.run_file import run_summary, unfinished_note
 from minift.errors import one_line
 from minift.interop.adapter_files import stored, texts_of
 
@@ -19,7 +19,7 @@ WIDEST = 2000  # characters of a line of information
 
 
 def info(parsed: Parsed, console: Console) -> int:
-    """A model's, an adapter's or a run's make-up, without loading a weight."""
+    """Describe a model, an adapter or a run, without loading a weight."""
     name = parsed.words[0]
     folder = Path(name)
     # os.path.exists: pathlib's raises for a name that is too long.
@@ -32,13 +32,13 @@ def info(parsed: Parsed, console: Console) -> int:
     kinds = ", ".join(f"{count} {kind}" for kind, count in Counter(found.kinds).most_common())
     data = {"path": str(found.path), "family": config.family, "parameters": found.parameters}
     console.result(
-        described(found), data | {"layers": config.layers, "dim": config.dim, "kinds": kinds}
+        describe(found), data | {"layers": config.layers, "dim": config.dim, "kinds": kinds}
     )
     return 0
 
 
-def described(found: Survey) -> str:
-    """A model's make-up in a few lines."""
+def describe(found: Survey) -> str:
+    """Describe a model in a few lines."""
     config = found.config
     kinds = ", ".join(f"{count} {kind}" for kind, count in Counter(found.kinds).most_common())
     parameters = f"{found.parameters:,} parameters in {len(found.kinds)} tensors ({kinds})"
@@ -72,7 +72,7 @@ def described(found: Survey) -> str:
 
 
 def printable(lines: Iterable[str]) -> str:
-    """Lines for a terminal: what a file calls its labels or its base must not steer it."""
+    """Escape and shorten lines: labels and names in files must not send commands to a terminal."""
     return "\n".join(one_line(line, WIDEST) for line in lines)
 
 
@@ -92,10 +92,10 @@ def adapter_info(folder: Path, console: Console) -> int:
     if texts is not None:
         lines += [f"texts        {line}" if k == 0 else f"             {line}"
                   for k, line in enumerate(texts.lines())]  # fmt: skip
-    run = facts_in(folder)
+    run = run_summary(folder)
     if run is not None:
         lines.append(f"run          {run}")
-    if (badly := ended_badly(place)) is not None:
+    if (badly := unfinished_note(place)) is not None:
         lines.append(f"             {badly}")
     console.result(printable(lines), {"path": str(place), "parameters": numbers, "base": base})
     return 0

@@ -16,10 +16,10 @@ from contextlib import contextmanager
 
 from minift import __version__
 from minift.cli.commands import COMMANDS, check_together
-from minift.cli.console import Console, columns, fitted, show_any_text
+from minift.cli.console import Console, columns, replace_unencodable_text, wrap_text
 from minift.cli.help import command_help, overview
-from minift.cli.options import Flag, Parsed, as_typed, parse
-from minift.cli.suggestions import command_like, option_like
+from minift.cli.options import Flag, Parsed, parse, with_option_names
+from minift.cli.suggestions import suggest_command, suggest_option
 from minift.errors import ConfigError, DataError, FormatError, Notice, StorageError, one_line
 from minift.kernels.choice import using
 
@@ -34,7 +34,7 @@ MEMORY = (
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; -> the exit code: 0 done, 2 wrong input, 3 diverged, 130 interrupted."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    show_any_text()
+    replace_unencodable_text()
     try:
         code = run(words)
         sys.stdout.flush()  # a reader that went away is found here, not at the end of Python
@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def line_and_code(error: BaseException) -> tuple[str, int]:
-    """The line and the exit code of a failure; no line for what is a bug of ours."""
+    """The line and the exit code of a failure; an empty line if it is a bug in minift."""
     if isinstance(error, KeyboardInterrupt):
         return "interrupted", 130
     if isinstance(error, ConfigError | DataError | FormatError | StorageError):
@@ -70,7 +70,7 @@ def line_and_code(error: BaseException) -> tuple[str, int]:
 
 
 def print_notes(error: BaseException) -> None:
-    """What training added to an error: where its adapter is."""
+    """Print the notes of an error: training adds where its adapter was saved."""
     for note in getattr(error, "__notes__", ()):
         print(f"minift: {note}", file=sys.stderr)
 
@@ -79,7 +79,7 @@ def run(words: list[str]) -> int:
     if len(words) > 1 and words[0] in (*HELP, "help"):  # minift help sft
         words = [words[1], "--help-all" if words[0] == "--help-all" else "--help", *words[2:]]
     if not words or words[0] in (*HELP, "help"):
-        print(fitted(overview(), columns()))
+        print(wrap_text(overview(), columns()))
         return 0
     if words[0] in ("-V", "--version"):
         print(f"minift {__version__}")
@@ -90,7 +90,7 @@ def run(words: list[str]) -> int:
             raise ConfigError(
                 f"{one_line(words[0])} stands before a command (minift --help lists them)"
             )
-        near = command_like(words[0], COMMANDS)
+        near = suggest_command(words[0], COMMANDS)
         raise ConfigError(
             f'unknown command "{one_line(words[0])}"{near} (minift --help lists them)'
         )
@@ -100,7 +100,7 @@ def run(words: list[str]) -> int:
     if {*HELP} & {*asked}:
         everything, width = "--help-all" in asked, columns()
         text = command_help(words[0], command, everything=everything, width=width)
-        print(fitted(text, width))
+        print(wrap_text(text, width))
         return 0
     parsed: Parsed = parse(rest, command.positional, flags, hint)
     check_together(command, parsed)
@@ -118,11 +118,11 @@ def run(words: list[str]) -> int:
         with notices_shown(), using(parsed.values.get("kernels", "auto")):
             return int(getattr(module, words[0])(parsed, console) or 0)
     except ConfigError as error:
-        raise ConfigError(as_typed(str(error), flags)) from error
+        raise ConfigError(with_option_names(str(error), flags)) from error
 
 
 def check_is_model(parsed: Parsed) -> None:
-    """Refuse a run or an adapter where a model is wanted."""
+    """Refuse a run or an adapter that is given as --model."""
     place = parsed.given.get("model")
     if place is None or os.path.exists(os.path.join(place, "config.json")):
         return
@@ -132,14 +132,14 @@ def check_is_model(parsed: Parsed) -> None:
 
 
 def hint(typed: str, known: Mapping[str, Flag]) -> str:
-    """Which option may be meant: of this command, or of others."""
+    """Suggest an option for an unknown one, or name the commands that have it."""
     name = "--" + typed.lstrip("-").replace("_", "-")
     others = [
         word
         for word, command in COMMANDS.items()
         if any(flag.option == name for flag in command.options)
     ]
-    return option_like(typed, known, others)
+    return suggest_option(typed, known, others)
 
 
 @contextmanager

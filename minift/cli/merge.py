@@ -10,7 +10,7 @@ from minift.checkpoints.labels import with_labels
 from minift.checkpoints.open import load
 from minift.checkpoints.save import save, target_names
 from minift.cli.console import Console
-from minift.cli.models import base_dtype, base_kind, base_name, use_texts
+from minift.cli.models import apply_text_format, base_dtype, base_kind, base_name
 from minift.cli.options import Parsed
 from minift.errors import ConfigError
 from minift.formats.overwrite import check_target
@@ -31,7 +31,7 @@ def merge(parsed: Parsed, console: Console) -> int:
     if adapter.labels:
         model = with_labels(model, adapter.labels)
     load_adapter(model, adapter.folder)
-    use_texts(parsed, adapter, model, tokenizer)
+    apply_text_format(parsed, adapter, model, tokenizer)
     merged = fold(model)
     probe = torch.tensor([[i for text in PROBES for i in tokenizer.encode(text)]])
     error = merge_error(model, merged, probe[:, : model.config.context])

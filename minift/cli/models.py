@@ -1,4 +1,4 @@
-"""What several commands do first: load the model that the options name, with its adapter."""
+"""Load the model that the options name, with its adapter, its labels and its text format."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from minift.checkpoints.labels import with_labels
 from minift.checkpoints.open import headers, load, resolve
 from minift.checkpoints.tokenizers import tokenizer_in
 from minift.cli.options import Parsed
-from minift.cli.run_file import base_in, dtype_in, ended_badly
+from minift.cli.run_file import base_in, dtype_in, unfinished_note
 from minift.errors import ConfigError, FormatError, notice, one_line
 from minift.interop.adapter_files import AnyStored, load_adapter, stored, texts_of
 from minift.kernels.quantized.linear import base_of
@@ -32,7 +32,7 @@ def base_dtype(choice: str, threads: int | None = None, device: str = "cpu") -> 
 
 
 def base_kind(choice: str | None, adapter: AnyStored | None = None) -> str | None:
-    """How to store the frozen linears: as asked, else as the run of the adapter did."""
+    """How to store the frozen linears: as --base says, else as in the adapter's run."""
     if choice is None and adapter is not None:
         choice = base_in(adapter.folder)
     if choice is None or choice == "dense":
@@ -43,7 +43,7 @@ def base_kind(choice: str | None, adapter: AnyStored | None = None) -> str | Non
 
 
 def base_line(model: Transformer) -> str:
-    """What a base in few bits is made of: nf4 · 14 linears · 0.52 bytes a weight."""
+    """The line about a quantized base: nf4 · 14 linears · 0.52 bytes a weight."""
     found, size = counts(model)
     kinds = ", ".join(f"{number} {kind}" for kind, number in sorted(found.items()))
     return f"base         {base_of(model)} · linears: {kinds} · {size:.3f} bytes a weight"
@@ -54,7 +54,7 @@ def open_model(parsed: Parsed, *, trainable: bool = False) -> tuple[Transformer,
     asked = parsed.values.get("adapter")
     adapter = stored(asked) if asked is not None else None
     name = base_name(parsed, adapter)
-    model, tokenizer = load(name, **how_to_load(parsed, adapter))
+    model, tokenizer = load(name, **load_options(parsed, adapter))
     labels = labels_of(parsed)
     brings_head = adapter is not None and bool(adapter.labels) and not names_labels(adapter)
     if labels and not brings_head:
@@ -64,7 +64,7 @@ def open_model(parsed: Parsed, *, trainable: bool = False) -> tuple[Transformer,
         tokenizer = with_new_tokens(tokenizer, adapter, model.config.vocab)
     if labels and brings_head:
         model.config = replace(model.config, labels=labels)
-    use_texts(parsed, adapter, model, tokenizer)
+    apply_text_format(parsed, adapter, model, tokenizer)
     return model, tokenizer
 
 
@@ -85,8 +85,8 @@ def base_name(parsed: Parsed, adapter: AnyStored | None) -> str:
     return name
 
 
-def how_to_load(parsed: Parsed, adapter: AnyStored | None) -> dict[str, Any]:
-    """Dtype, device and base as the options say; where they are silent, as in training."""
+def load_options(parsed: Parsed, adapter: AnyStored | None) -> dict[str, Any]:
+    """Dtype, device and base for `load`: as the options say, else as in the adapter's run."""
     device = device_of(parsed.values["device"])
     dtype = base_dtype(parsed.values["dtype"], parsed.values.get("threads"), device)
     if adapter is not None:
@@ -106,15 +106,15 @@ def trained_dtype(adapter: Path, dtype: str, *, asked: bool) -> str:
     return trained
 
 
-def use_texts(
+def apply_text_format(
     parsed: Parsed, adapter: AnyStored | None, model: Transformer, tokenizer: Tokenizer
 ) -> None:
-    """Make and end texts as in the training of the adapter, or of the model where there is none;
-    by --chat-template, where given."""
+    """Give the tokenizer the chat template and the end tokens of training, the adapter's or else
+    the model's; --chat-template overrides the template."""
     place, texts = model.source, model.text_format
     if adapter is not None:
         place, texts = str(adapter.folder), texts_of(adapter.folder)
-        say_ended_badly(adapter)
+        warn_if_unfinished(adapter)
         if texts is not None:
             text_format.apply(tokenizer, texts)
     name = parsed.values.get("chat_template")  # not every command has it
@@ -122,13 +122,13 @@ def use_texts(
         notice(place, f"was trained with another chat template; --chat-template {name} is used")
 
 
-def say_ended_badly(adapter: AnyStored) -> None:
-    if (badly := ended_badly(adapter.folder)) is not None:
+def warn_if_unfinished(adapter: AnyStored) -> None:
+    if (badly := unfinished_note(adapter.folder)) is not None:
         notice(adapter.folder.parent, badly)
 
 
-def trained_texts(parsed: Parsed) -> TextFormat:
-    """How the run of --adapter, or the one that made --model, made its texts."""
+def training_text_format(parsed: Parsed) -> TextFormat:
+    """The text format in which --adapter, or else --model, was trained."""
     asked, model = parsed.values.get("adapter"), parsed.values["model"]
     found = None
     if asked is not None:
@@ -212,8 +212,8 @@ def base_labels(adapter: AnyStored, parsed: Parsed, names: tuple[str, ...]) -> t
     return own if len(own) == len(names) else names
 
 
-def open_speaker(parsed: Parsed) -> tuple[Transformer, Tokenizer]:
-    """`open_model` for commands that want text; a classifier is refused before it is loaded."""
+def open_language_model(parsed: Parsed) -> tuple[Transformer, Tokenizer]:
+    """`open_model` for commands that write text; a classifier is refused before it is loaded."""
     labels = labels_of(parsed)
     if labels:
         name = parsed.values.get("adapter") or parsed.values["model"]
@@ -223,7 +223,7 @@ def open_speaker(parsed: Parsed) -> tuple[Transformer, Tokenizer]:
 
 
 def headline(threads: int | None = None) -> str:
-    """The first line of a long command: versions and what the self-test found."""
+    """The first line of a long command: versions, threads and the measured speed."""
     import torch
 
     from minift import __version__

@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields
 from types import UnionType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
-from minift.cli.suggestions import option_like
+from minift.cli.suggestions import suggest_option
 from minift.errors import ConfigError, one_line
 
 Config = TypeVar("Config")
@@ -27,58 +27,58 @@ class Flag:
     default: Any
     help: str
     common: bool = False
-    least: int | None = None  # smallest number allowed
-    parts: tuple[Any, ...] = (str,)  # types of each word of a tuple; two of them: name=value
+    minimum: int | None = None  # smallest number allowed
+    element_types: tuple[Any, ...] = (str,)  # of a tuple's elements; two of them: name=value
     method: str = ""  # the only --method that has it
     group: str = ""  # its heading in --help-all
     repeats: bool = False  # a tuple's values may be given one by one, each as written
-    split: bool = True  # at commas, what is given once; False: never
-    empty: bool = False  # the empty text means something
-    choices: tuple[str, ...] = ()  # the only texts that are allowed, if any are named
+    split_commas: bool = True  # a tuple that is given once; False: its commas are text
+    allow_empty: bool = False  # the empty text is a value
+    choices: tuple[str, ...] = ()  # the texts that are allowed; empty: all
 
     @property
     def option(self) -> str:
-        return "--" + self.name.replace("_", "-")
+        return option_name(self.name)
 
     @property
-    def takes(self) -> str:
-        kinds = {int: "N", float: "X", str: "TEXT", tuple: "A,B" if self.split else "TEXT"}
-        if self.type is tuple and len(self.parts) == 2:
-            return f"A={kinds[self.parts[1]]},..."
+    def metavar(self) -> str:
+        kinds = {int: "N", float: "X", str: "TEXT", tuple: "A,B" if self.split_commas else "TEXT"}
+        if self.type is tuple and len(self.element_types) == 2:
+            return f"A={kinds[self.element_types[1]]},..."
         return "" if self.type is bool else kinds[self.type]
 
     def value(self, texts: Sequence[str]) -> Any:
-        """What the texts mean that stood behind the option, each time it was given."""
-        if "" in texts and not self.empty:
+        """Convert the texts given for the option, one for each time it was given."""
+        if "" in texts and not self.allow_empty:
             raise ConfigError(f"{self.option}: found an empty text, allowed a value")
-        if self.type is tuple and (len(texts) > 1 or not self.split):
-            return tuple(self.word(text) for text in texts)
+        if self.type is tuple and (len(texts) > 1 or not self.split_commas):
+            return tuple(self.element(text) for text in texts)
         (text,) = texts
         if self.type is tuple:
-            found = tuple(self.word(word.strip()) for word in text.split(",") if word.strip())
+            found = tuple(self.element(word.strip()) for word in text.split(",") if word.strip())
             if not found:
-                raise ConfigError(f'{self.option}: found "{text}", allowed {self.takes}')
+                raise ConfigError(f'{self.option}: found "{text}", allowed {self.metavar}')
             return found
         if self.choices and text not in self.choices:
             near = difflib.get_close_matches(text, self.choices, 1)
             hint = f"; nearest: {near[0]}" if near else ""
             allowed = ", ".join(self.choices)
             raise ConfigError(f'{self.option}: found "{one_line(text)}", allowed {allowed}{hint}')
-        value = self.converted(self.type, text)
-        if self.least is not None and value < self.least:
-            raise ConfigError(f"{self.option}: found {text}, allowed {self.least} or more")
+        value = self.convert(self.type, text)
+        if self.minimum is not None and value < self.minimum:
+            raise ConfigError(f"{self.option}: found {text}, allowed {self.minimum} or more")
         return value
 
-    def word(self, text: str) -> Any:
-        """One of several: `a`, or `a=1`."""
-        if len(self.parts) == 1:
-            return self.converted(self.parts[0], text)
+    def element(self, text: str) -> Any:
+        """Convert one element of a tuple: `a`, or `a=1`."""
+        if len(self.element_types) == 1:
+            return self.convert(self.element_types[0], text)
         name, equals, value = text.partition("=")
         if not equals:
             raise ConfigError(f'{self.option}: found "{text}", allowed name=value')
-        return name, self.converted(self.parts[1], value)
+        return name, self.convert(self.element_types[1], value)
 
-    def converted(self, kind: Any, text: str) -> Any:
+    def convert(self, kind: Any, text: str) -> Any:
         try:
             value = kind(text)
         except ValueError:
@@ -92,13 +92,13 @@ class Flag:
 
 
 def resolve(spec: str) -> Any:
-    """What "module:name" means: a dataclass, or the table of the methods."""
+    """Import "module:name": a dataclass, or the table of methods."""
     module, _, name = spec.partition(":")
     return getattr(importlib.import_module(module), name)
 
 
 def dataclasses_of(specs: Sequence[str]) -> Iterator[tuple[str, type]]:
-    """Every dataclass that these name, each with the word of its method; "" if it is of none."""
+    """The dataclasses that `specs` name, each after its --method; "" if it belongs to no method."""
     for spec in specs:
         found = resolve(spec)
         if isinstance(found, Mapping):
@@ -108,23 +108,30 @@ def dataclasses_of(specs: Sequence[str]) -> Iterator[tuple[str, type]]:
 
 
 def flags_of(specs: Sequence[str]) -> tuple[Flag, ...]:
-    """The flags of dataclasses: names, types, defaults and help are those of their fields."""
+    """One flag for each field of the dataclasses: its name, type, default and help."""
     flags = []
     for method, kind in dataclasses_of(specs):
         hints = get_type_hints(kind)
         for item in fields(kind):
             hint: Any = hints[item.name]
-            parts: tuple[Any, ...] = (str,)
+            element_types: tuple[Any, ...] = (str,)
             if isinstance(hint, UnionType):
                 hint = next(a for a in get_args(hint) if a is not type(None))
             if get_origin(hint) is tuple:
                 each = get_args(hint)[0]  # tuple[str, ...], tuple[tuple[str, int], ...]
-                hint, parts = tuple, get_args(each) or (each,)
+                hint, element_types = tuple, get_args(each) or (each,)
             common = bool(item.metadata.get("common", False))
             text = item.metadata["help"]
             group = method or kind.__name__.removesuffix("Config").lower()
             flag = Flag(
-                item.name, hint, item.default, text, common, parts=parts, method=method, group=group
+                item.name,
+                hint,
+                item.default,
+                text,
+                common,
+                element_types=element_types,
+                method=method,
+                group=group,
             )
             flags.append(flag)
     return tuple(flags)
@@ -132,7 +139,7 @@ def flags_of(specs: Sequence[str]) -> tuple[Flag, ...]:
 
 @dataclass(frozen=True)
 class Parsed:
-    """What was typed: `given` without the defaults, `values` with them."""
+    """The parsed command line: `given` holds what was typed, `values` the defaults too."""
 
     words: tuple[str, ...]
     given: dict[str, Any]
@@ -142,19 +149,19 @@ class Parsed:
         return self.values[name]
 
     def need(self, name: str) -> Any:
-        """A flag that must have been given."""
+        """The value of a flag; refused if there is none."""
         if self.values[name] is None:
             raise ConfigError(f"{option_name(name)} is missing")
         return self.values[name]
 
     def config(self, kind: type[Config]) -> Config:
-        """The dataclass, from the flags of its fields."""
+        """An instance of the dataclass, from the flags named like its fields."""
         names = [item.name for item in fields(kind)]  # type: ignore[arg-type]
         return kind(**{name: self.values[name] for name in names})
 
 
 def option_name(name: str) -> str:
-    """A field's name as the option that it is."""
+    """The option of a field: `--max-length` for `max_length`."""
     return "--" + name.replace("_", "-")
 
 
@@ -162,12 +169,12 @@ def parse(
     words: Sequence[str],
     positional: str | None,
     flags: Sequence[Flag],
-    hint: Callable[[str, Mapping[str, Flag]], str] = option_like,
+    hint: Callable[[str, Mapping[str, Flag]], str] = suggest_option,
 ) -> Parsed:
     """`--name value`, `--name=value`, `--switch`, `--no-switch`, and at most one plain word.
 
-    A value is taken as it was written, white space and commas of a repeated option too. What
-    follows `--` is plain. `hint` says of an unknown option which one may be meant.
+    Values keep their white space, and those of a repeated option their commas. Words after `--` are
+    plain. `hint` suggests a known option for an unknown one.
     """
     known = {flag.option: flag for flag in flags}
     texts: dict[str, list[str]] = {}
@@ -210,7 +217,7 @@ def parse(
         if flag.name in texts and not flag.repeats:
             raise ConfigError(f"{option} is given twice")
         texts.setdefault(flag.name, []).append(text)
-        if flag.type is tuple and flag.split:
+        if flag.type is tuple and flag.split_commas:
             several = option
     by_name = {flag.name: flag for flag in flags}
     given = {name: by_name[name].value(found) for name, found in texts.items()} | switches
@@ -222,7 +229,7 @@ def parse(
     return Parsed(tuple(plain), given, {flag.name: flag.default for flag in flags} | given)
 
 
-def as_typed(message: str, flags: Sequence[Flag]) -> str:
-    """A message about fields ("lora_init: found x") about options ("--lora-init: found x")."""
+def with_option_names(message: str, flags: Sequence[Flag]) -> str:
+    """Name the options in a message about fields: "lora_init: found x", "--lora-init: found x"."""
     names = "|".join(sorted((flag.name for flag in flags), key=len, reverse=True))
     return re.sub(rf"(^|; |\n  )({names})(?=: )", lambda m: m[1] + option_name(m[2]), message)

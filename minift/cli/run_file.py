@@ -1,4 +1,4 @@
-"""What a run's run.json says that later commands go by: the kind of base, the dtype, its end.
+"""Fields of a run's run.json that later commands use: the kind of base, the dtype, its end.
 
 Anyone can write such a file, so each field that is used is checked; the others do not matter.
 """
@@ -17,16 +17,16 @@ from minift.formats import strict_json
 NAME, ADAPTER_FOLDER = "run.json", "adapter"
 
 
-def of_adapter(adapter: Path) -> tuple[dict[str, Any], Path]:
-    """run.json of an adapter in its run's folder, and its path; nothing where there is none."""
+def read_run_of(adapter: Path) -> tuple[dict[str, Any], Path]:
+    """run.json beside an adapter's folder, and its path; an empty dict if there is none."""
     run = adapter.parent / NAME
     there = adapter.name == ADAPTER_FOLDER and os.path.exists(run)
     return (strict_json.read(run) if there else {}), run
 
 
 def base_in(adapter: Path) -> str | None:
-    """How the run of an adapter stored the frozen linears; None where no run says so."""
-    facts, run = of_adapter(adapter)
+    """How an adapter's run stored the frozen linears; None if no run.json says so."""
+    facts, run = read_run_of(adapter)
     found = facts.get("base")
     if found is None or (type(found) is str and found in ("dense", *BASES)):
         return found
@@ -35,8 +35,8 @@ def base_in(adapter: Path) -> str | None:
 
 
 def dtype_in(adapter: Path) -> str | None:
-    """The dtype that the run of an adapter computed in; None where no run says so."""
-    facts, run = of_adapter(adapter)
+    """The dtype that an adapter's run computed in; None if no run.json says so."""
+    facts, run = read_run_of(adapter)
     numerics = facts.get("numerics")
     found = numerics.get("dtype") if type(numerics) is dict else None
     if found is None or (type(found) is str and found in DTYPES):
@@ -44,9 +44,9 @@ def dtype_in(adapter: Path) -> str | None:
     raise FormatError(run, "numerics.dtype", found, ", ".join(DTYPES), "out-of-range")
 
 
-def ended_badly(adapter: Path) -> str | None:
-    """That the run of an adapter did not come to its end, in words; None where it did."""
-    facts, _ = of_adapter(adapter)
+def unfinished_note(adapter: Path) -> str | None:
+    """A remark that an adapter's run did not finish; None if it did."""
+    facts, _ = read_run_of(adapter)
     if facts.get("ended", "finished") in ("finished", "interrupted"):
         return None
     step = facts.get("kept_step")
@@ -54,8 +54,8 @@ def ended_badly(adapter: Path) -> str | None:
     return f"the run did not finish; its best adapter so far{which} is used"
 
 
-def facts_in(folder: Path) -> str | None:
-    """A run's steps, last loss, end and kept step, in words; None where it has no run.json."""
+def run_summary(folder: Path) -> str | None:
+    """A run's steps, last loss, end and kept step in one line; None without run.json."""
     run = folder / NAME
     if not os.path.exists(run):
         return None

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from minift.cli.console import Console
 from minift.cli.datasets import open_prompts, train_and_held_out
-from minift.cli.models import use_texts
+from minift.cli.models import apply_text_format
 from minift.cli.options import Parsed
 from minift.cli.run_report import closing_lines, run_facts
 from minift.cli.training import (
@@ -56,7 +56,7 @@ class PromptTask:
         return train_and_held_out(self.parsed, lambda path: open_prompts(self.parsed, path), seed)
 
     def prepare(self, model: Transformer, tokenizer: Tokenizer) -> Transformer:
-        use_texts(self.parsed, self.adapter, model, tokenizer)
+        apply_text_format(self.parsed, self.adapter, model, tokenizer)
         return model
 
     def objective(

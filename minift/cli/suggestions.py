@@ -1,4 +1,4 @@
-"""What people type who know other programs, and what it is called here."""
+"""The spellings of other programs and older versions, and what they are called here."""
 
 from __future__ import annotations
 
@@ -109,8 +109,8 @@ COMMAND_ALIASES: tuple[tuple[str, str], ...] = (
 )  # fmt: skip
 
 
-def option_like(typed: str, known: Iterable[str], others: Sequence[str] = ()) -> str:
-    """Which of the known options `typed` may mean, as the end of a line.
+def suggest_option(typed: str, known: Iterable[str], others: Sequence[str] = ()) -> str:
+    """Suggest a known option for an unknown one, as the end of an error line.
 
     `others`: the commands that have this very option.
     """
@@ -118,28 +118,28 @@ def option_like(typed: str, known: Iterable[str], others: Sequence[str] = ()) ->
     name = typed.lstrip("-").replace("_", "-").lower()
     if f"--{name}" in options:
         return f"; it is --{name}"
-    if found := meant(name, options):
+    if found := option_of_alias(name, options):
         return f"; here it is {found}"
     if others:
         return f"; it is an option of {' and '.join(others)}"
     others_words = (word for _, words in OPTION_ALIASES for word in words.split() if len(word) > 3)
     spellings = [*(option[2:] for option in options), *others_words]
     for near in difflib.get_close_matches(name, spellings, 3):
-        if f"--{near}" in options or (found := meant(near, options)):
+        if f"--{near}" in options or (found := option_of_alias(near, options)):
             return f"; nearest: {f'--{near}' if f'--{near}' in options else found}"
     return ""
 
 
-def meant(name: str, options: Iterable[str]) -> str:
-    """By the table: the first that is among the options, with its value."""
+def option_of_alias(name: str, options: Iterable[str]) -> str:
+    """The first row with this alias whose option is known; with the value that it sets."""
     for ours, words in OPTION_ALIASES:
         if "--" + ours.partition(" ")[0] in options and name in words.split():
             return f"--{ours}"
     return ""
 
 
-def command_like(typed: str, commands: Iterable[str]) -> str:
-    """Which command may be meant, as the end of a line."""
+def suggest_command(typed: str, commands: Iterable[str]) -> str:
+    """Suggest a command for an unknown one, as the end of an error line."""
     ours = {word: command for command, words in COMMAND_ALIASES for word in words.split()}
     if typed.lower() in ours:
         return f"; here it is {ours[typed.lower()]}"

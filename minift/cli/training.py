@@ -17,11 +17,11 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from minift.checkpoints.open import headers, load
 from minift.cli.console import Console, duration, megabytes
-from minift.cli.method import chosen
-from minift.cli.models import base_line, base_name, headline, how_to_load
+from minift.cli.method import method_config
+from minift.cli.models import base_line, base_name, headline, load_options
 from minift.cli.options import Parsed
+from minift.cli.progress import TrainingProgress
 from minift.cli.run_report import passes_line, plan_line
-from minift.cli.watching import Watch
 from minift.data.read import Records
 from minift.data.split import Rows
 from minift.errors import ConfigError, FormatError, escaped
@@ -42,7 +42,7 @@ O = TypeVar("O", SFT, Classification)  # the objective
 
 
 def in_run_folder(command: Callable[[Parsed, Console], int]) -> Callable[[Parsed, Console], int]:
-    """A command whose --out is its own from before anything is loaded until it ends."""
+    """A command that holds the lock of its --out folder from before loading until its end."""
 
     @wraps(command)
     def run(parsed: Parsed, console: Console) -> int:
@@ -58,7 +58,7 @@ def in_run_folder(command: Callable[[Parsed, Console], int]) -> Callable[[Parsed
 
 
 def run_folders(adapter: str) -> tuple[Path, ...]:
-    """The folder of an adapter, and that of its run: both as named and where links lead."""
+    """An adapter's folder and its run's folder, as named and with links resolved."""
     folders = [Path(adapter)]
     with suppress(ConfigError, FormatError):  # the command says what is wrong with it
         folders.append(adapter_folder(adapter))
@@ -77,7 +77,7 @@ class TrainingOptions:
 
     @classmethod
     def of(cls, parsed: Parsed) -> TrainingOptions:
-        config, method = parsed.config(TrainConfig), chosen(parsed)
+        config, method = parsed.config(TrainConfig), method_config(parsed)
         adapter = parsed.flag("adapter")
         return cls(config, method, stored(adapter) if adapter is not None else None)
 
@@ -127,7 +127,7 @@ def open_training(
 ) -> Training[O]:
     """Open all that training needs and print what it is. The cheapest refusals come first."""
     config, adapter = options.config, options.adapter
-    name, how = base_name(parsed, adapter), how_to_load(parsed, adapter)
+    name, how = base_name(parsed, adapter), load_options(parsed, adapter)
     task.check_base(name, headers(name).config)
     train, held = task.data(config.seed)
     model, tokenizer = load(name, **how)
@@ -161,7 +161,7 @@ def run_training(
     if (remark := passes_line(config, objective.rows)) is not None:
         console.say(f"             {remark}")
     out, overwrite = parsed.flag("out"), parsed.flag("overwrite")
-    watch = Watch(console, steps, plan, config.threads or cores())
+    watch = TrainingProgress(console, steps, plan, config.threads or cores())
     try:
         run = fit(model, objective, config, out, overwrite=overwrite, watch=watch)
     finally:
@@ -190,5 +190,5 @@ def marked_example(console: Console, objective: Objective, tokenizer: Tokenizer)
         text = escaped(tokenizer.decode(span, skip_special=False).replace("\n", "⏎"))
         if len(text) > room and not bit:
             text = text[: room // 2] + " … " + text[-room // 2 :]
-        line += console.learned(text) if bit else text
-    return f"{line}   {console.learned('trained')}"
+        line += console.mark_trained(text) if bit else text
+    return f"{line}   {console.mark_trained('trained')}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from minift.checkpoints.open import load_model, survey
 from minift.cli.console import Console
-from minift.cli.info import described
+from minift.cli.info import describe
 from minift.cli.options import Parsed
 from minift.errors import ConfigError
 from minift.formats.overwrite import check_target
@@ -16,7 +16,7 @@ def verify(parsed: Parsed, console: Console) -> int:
     name, against, out = parsed.words[0], parsed.flag("against"), parsed.flag("out")
     if out is not None:
         check_target(out, parsed.flag("overwrite"), None)
-    console.say(described(survey(name)))
+    console.say(describe(survey(name)))
     model = load_model(name)
     with tuned(parsed.flag("threads"), model.embed.weight.device):
         there = study.other_trace(against) if against is not None else None

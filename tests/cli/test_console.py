@@ -13,11 +13,11 @@ from minift.cli.console import (
     Console,
     clock,
     columns,
+    display_width,
     duration,
-    fitted,
     megabytes,
-    show_any_text,
-    width_of,
+    replace_unencodable_text,
+    wrap_text,
 )
 
 
@@ -35,7 +35,7 @@ def test_json_replaces_the_text(capsys):
 
 def test_without_a_terminal_there_is_no_colour_and_a_plain_bar(capsys):
     console = Console()
-    assert console.learned("x") == "▐x▌"
+    assert console.mark_trained("x") == "▐x▌"
     assert console.paint("x", "1") == "x"
     bar = console.bar(2, "steps")
     bar.advance(1)
@@ -78,10 +78,10 @@ def test_json_has_no_number_that_is_none(capsys):
 
 def test_lines_are_broken_at_spaces_under_their_text():
     line = "saved        runs/a/  adapter/ (PEFT loads it)  metrics.jsonl  run.json"
-    assert fitted(line, 60) == (
+    assert wrap_text(line, 60) == (
         "saved        runs/a/  adapter/ (PEFT loads it)\n             metrics.jsonl  run.json"
     )
-    assert fitted(line, 100) == line
+    assert wrap_text(line, 100) == line
 
 
 @pytest.mark.parametrize("width", [40, 60, 100])
@@ -96,15 +96,15 @@ def test_no_line_is_wider_than_asked(width):
         "--overwrite --quiet --json",
     ]
     for text in texts:
-        shown = fitted(text, width)
-        assert max(map(width_of, shown.split("\n"))) <= width
+        shown = wrap_text(text, width)
+        assert max(map(display_width, shown.split("\n"))) <= width
         joined = "".join(part.removesuffix("\\") for part in shown.split("\n"))
         assert "".join(joined.split()) == "".join(text.split())
 
 
 def test_a_broken_command_can_still_be_typed():
     line = "next         minift eval --data your.csv --template 'Review: {text}' --target label"
-    shown = fitted(line, 60)
+    shown = wrap_text(line, 60)
     typed = shown.removeprefix("next").replace("\\\n", " ")
     assert "\\\n" in shown
     assert shlex.split(typed) == shlex.split(line.removeprefix("next"))
@@ -112,11 +112,11 @@ def test_a_broken_command_can_still_be_typed():
 
 def test_a_path_is_never_broken():
     path = "runs/" + "long-name/" * 12
-    assert any(path in line for line in fitted(f"saved        a {path} b c", 60).split("\n"))
+    assert any(path in line for line in wrap_text(f"saved        a {path} b c", 60).split("\n"))
 
 
 def test_a_colour_ends_with_its_line_and_goes_on_in_the_next():
-    shown = fitted("             one two \x1b[30;42mthree four five six seven\x1b[0m end", 40)
+    shown = wrap_text("             one two \x1b[30;42mthree four five six seven\x1b[0m end", 40)
     for line in shown.split("\n"):
         assert line.count("\x1b[30;42m") == line.count("\x1b[0m")
 
@@ -132,7 +132,7 @@ def test_a_colour_ends_with_its_line_and_goes_on_in_the_next():
 def test_a_stream_takes_every_character(monkeypatch, encoding, shown):
     stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
     monkeypatch.setattr("sys.stdout", stream)
-    show_any_text()
+    replace_unencodable_text()
     Console().say("▐x▌ · café 日 …")
     print("\udc80", flush=True)  # half a character, of a file's name
     assert stream.buffer.getvalue() == shown + b"\n\\udc80\n"
@@ -169,7 +169,7 @@ def test_a_bar_fits_the_terminal(monkeypatch, columns):
     for step in range(120):
         bar.advance(1, "  loss 1.234  1,020 tok/s  lr 1.0e-03")
         if step == 60:
-            bar.tell("held out 1.500 at step 2 (best)")
+            bar.print_above("held out 1.500 at step 2 (best)")
     bar.bar.refresh()
     bar.close()
     text = sys.stderr.getvalue()
@@ -187,5 +187,5 @@ def test_a_terminal_that_is_gone_ends_no_work(monkeypatch):
     monkeypatch.setattr("sys.stderr", Gone())
     bar = Console().bar(2, "steps")
     bar.advance(2)
-    bar.tell("held out")
+    bar.print_above("held out")
     bar.close()

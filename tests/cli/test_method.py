@@ -8,7 +8,7 @@ from dataclasses import fields
 import pytest
 
 from minift.cli.commands import COMMANDS
-from minift.cli.method import chosen
+from minift.cli.method import method_config
 from minift.cli.options import parse
 from minift.errors import ConfigError
 from minift.peft.ia3 import IA3
@@ -18,7 +18,7 @@ from minift.peft.methods import METHODS
 
 def read(*words):
     command = COMMANDS["sft"]
-    return chosen(parse(words, None, command.options))
+    return method_config(parse(words, None, command.options))
 
 
 def test_the_flags_of_a_method_are_the_fields_of_its_config():

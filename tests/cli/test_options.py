@@ -6,17 +6,17 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from minift.cli.options import Flag, as_typed, flags_of, parse
+from minift.cli.options import Flag, flags_of, parse, with_option_names
 from minift.errors import ConfigError
 
 FLAGS = (
-    Flag("steps", int, None, "updates", least=1),
+    Flag("steps", int, None, "updates", minimum=1),
     Flag("lr", float, 0.5, "rate"),
     Flag("name", str, None, "a name"),
     Flag("words", tuple, (), "some words"),
-    Flag("stop", tuple, (), "texts", repeats=True, split=False),
+    Flag("stop", tuple, (), "texts", repeats=True, split_commas=False),
     Flag("labels", tuple, None, "names", repeats=True),
-    Flag("system", str, None, "a text", empty=True),
+    Flag("system", str, None, "a text", allow_empty=True),
     Flag("pack", str, "on", "how", choices=("on", "off")),
     Flag("fast", bool, False, "quickly"),
 )
@@ -71,9 +71,10 @@ def test_underscores_are_dashes_and_a_negative_number_is_a_value():
 def test_fields_in_messages_are_spelled_as_options():
     flags = [Flag("lr_ratio", float, 1.0, ""), Flag("lr", float, None, "")]
     assert (
-        as_typed("lr_ratio: found 0; lr: found -1", flags) == "--lr-ratio: found 0; --lr: found -1"
+        with_option_names("lr_ratio: found 0; lr: found -1", flags)
+        == "--lr-ratio: found 0; --lr: found -1"
     )
-    assert as_typed("the lr: x and lr ratio", flags) == "the lr: x and lr ratio"
+    assert with_option_names("the lr: x and lr ratio", flags) == "the lr: x and lr ratio"
 
 
 @pytest.mark.parametrize(
@@ -105,14 +106,14 @@ def test_what_is_refused(words, message):
 
 
 def test_words_may_be_numbers_or_pairs():
-    ids = Flag("ids", tuple, (), "ids", parts=(int,))
-    ranks = Flag("ranks", tuple, (), "ranks", parts=(str, float))
+    ids = Flag("ids", tuple, (), "ids", element_types=(int,))
+    ranks = Flag("ranks", tuple, (), "ranks", element_types=(str, float))
     parsed = parse(
         ["--ids", "3, 4", "--ranks", "q=2,blocks.0.mlp.out.down=1e1"], None, [ids, ranks]
     )
     assert parsed.flag("ids") == (3, 4)
     assert parsed.flag("ranks") == (("q", 2.0), ("blocks.0.mlp.out.down", 10.0))
-    assert (ids.takes, ranks.takes) == ("A,B", "A=X,...")
+    assert (ids.metavar, ranks.metavar) == ("A,B", "A=X,...")
     for words, message in (
         (["--ids", "a"], '--ids: found "a", allowed a whole number'),
         (["--ranks", "q"], '--ranks: found "q", allowed name=value'),

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from minift.cli.run_file import base_in, dtype_in, facts_in
+from minift.cli.run_file import base_in, dtype_in, run_summary
 from minift.errors import FormatError
 
 
@@ -28,15 +28,15 @@ def test_what_a_run_says(tmp_path):
     facts = {"base": "nf4", "numerics": {"dtype": "bf16"}, "steps": 3, "final_loss": 0.5}
     adapter = written(tmp_path, facts)
     assert (base_in(adapter), dtype_in(adapter)) == ("nf4", "bf16")
-    assert facts_in(tmp_path) == "3 steps · loss 0.5"
+    assert run_summary(tmp_path) == "3 steps · loss 0.5"
 
 
 def test_what_it_leaves_out_is_not_there(tmp_path):
     adapter = written(tmp_path, {"steps": 0, "final_loss": None, "numerics": "fast"})
     assert (base_in(adapter), dtype_in(adapter)) == (None, None)
-    assert facts_in(tmp_path) == "0 steps · loss None"
+    assert run_summary(tmp_path) == "0 steps · loss None"
     (tmp_path / "run.json").unlink()
-    assert (base_in(adapter), dtype_in(adapter), facts_in(tmp_path)) == (None, None, None)
+    assert (base_in(adapter), dtype_in(adapter), run_summary(tmp_path)) == (None, None, None)
 
 
 def test_only_the_adapter_of_a_run_is_on_its_base(tmp_path):
@@ -51,7 +51,7 @@ def hostile() -> dict[str, tuple[Callable[[Path], object], str]]:
         adapter = written(folder, content)
         base_in(adapter)
         dtype_in(adapter)
-        facts_in(folder)
+        run_summary(folder)
 
     def special(folder: Path, make: Callable[[Path], object]) -> None:
         (folder / "adapter").mkdir()
@@ -94,7 +94,7 @@ def test_the_error_names_file_and_field(tmp_path):
 
 def test_what_is_only_shown_is_one_line(tmp_path):
     written(tmp_path, {"steps": "\x1b[2J" * 100, "final_loss": {"a": ["\n" * 10_000]}})
-    shown = facts_in(tmp_path)
+    shown = run_summary(tmp_path)
     assert shown.isprintable()
     assert len(shown) < 200
 
@@ -110,4 +110,4 @@ def test_what_is_only_shown_is_one_line(tmp_path):
 def test_how_a_run_ended_and_of_which_step_its_adapter_is(tmp_path, facts, text):
     common = {"steps": 9, "planned_steps": 20, "final_loss": 0.5}
     (tmp_path / "run.json").write_text(json.dumps(common | facts))
-    assert facts_in(tmp_path) == text
+    assert run_summary(tmp_path) == text

@@ -6,7 +6,13 @@ import pytest
 
 from minift.cli.commands import COMMANDS
 from minift.cli.main import hint
-from minift.cli.suggestions import COMMAND_ALIASES, OPTION_ALIASES, command_like, meant, option_like
+from minift.cli.suggestions import (
+    COMMAND_ALIASES,
+    OPTION_ALIASES,
+    option_of_alias,
+    suggest_command,
+    suggest_option,
+)
 
 
 def options_of(command):
@@ -60,14 +66,14 @@ KNOWN = {command: options_of(command) for command in COMMANDS}
     ],
 )
 def test_options_are_suggested_by_meaning(command, typed, ours):
-    line = option_like(typed, KNOWN[command])
+    line = suggest_option(typed, KNOWN[command])
     assert line.endswith(f" is {ours}"), line
 
 
 def test_options_are_suggested_by_spelling_too_also_of_other_programs():
-    assert option_like("--epocs", KNOWN["sft"]) == "; nearest: --epochs"
-    assert option_like("--learing-rate", KNOWN["sft"]) == "; nearest: --lr"
-    assert option_like("--zzzz", KNOWN["sft"]) == ""
+    assert suggest_option("--epocs", KNOWN["sft"]) == "; nearest: --epochs"
+    assert suggest_option("--learing-rate", KNOWN["sft"]) == "; nearest: --lr"
+    assert suggest_option("--zzzz", KNOWN["sft"]) == ""
 
 
 def test_an_option_of_other_commands_is_said_to_be_theirs():
@@ -79,10 +85,10 @@ def test_an_option_of_other_commands_is_said_to_be_theirs():
 def test_every_word_of_the_table_leads_to_an_option_that_its_command_has(ours, words):
     everywhere = {"--help", "--help-all"}
     for word in words.split():
-        found = [meant(word, everywhere | set(options)) for options in KNOWN.values()]
+        found = [option_of_alias(word, everywhere | set(options)) for options in KNOWN.values()]
         assert f"--{ours}" in found, f"no command suggests --{ours} for --{word}"
         for command, options in KNOWN.items():
-            line = option_like(f"--{word}", options)
+            line = suggest_option(f"--{word}", options)
             if " is --" in line:
                 assert line.rpartition(" is ")[2].split()[0] in everywhere | set(options), command
 
@@ -92,7 +98,7 @@ def test_the_table_never_hides_an_option_of_the_same_name():
         for word in words.split():
             for options in KNOWN.values():
                 if f"--{word}" in options:
-                    assert option_like(f"--{word}", options) == f"; it is --{word}", ours
+                    assert suggest_option(f"--{word}", options) == f"; it is --{word}", ours
 
 
 def test_commands_are_suggested_by_meaning_and_by_spelling():
@@ -100,7 +106,7 @@ def test_commands_are_suggested_by_meaning_and_by_spelling():
         assert command in COMMANDS
         for word in words.split():
             assert word not in COMMANDS
-            assert command_like(word, COMMANDS) == f"; here it is {command}"
-    assert command_like("finetunes", COMMANDS) == "; nearest: sft"
-    assert command_like("Train", COMMANDS) == "; here it is sft"
-    assert command_like("zzzz", COMMANDS) == ""
+            assert suggest_command(word, COMMANDS) == f"; here it is {command}"
+    assert suggest_command("finetunes", COMMANDS) == "; nearest: sft"
+    assert suggest_command("Train", COMMANDS) == "; here it is sft"
+    assert suggest_command("zzzz", COMMANDS) == ""

@@ -13,7 +13,7 @@ import torch
 
 from minift.checkpoints import gguf_model
 from minift.checkpoints.open import headers, load, survey
-from minift.cli.info import described
+from minift.cli.info import describe
 from minift.errors import ConfigError, FormatError
 from minift.formats import gguf
 from minift.formats.gguf_split import models_in, read
@@ -96,7 +96,7 @@ def test_a_model_in_parts_is_the_model(tmp_path: Path, tiny_tokenizer: ByteBPE) 
         for one, two in zip(model.parameters(), whole.parameters(), strict=True):
             assert torch.equal(one, two)
         assert survey(name).files == made
-        assert described(survey(name)).splitlines()[0].endswith(" in 2 files")
+        assert describe(survey(name)).splitlines()[0].endswith(" in 2 files")
     kept = load(made[1], base="gguf")[0]
     ids = torch.arange(5)[None]
     assert torch.allclose(kept(ids), load(alone, base="gguf")[0](ids))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from minift.cli.console import Console
-from minift.cli.watching import Watch
+from minift.cli.progress import TrainingProgress
 from minift.train.loop import Progress
 
 
@@ -14,7 +14,7 @@ def told(step, held_out=None):
 
 
 def test_each_evaluation_is_a_line_and_the_best_is_marked(capsys):
-    watch = Watch(Console(), 9, None, 2)
+    watch = TrainingProgress(Console(), 9, None, 2)
     for step, loss in ((1, None), (2, 1.5), (3, None), (4, 1.25), (6, 1.75)):
         watch(told(step, loss))
     assert capsys.readouterr().err.splitlines() == [
@@ -39,19 +39,19 @@ def test_each_evaluation_is_a_line_and_the_best_is_marked(capsys):
     ([(1, 0, 0), (7, 6, 5.9), (9, 20, 6.0)], ""),  # it was quiet when it was looked at
 ])  # fmt: skip
 def test_a_busy_machine_is_said_once(looks, text, capsys):
-    watch = Watch(Console(), 9, 9.0, 2)
+    watch = TrainingProgress(Console(), 9, 9.0, 2)
     for look in [*looks, (8, 40, 0.1), (9, 80, 0.2)] if text else looks:
         if not watch.said:
-            watch.look(*look)
+            watch.check_cores(*look)
     assert capsys.readouterr().err == text
 
 
 def test_one_thread_is_not_advised_to_one_thread(capsys):
-    watch = Watch(Console(), 9, 9.0, 1)
-    watch.look(1, 0, 0)
-    watch.look(4, 6, 2.0)
+    watch = TrainingProgress(Console(), 9, 9.0, 1)
+    watch.check_cores(1, 0, 0)
+    watch.check_cores(4, 6, 2.0)
     assert capsys.readouterr().err.endswith("2.0 times as long as planned\n")
 
 
 def test_a_gpu_is_not_looked_at(capsys):
-    assert Watch(Console(), 9, None, 2).said
+    assert TrainingProgress(Console(), 9, None, 2).said

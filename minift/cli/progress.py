@@ -1,7 +1,7 @@
-"""What a person sees of training while it goes on: a bar, each evaluation, a machine that is busy.
+"""Progress of training: a bar, each evaluation, a remark if other programs keep the cores busy.
 
-A step computes all the time. Where the main thread's own time falls far behind the clock, it waits
-for a core that another process has, so the busy machine is told by that, and said once.
+A step computes all the time. If the main thread's CPU time falls far behind the clock, the thread
+waits for a core that another process has; that is printed once.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ WAITING = 0.7  # the main thread's share of the clock below which the cores are 
 SLOW = 1.5  # times as long as planned
 
 
-class Watch:
-    """Hears of every step of a run."""
+class TrainingProgress:
+    """Called by `fit` after every step."""
 
     def __init__(self, console: Console, steps: int, plan: float | None, threads: int):
-        """`plan`: seconds that all the steps should take; None where nobody can say."""
+        """`plan`: the seconds planned for all steps; None if there is no plan."""
         self.bar = console.bar(steps, "steps")
         self.per_step = None if plan is None else plan / steps
         self.threads, self.tokens, self.best = threads, 0, math.inf
@@ -36,12 +36,12 @@ class Watch:
             best = progress.held_out_loss < self.best
             self.best = min(self.best, progress.held_out_loss)
             text = f"held out {progress.held_out_loss:.3f} at step {progress.step}"
-            self.bar.tell(f"             {text}{' (best)' if best else ''}")
+            self.bar.print_above(f"             {text}{' (best)' if best else ''}")
         if not self.said:
-            self.look(progress.step, time.perf_counter(), time.thread_time())
+            self.check_cores(progress.step, time.perf_counter(), time.thread_time())
 
-    def look(self, step: int, clock: float, own: float) -> None:
-        """After a few steps, say whether they wait for a core. The first one also reads files."""
+    def check_cores(self, step: int, clock: float, own: float) -> None:
+        """After a few steps, print if they wait for a core. The first step also reads files."""
         if self.begin is None:
             self.begin = step, clock, own
             return
@@ -55,7 +55,7 @@ class Watch:
             if times >= SLOW:
                 text = f"steps take {times:.1f} times as long as planned"
             tip = "; --threads 1 may be faster" if self.threads > 1 else ""
-            self.bar.tell(f"minift: other programs keep the cores busy: {text}{tip}")
+            self.bar.print_above(f"minift: other programs keep the cores busy: {text}{tip}")
 
     def close(self) -> None:
         self.bar.close()
