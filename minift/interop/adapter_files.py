@@ -34,8 +34,8 @@ from minift.formats.overwrite import ADAPTER, own_files
 from minift.interop import adapterhub, head, modules_to_save
 from minift.interop.contents import PREFIX, contents_of, problems_of
 from minift.interop.methods import FORMATS
-from minift.interop.module_names import Spelling
-from minift.interop.peft_format import CONFIG, Format, Whole, misfits
+from minift.interop.module_names import ModuleNames
+from minift.interop.peft_format import CONFIG, Format, SoftPromptFormat, misfits
 from minift.interop.stored import LABELS, TASKS, TENSORS, Stored, stored
 from minift.interop.stored import AnyStored as AnyStored
 from minift.interop.stored import adapter_folder as adapter_folder
@@ -46,8 +46,8 @@ from minift.peft.adapters import (
     active,
     check_new,
     config_of,
-    kept_on_error,
     known,
+    restored_on_error,
     use,
 )
 from minift.peft.bottleneck import Bottleneck
@@ -98,15 +98,15 @@ def adapter_files(model: Transformer, name: str) -> dict[str, Any]:
         return adapterhub.adapter_files(model, name)
     file = FORMATS[type(config)]
     options: dict[str, Any]
-    if isinstance(file, Whole):
+    if isinstance(file, SoftPromptFormat):
         options, prefix = file.write(config, model), "base_model."
     else:
-        found, spelled = own_changes(model, name), Spelling(model)
+        found, module_names = own_changes(model, name), ModuleNames(model)
         for path in found:
-            if path not in spelled.by_ours:
+            if path not in module_names.by_ours:
                 family = model.config.family
                 raise ConfigError(f"save_adapter: {family} has no name for {path}")
-        options, prefix = file.write(config, spelled, found), PREFIX
+        options, prefix = file.write(config, module_names, found), PREFIX
     own = head.to_file(model, name, prefix) | modules_to_save.to_file(model, name, prefix)
     tensors = {key: t.cpu().contiguous() for key, t in (exported(model, name) | own).items()}
     data = {
@@ -135,11 +135,11 @@ def exported(model: Transformer, name: str) -> dict[str, Tensor]:
     """The method's own tensors, as its files have them."""
     file = FORMATS[type(config_of(model, name))]
     out: dict[str, Tensor] = {}
-    if isinstance(file, Whole):
+    if isinstance(file, SoftPromptFormat):
         out = file.to_file(model, known(model, name, "save_adapter").parts[name])
     else:
-        found, spelled = own_changes(model, name), Spelling(model)
-        for theirs in spelled.of(found):
+        found, module_names = own_changes(model, name), ModuleNames(model)
+        for theirs in module_names.of(found):
             parts = [found.get(path) for path in theirs.ours]
             for leaf, tensor in file.to_file(theirs, parts).items():
                 out[f"{PREFIX}{theirs.path}.{leaf}"] = tensor
@@ -183,7 +183,7 @@ def load_adapter(
         return with_texts(model, name, texts, tokenizer)
     labels, tokens = len(model.config.labels), model.config.vocab
     try:
-        with base_kept(model), kept_on_error(model, name):
+        with base_kept(model), restored_on_error(model, name):
             new_head = fit_labels(model, found)
             left_out = put(model, name, found, trainable)
     except FormatError:
@@ -292,19 +292,21 @@ def loose(model: Transformer, found: Stored) -> bool:
 
 def put(model: Transformer, name: str, found: Stored, trainable: bool) -> int:
     """Look at all of the file, then attach and fill; -> how many tensors are left out."""
-    file, opened, soft = found.file, found.tensors, isinstance(found.file, Whole)
-    spelled = Spelling(model)
-    contents = contents_of(opened, spelled, soft=soft)
-    resized = modules_to_save.resize(model, spelled, contents, opened)
+    file, opened, soft = found.file, found.tensors, isinstance(found.file, SoftPromptFormat)
+    module_names = ModuleNames(model)
+    contents = contents_of(opened, module_names, soft=soft)
+    resized = modules_to_save.resize(model, module_names, contents, opened)
     if resized:
-        spelled = Spelling(model)
-        contents = contents_of(opened, spelled, soft=soft)
+        module_names = ModuleNames(model)
+        contents = contents_of(opened, module_names, soft=soft)
     there = contents.shapes(opened)
-    config = said = found.config(spelled, there)
+    config = said = found.config(module_names, there)
     own = head.wanted(model, found.data, contents.weights, "base_model." if soft else PREFIX)
-    whole = modules_to_save.wanted(model, spelled, found.data, contents, own)
+    whole = modules_to_save.wanted(model, module_names, found.data, contents, own)
     shapes = {key: tuple(entry.shape) for key, entry in opened.tensors.items()}
-    problems = problems_of(contents) + change_problems(model, spelled, file, said, there, found)
+    problems = problems_of(contents) + change_problems(
+        model, module_names, file, said, there, found
+    )
     problems += head.misfits_of(model, own, shapes) + modules_to_save.misfits_of(
         model, whole, shapes
     )
@@ -319,7 +321,13 @@ def put(model: Transformer, name: str, found: Stored, trainable: bool) -> int:
     heads = {key: finite(opened, key) for key in own.values()}
     copies = modules_to_save.copies(model, whole, lambda key: finite(opened, key), resized)
     flat = {f"{path}.{leaf}": t for path, ls in tensors.items() for leaf, t in ls.items()}
-    if isinstance(file, Format) and not trainable and not own and not copies and file.idle(flat):
+    if (
+        isinstance(file, Format)
+        and not trainable
+        and not own
+        and not copies
+        and file.is_identity(flat)
+    ):
         found_text, allowed = "an adapter that changes nothing", "one that changes the output"
         raise FormatError(opened.path, "tensors", found_text, allowed, "unsafe")
     state = None
@@ -328,7 +336,7 @@ def put(model: Transformer, name: str, found: Stored, trainable: bool) -> int:
         config = state_config(model, config, state)
     try:
         # Without a state there is no network to train, and none is made, whatever its size.
-        bare = isinstance(file, Whole) and state is None
+        bare = isinstance(file, SoftPromptFormat) and state is None
         attach(model, file.bare(config) if bare else config, name=name, sized=True)  # type: ignore[union-attr]
         modules_to_save.attach(model, name, copies)
     except ConfigError as error:
@@ -337,23 +345,25 @@ def put(model: Transformer, name: str, found: Stored, trainable: bool) -> int:
         raise FormatError(at, file.peft_type, error, allowed, "shape-mismatch") from None
     head.fill(model, name, own, heads)
     if state is not None:
-        put_state(model, name, state, written(spelled, file, tensors), exported)
-    elif isinstance(file, Whole):
+        put_state(model, name, state, written(module_names, file, tensors), exported)
+    elif isinstance(file, SoftPromptFormat):
         file.fill(known(model, name, "load_adapter").parts[name], tensors[""])
     else:
         changed = own_changes(model, name)
-        for theirs in spelled.of(changed):
+        for theirs in module_names.of(changed):
             file.fill(theirs, [changed[path] for path in theirs.ours], tensors[theirs.path])
     adapters = known(model, name, "load_adapter")
-    adapters.configs[name], adapters.learns[name] = config, trainable
+    adapters.configs[name], adapters.is_trainable[name] = config, trainable
     return len(contents.pictures)
 
 
 def written(
-    spelled: Spelling, file: Format | Whole, tensors: Mapping[str, Mapping[str, Tensor]]
+    module_names: ModuleNames,
+    file: Format | SoftPromptFormat,
+    tensors: Mapping[str, Mapping[str, Tensor]],
 ) -> dict[str, Tensor]:
     """The method's tensors by the keys that minift writes."""
-    prefix = "" if isinstance(file, Whole) else PREFIX
+    prefix = "" if isinstance(file, SoftPromptFormat) else PREFIX
     return {
         f"{prefix}{path}.{leaf}" if path else leaf: tensor
         for path, leaves in tensors.items()
@@ -370,19 +380,19 @@ def finite(file: TensorFile, key: str) -> Tensor:
 
 def change_problems(
     model: Transformer,
-    spelled: Spelling,
-    file: Format | Whole,
+    module_names: ModuleNames,
+    file: Format | SoftPromptFormat,
     config: Any,
     there: Mapping[str, Mapping[str, tuple[int, ...]]],
     found: Stored,
 ) -> list[str]:
     """The method's own tensors: exactly those, in their shapes, as the options say too."""
-    if isinstance(file, Whole):
+    if isinstance(file, SoftPromptFormat):
         wanted = file.shapes(model, config)
         usual = file.write(config, model)
         problems = [
             f"{key} is {found.data[key]} in {CONFIG}, not {usual[key]}"
-            for key in file.told
+            for key in file.size_keys
             if found.data.get(key) is not None and found.data[key] != usual[key]
         ]
         return problems + misfits(wanted, there.get("", {}))
@@ -393,7 +403,7 @@ def change_problems(
                           "shape-mismatch") from None  # fmt: skip
     needed = {
         f"{PREFIX}{theirs.path}.{leaf}": shape
-        for theirs in spelled.of(touched)
+        for theirs in module_names.of(touched)
         for leaf, shape in file.shapes(theirs, config).items()
     }
     return misfits(needed, {f"{PREFIX}{p}.{leaf}": s for p, ls in there.items()

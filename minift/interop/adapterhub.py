@@ -61,7 +61,7 @@ OPTIONS = (
     *("mh_adapter", "output_adapter", "reduction_factor", "non_linearity", "original_ln_before"),
     *("original_ln_after", "residual_before_ln", "is_parallel", "scaling", "dropout"),
 )
-OFF: Mapping[str, tuple[object, ...]] = {
+UNSUPPORTED: Mapping[str, tuple[object, ...]] = {
     "architecture": (None,),
     "ln_before": (False,),
     "ln_after": (False,),
@@ -73,7 +73,7 @@ OFF: Mapping[str, tuple[object, ...]] = {
     "phm_layer": (False,),
     "stochastic_depth": (None, 0.0, 0),
 }
-NEUTRAL = (
+IGNORED = (
     *("init_weights", "init_weights_seed", "adapter_residual_before_ln"),
     *("inv_adapter_reduction_factor", "phm_dim", "phm_c_init", "phm_init_range", "phm_rank"),
     *("phm_bias", "learn_phm", "factorized_phm_W", "factorized_phm_rule", "shared_W_phm"),
@@ -144,8 +144,8 @@ def read(data: Mapping[str, Any], problems: Problems) -> Bottleneck | None:
     """A Bottleneck from `config`; None where something does not fit."""
     begun = len(problems)
     for key, value in data.items():
-        off = OFF.get(key, ())
-        if any(type(value) is type(o) and value == o for o in off) or key in NEUTRAL + OPTIONS:
+        off = UNSUPPORTED.get(key, ())
+        if any(type(value) is type(o) and value == o for o in off) or key in IGNORED + OPTIONS:
             continue
         known_or_not = "have" if off else "know"
         problems.append(f"{key} is {one_line(value)}, which minift does not {known_or_not}")
@@ -294,7 +294,7 @@ def load(model: Transformer, found: Stored, *, name: str, trainable: bool) -> Tr
         if own:
             for key, parameter in head.tensors(model, name).items():
                 parameter.copy_(own[key])
-    known(model, name, "load_adapter").learns[name] = trainable
+    known(model, name, "load_adapter").is_trainable[name] = trainable
     return use(model, name)
 
 

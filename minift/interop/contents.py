@@ -20,7 +20,7 @@ from minift.checkpoints.mapping import is_buffer
 from minift.checkpoints.open import TensorFile
 from minift.errors import FormatError, one_line
 from minift.interop.methods import FORMATS
-from minift.interop.module_names import Spelling
+from minift.interop.module_names import ModuleNames
 from minift.interop.peft_format import Shapes
 
 PREFIX = "base_model.model."
@@ -52,10 +52,10 @@ class Contents:
         }
 
 
-def contents_of(file: TensorFile, spelled: Spelling, *, soft: bool) -> Contents:
+def contents_of(file: TensorFile, module_names: ModuleNames, *, soft: bool) -> Contents:
     """Take the keys apart. FormatError for tensors that are no floating-point numbers."""
     found, prefix = Contents(), "base_model." if soft else PREFIX
-    layout = FAMILIES[spelled.family].folder
+    layout = FAMILIES[module_names.family].folder
     kinds: dict[str, str] = {}
     for key in file.tensors:
         rest = key.removeprefix(prefix)
@@ -66,7 +66,7 @@ def contents_of(file: TensorFile, spelled: Spelling, *, soft: bool) -> Contents:
         elif rest.startswith(PICTURES):
             found.pictures.append(key)
         elif (change := a_change(rest)) is not None:
-            path = spelled.place(change[0])
+            path = module_names.place(change[0])
             leaves = found.changes.setdefault(path, {}) if path is not None else None
             if leaves is None:
                 found.unknown.append(key)
@@ -75,7 +75,7 @@ def contents_of(file: TensorFile, spelled: Spelling, *, soft: bool) -> Contents:
             else:
                 leaves[change[1]] = key
         elif not is_buffer(layout, rest) and "original_module" not in rest.split("."):
-            put_weight(found, key, rest, spelled, kinds)
+            put_weight(found, key, rest, module_names, kinds)
     odd = [key for key in used(found) if file.tensors[key].kind not in FLOATS]
     if odd:
         raise FormatError(file.path, f'tensor "{odd[0]}"', file.tensors[odd[0]].kind,
@@ -106,7 +106,7 @@ def a_change(name: str) -> tuple[str, str] | None:
 
 
 def put_weight(
-    found: Contents, key: str, name: str, spelled: Spelling, kinds: dict[str, str]
+    found: Contents, key: str, name: str, module_names: ModuleNames, kinds: dict[str, str]
 ) -> None:
     """Note a whole tensor under the name that the base has for it."""
     path, _, leaf = name.rpartition(".")
@@ -119,9 +119,9 @@ def put_weight(
     kind, words = "saved" if saved else kind, rest.split(".")[1:]
     # After it stands an adapter's name, or none, and then what is inside of the module.
     for inside in (words[1:], words):
-        placed = spelled.place(".".join([path, *inside]))
+        placed = module_names.place(".".join([path, *inside]))
         tensor = f"{placed}.{leaf}"
-        if placed is not None and tensor in spelled.tensors:
+        if placed is not None and tensor in module_names.tensors:
             break
     else:
         found.unknown.append(key)

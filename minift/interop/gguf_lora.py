@@ -30,7 +30,7 @@ KINDS = ("F32", "F16", "BF16")
 ARCHITECTURE = "general.architecture"
 
 
-def attached(model: Transformer) -> dict[str, lora.Change]:
+def attached(model: Transformer) -> dict[str, lora.LoRALayer]:
     """The model's LoRA by the path of its linears; anything else has no place in such a file."""
     found = {}
     config = config_of(model)
@@ -39,7 +39,7 @@ def attached(model: Transformer) -> dict[str, lora.Change]:
     if not isinstance(config, lora.LoRA) or config.dora or config.lora_bias:
         raise ConfigError(f"gguf-lora: holds LoRA only, not the {config} here")
     for path, _, change in changes(model):
-        if not isinstance(change, lora.Change) or isinstance(change, lora.HeadChange):
+        if not isinstance(change, lora.LoRALayer) or isinstance(change, lora.LoRAHead):
             raise ConfigError(f"gguf-lora: holds linears of the blocks only, not {path}")
         found[path] = change
     return found

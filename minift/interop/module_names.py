@@ -35,7 +35,7 @@ PLAIN = re.compile(r"[\w.]+", re.ASCII)  # a pattern whose only sign is the dot:
 
 
 @dataclass(frozen=True)
-class Theirs:
+class HFModule:
     """One of the family's modules, and those of ours that it holds, in the order of its rows."""
 
     path: str
@@ -60,7 +60,7 @@ class Theirs:
         return TRANSFORMS[self.transform].save(self.config, [row.detach() for row in rows])
 
 
-class Spelling:
+class ModuleNames:
     """The words of one model's family."""
 
     def __init__(self, model: Transformer):
@@ -68,7 +68,7 @@ class Spelling:
         self.prefix = prefix = "" if config.head == "none" else family.prefix
         self.family, self.usual = config.family, family.prefix
         self.spoken = prefix  # what stands for it in the words of the class at hand; see `place`
-        self.theirs: dict[str, Theirs] = {}
+        self.theirs: dict[str, HFModule] = {}
         self.tensors: dict[str, Pair] = {}  # all of theirs, by their names
         for pair in pairs(family.folder, config, prefix):
             stored, _, leaf = pair.theirs.rpartition(".")
@@ -88,34 +88,34 @@ class Spelling:
                 for m in modules
             ]
             outputs, inputs = tuple(shape[0] for shape in shapes), (*shapes[0], 0)[1]
-            self.theirs[path] = Theirs(
+            self.theirs[path] = HFModule(
                 path, members, inputs, outputs, transposed, transform, config
             )
         if config.tied and config.head == "lm":
             outputs = (config.vocab,)
-            head = Theirs("lm_head", ("head",), config.dim, outputs, False, "=", config)
+            head = HFModule("lm_head", ("head",), config.dim, outputs, False, "=", config)
             self.theirs[head.path] = head
             self.tensors["lm_head.weight"] = Pair("lm_head.weight", ("head.weight",), "=")
         for copied, original in family.folder.tied_copies.items():
             if twin := self.tensors.get(original.replace("{p}", prefix)):
                 path, _, leaf = copied.replace("{p}", prefix).rpartition(".")
                 self.tensors.setdefault(f"{OLDER.get(path, path)}.{leaf}", twin)
-        self.ends: dict[str, list[Theirs]] = {}  # a.b.c by a.b.c, b.c and c
+        self.ends: dict[str, list[HFModule]] = {}  # a.b.c by a.b.c, b.c and c
         for path, theirs in self.theirs.items():
             parts = path.split(".")
             for k in range(len(parts)):
                 self.ends.setdefault(".".join(parts[k:]), []).append(theirs)
 
     @property
-    def by_ours(self) -> dict[str, Theirs]:
+    def by_ours(self) -> dict[str, HFModule]:
         return {path: theirs for theirs in self.theirs.values() for path in theirs.ours}
 
-    def of(self, ours: Iterable[str]) -> list[Theirs]:
+    def of(self, ours: Iterable[str]) -> list[HFModule]:
         """Those of theirs that hold any of ours, in the order of the model."""
         wanted = set(ours)
         return [theirs for theirs in self.theirs.values() if wanted & set(theirs.ours)]
 
-    def matching(self, name: str) -> list[Theirs]:
+    def matching(self, name: str) -> list[HFModule]:
         """What a name of a file means: that path, or the paths that end with it."""
         return self.ends.get(OLDER.get(name, name), [])
 

@@ -20,13 +20,13 @@ from minift.checkpoints.mapping import TRANSFORMS, Pair
 from minift.checkpoints.open import TensorFile
 from minift.errors import FormatError
 from minift.interop.contents import PREFIX, Contents
-from minift.interop.module_names import Spelling
+from minift.interop.module_names import ModuleNames
 from minift.interop.peft_format import misfits
 from minift.model.heads import MaskedLMHead
 from minift.model.transformer import Transformer
 from minift.peft.adapters import names
 from minift.peft.module_copy import Copy
-from minift.peft.slots import changes, forget, hang
+from minift.peft.slots import changes, forget, insert
 from minift.peft.token_rows import TableRows
 
 TABLE = "embed.weight"
@@ -42,16 +42,18 @@ class Own:
 
     pair: Pair
     key: str  # of the file, or what it would be
-    learns: bool
+    is_trainable: bool
     promised: bool  # by `modules_to_save`; others may be the base's own, written along
 
 
-def resize(model: Transformer, spelled: Spelling, contents: Contents, file: TensorFile) -> bool:
+def resize(
+    model: Transformer, module_names: ModuleNames, contents: Contents, file: TensorFile
+) -> bool:
     """Give the model as many tokens as the adapter's table has; -> whether they are others."""
     rows = {
         ours: key
         for tensor, key in contents.weights.items()
-        for ours in spelled.tensors[tensor].ours
+        for ours in module_names.tensors[tensor].ours
         if ours == TABLE or ours in SCORES
     }
     shape = tuple(file.tensors[rows[TABLE]].shape) if TABLE in rows else ()
@@ -110,7 +112,7 @@ def matrix(new: Mapping[str, Tensor], path: str, count: int) -> nn.Linear:
 
 def wanted(
     model: Transformer,
-    spelled: Spelling,
+    module_names: ModuleNames,
     data: Mapping[str, Any],
     contents: Contents,
     heads: Mapping[str, str],
@@ -120,18 +122,18 @@ def wanted(
     listed = isinstance(named, list) and all(isinstance(name, str) for name in named)
     saved = set(named) if listed else set()
     found: dict[tuple[str, ...], Own] = {}
-    promised = [tensor for tensor in spelled.tensors if is_of(tensor, saved)]
+    promised = [tensor for tensor in module_names.tensors if is_of(tensor, saved)]
     for tensor in (*contents.weights, *promised):
-        pair = spelled.tensors[tensor]
+        pair = module_names.tensors[tensor]
         if tensor in heads or tensor in contents.pictures:
             continue
         if tensor not in contents.weights and (is_tied(model, pair) or pair.ours in found):
             continue
         key = contents.weights.get(tensor, f"{PREFIX}{tensor}")
-        learns = tensor in promised or tensor.endswith(".bias")
-        found[pair.ours] = Own(pair, key, learns, tensor in promised)
+        is_trainable = tensor in promised or tensor.endswith(".bias")
+        found[pair.ours] = Own(pair, key, is_trainable, tensor in promised)
     table = found.get((TABLE,))
-    both = table is not None and (not table.learns or bool(data.get("ensure_weight_tying")))
+    both = table is not None and (not table.is_trainable or bool(data.get("ensure_weight_tying")))
     if both and model.config.tied and model.config.head in ("lm", "mlm"):
         assert table is not None
         twin = SCORES[0] if model.config.head == "lm" else SCORES[1]
@@ -176,7 +178,7 @@ def copies(
     """Copies by the paths of their modules; none of what is the base's own, unless promised, or
     the only place where a resized table is."""
     each: dict[str, dict[str, Tensor]] = {}
-    learns: dict[str, bool] = {}
+    is_trainable: dict[str, bool] = {}
     for own in whole:
         values = TRANSFORMS[own.pair.transform].load(model.config, load(own.key))
         for ours, tensor in zip(own.pair.ours, values, strict=True):
@@ -188,13 +190,13 @@ def copies(
             wide = torch.promote_types(torch.float32, torch.promote_types(base.dtype, tensor.dtype))
             tensor = tensor.to(base.device, wide)
             each.setdefault(path, {})[leaf] = tensor.contiguous().clone()
-            learns[path] = learns.get(path, False) or own.learns
-    return {path: Copy(tensors, learns[path]) for path, tensors in each.items()}
+            is_trainable[path] = is_trainable.get(path, False) or own.is_trainable
+    return {path: Copy(tensors, is_trainable[path]) for path, tensors in each.items()}
 
 
 def attach(model: Transformer, name: str, found: Mapping[str, Copy]) -> None:
     for path, copy in found.items():
-        hang(model, path, f"{name}/own", copy)
+        insert(model, path, f"{name}/own", copy)
 
 
 # ---- writing -------------------------------------------------------------------------------------
@@ -212,7 +214,7 @@ def to_file(model: Transformer, name: str, prefix: str) -> dict[str, Tensor]:
     changed = {path: c for path, _, c in changes(model, name) if not isinstance(c, Copy)}
     ours = {f"{path}.{leaf}": t for path, c in found.items() for leaf, t in c.tensors().items()}
     out = {}
-    for tensor, pair in Spelling(model).tensors.items():
+    for tensor, pair in ModuleNames(model).tensors.items():
         if not all(path in ours for path in pair.ours):
             continue
         path, _, leaf = tensor.rpartition(".")
@@ -227,17 +229,17 @@ def to_file(model: Transformer, name: str, prefix: str) -> dict[str, Tensor]:
 
 def options(model: Transformer, name: str, heads: list[str] | None) -> dict[str, Any]:
     """`modules_to_save` and `bias` of adapter_config.json."""
-    spelled, found = Spelling(model), there(model, name)
+    module_names, found = ModuleNames(model), there(model, name)
     changed = {path for path, _, c in changes(model, name) if not isinstance(c, Copy)}
     saved, biases = list(heads or []), set()
-    modules = {tensor.rpartition(".")[0] for tensor in spelled.tensors}
-    for tensor, pair in spelled.tensors.items():
+    modules = {tensor.rpartition(".")[0] for tensor in module_names.tensors}
+    for tensor, pair in module_names.tensors.items():
         path, _, leaf = tensor.rpartition(".")
         at = pair.ours[0].rpartition(".")[0]
         copy = found.get(at)
         if copy is None:
             continue
-        whole = "weight" in copy.tensors() and copy.learns and at not in changed
+        whole = "weight" in copy.tensors() and copy.is_trainable and at not in changed
         if whole and leaf == "weight":
             end = path.rpartition(".")[2]
             saved.append(end if sum(m.endswith(end) for m in modules) == 1 else path)

@@ -14,16 +14,16 @@ from typing import Any
 from torch import Tensor, nn
 
 from minift.errors import one_line
-from minift.interop.module_names import Spelling, Theirs
+from minift.interop.module_names import HFModule, ModuleNames
 from minift.model.transformer import Transformer
-from minift.peft.soft_prompt import Virtual
+from minift.peft.soft_prompt import SoftPrompt
 
 Problems = list[str]
 Shapes = Mapping[str, Mapping[str, tuple[int, ...]]]  # of a file: by module and name inside of it
 CONFIG = "adapter_config.json"  # PEFT's, and AdapterHub's too
 
 # Options that say nothing about the mathematics of any method.
-NEUTRAL = (
+IGNORED = (
     *("peft_type", "task_type", "base_model_name_or_path", "revision", "inference_mode"),
     *("peft_version", "auto_mapping", "megatron_config", "megatron_core", "runtime_config"),
     *("layers_pattern", "modules_to_save"),
@@ -40,23 +40,23 @@ class Format:
     """
 
     peft_type: str
-    read: Callable[[Mapping[str, Any], Spelling | None, Shapes, Problems], Any]
+    read: Callable[[Mapping[str, Any], ModuleNames | None, Shapes, Problems], Any]
     touched: Callable[[Transformer, Any], list[str]]  # our modules that have tensors in the file
-    write: Callable[[Any, Spelling, Mapping[str, nn.Module]], dict[str, Any]]
-    to_file: Callable[[Theirs, Sequence[nn.Module | None]], dict[str, Tensor]]
-    shapes: Callable[[Theirs, Any], dict[str, tuple[int, ...]]]
-    fill: Callable[[Theirs, Sequence[nn.Module], Mapping[str, Tensor]], None]
-    idle: Callable[[Mapping[str, Tensor]], bool]  # tensors that change nothing
+    write: Callable[[Any, ModuleNames, Mapping[str, nn.Module]], dict[str, Any]]
+    to_file: Callable[[HFModule, Sequence[nn.Module | None]], dict[str, Tensor]]
+    shapes: Callable[[HFModule, Any], dict[str, tuple[int, ...]]]
+    fill: Callable[[HFModule, Sequence[nn.Module], Mapping[str, Tensor]], None]
+    is_identity: Callable[[Mapping[str, Tensor]], bool]  # tensors that change nothing
     state: Callable[[Transformer, Any], dict[str, tuple[int, ...]]] | None = None  # of training
     # How the names of tensors end, without an adapter's name; "." where `weight` or `bias` follows.
     stems: tuple[str, ...] = ()
     options: tuple[str, ...] = ()
-    off: Mapping[str, tuple[object, ...]] = field(default_factory=dict)
-    neutral: tuple[str, ...] = ()
+    unsupported: Mapping[str, tuple[object, ...]] = field(default_factory=dict)
+    ignored: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
-class Whole:
+class SoftPromptFormat:
     """A method that stands on the model as a whole, in PEFT's words: its part, not changes."""
 
     peft_type: str
@@ -66,11 +66,11 @@ class Whole:
     shapes: Callable[[Transformer, Any], dict[str, tuple[int, ...]]]
     fill: Callable[[nn.Module, Mapping[str, Tensor]], None]
     bare: Callable[[Any], Any]  # the config without a network that only training needs
-    told: tuple[str, ...]  # the sizes in the options that the tensors could contradict
+    size_keys: tuple[str, ...]  # the sizes in the options that the tensors could contradict
     stems: tuple[str, ...] = ()  # its one tensor has a name of its own
     options: tuple[str, ...] = ()
-    off: Mapping[str, tuple[object, ...]] = field(default_factory=dict)
-    neutral: tuple[str, ...] = ()
+    unsupported: Mapping[str, tuple[object, ...]] = field(default_factory=dict)
+    ignored: tuple[str, ...] = ()
 
 
 def misfits(
@@ -132,5 +132,5 @@ def sizes(model: Transformer, tokens: int) -> dict[str, Any]:
 
 
 def soft_tensors(model: Transformer, part: nn.Module) -> dict[str, Tensor]:
-    assert isinstance(part, Virtual)
+    assert isinstance(part, SoftPrompt)
     return {"prompt_embeddings": part.vectors()}

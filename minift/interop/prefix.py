@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from minift.interop.peft_format import SIZES, Problems, Whole, one, sizes, whole
+from minift.interop.peft_format import SIZES, Problems, SoftPromptFormat, one, sizes, whole
 from minift.model.transformer import Transformer
-from minift.peft.prefix import Part, Prefix
+from minift.peft.prefix import Prefix, PrefixEncoder
 
 
 def read(data: Mapping[str, Any], problems: Problems) -> Prefix:
@@ -33,7 +33,7 @@ def write(config: Prefix, model: Transformer) -> dict[str, Any]:
 
 
 def to_file(model: Transformer, part: nn.Module) -> dict[str, Tensor]:
-    assert isinstance(part, Part)
+    assert isinstance(part, PrefixEncoder)
     return {"prompt_embeddings": part.flat()}
 
 
@@ -45,11 +45,11 @@ def shapes(model: Transformer, config: Prefix) -> dict[str, tuple[int, ...]]:
 
 def fill(part: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """The file has what the network made, not the network: training goes on from there."""
-    assert isinstance(part, Part)
+    assert isinstance(part, PrefixEncoder)
     part.finish(tensors["prompt_embeddings"].to(part.start))
 
 
-FILE = Whole(
+FILE = SoftPromptFormat(
     "PREFIX_TUNING",
     read,
     write,
@@ -57,8 +57,8 @@ FILE = Whole(
     shapes,
     fill,
     lambda config: replace(config, prefix_mlp=0),
-    told=("num_virtual_tokens", "token_dim", "num_layers", "num_attention_heads"),
+    size_keys=("num_virtual_tokens", "token_dim", "num_layers", "num_attention_heads"),
     options=(*SIZES, "prefix_projection", "encoder_hidden_size"),
-    off={"num_transformer_submodules": (1,)},
-    neutral=("init_weights",),
+    unsupported={"num_transformer_submodules": (1,)},
+    ignored=("init_weights",),
 )

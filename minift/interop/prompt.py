@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from minift.interop.peft_format import SIZES, Problems, Whole, sizes, soft_tensors, whole
+from minift.interop.peft_format import SIZES, Problems, SoftPromptFormat, sizes, soft_tensors, whole
 from minift.model.transformer import Transformer
-from minift.peft.prompt import Part, Prompt
+from minift.peft.prompt import Prompt, PromptEmbedding
 
 
 def read(data: Mapping[str, Any], problems: Problems) -> Prompt:
@@ -27,11 +27,11 @@ def shapes(model: Transformer, config: Prompt) -> dict[str, tuple[int, ...]]:
 
 @torch.no_grad()
 def fill(part: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    assert isinstance(part, Part)
+    assert isinstance(part, PromptEmbedding)
     part.prompt.copy_(tensors["prompt_embeddings"])
 
 
-FILE = Whole(
+FILE = SoftPromptFormat(
     "PROMPT_TUNING",
     read,
     write,
@@ -39,8 +39,8 @@ FILE = Whole(
     shapes,
     fill,
     lambda config: config,
-    told=("num_virtual_tokens", "token_dim"),
+    size_keys=("num_virtual_tokens", "token_dim"),
     options=(*SIZES, "prompt_tuning_init"),
-    off={"num_transformer_submodules": (1,)},
-    neutral=("prompt_tuning_init_text", "tokenizer_name_or_path", "tokenizer_kwargs"),
+    unsupported={"num_transformer_submodules": (1,)},
+    ignored=("prompt_tuning_init_text", "tokenizer_name_or_path", "tokenizer_kwargs"),
 )

@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from minift.interop.peft_format import SIZES, Problems, Whole, sizes, soft_tensors, whole
+from minift.interop.peft_format import SIZES, Problems, SoftPromptFormat, sizes, soft_tensors, whole
 from minift.model.transformer import Transformer
-from minift.peft.ptuning import ENCODERS, Part, PTuning
+from minift.peft.ptuning import ENCODERS, PromptEncoder, PTuning
 
 
 def read(data: Mapping[str, Any], problems: Problems) -> PTuning:
@@ -42,12 +42,12 @@ def shapes(model: Transformer, config: PTuning) -> dict[str, tuple[int, ...]]:
 
 def fill(part: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """The file has what the network made, not the network: training goes on from there."""
-    assert isinstance(part, Part)
+    assert isinstance(part, PromptEncoder)
     assert part.start is not None
     part.finish(tensors["prompt_embeddings"].to(part.start))
 
 
-FILE = Whole(
+FILE = SoftPromptFormat(
     "P_TUNING",
     read,
     write,
@@ -55,11 +55,11 @@ FILE = Whole(
     shapes,
     fill,
     lambda config: replace(config, encoder="mlp", encoder_hidden=1),
-    told=("num_virtual_tokens", "token_dim"),
+    size_keys=("num_virtual_tokens", "token_dim"),
     options=(
         *SIZES,
         *("encoder_reparameterization_type", "encoder_hidden_size", "encoder_num_layers"),
     ),
-    off={"num_transformer_submodules": (1,)},
-    neutral=("encoder_dropout",),
+    unsupported={"num_transformer_submodules": (1,)},
+    ignored=("encoder_dropout",),
 )

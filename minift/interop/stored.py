@@ -16,9 +16,9 @@ from minift.errors import ConfigError, FormatError, one_line
 from minift.formats import safetensors, strict_json, torch_zip
 from minift.interop import adalora, adapterhub
 from minift.interop.methods import BY_TYPE
-from minift.interop.module_names import Spelling
-from minift.interop.peft_format import CONFIG, NEUTRAL, Format, Shapes, Whole
-from minift.peft.names import in_short
+from minift.interop.module_names import ModuleNames
+from minift.interop.peft_format import CONFIG, IGNORED, Format, Shapes, SoftPromptFormat
+from minift.peft.names import summarize_targets
 from minift.tokenizers import text_format
 
 METRICS = "metrics.jsonl"  # of a run, from its first step on
@@ -63,16 +63,16 @@ class Stored:
 
     folder: Path
     data: Mapping[str, Any]
-    file: Format | Whole
+    file: Format | SoftPromptFormat
     base: str  # the model that it was trained on, as minift.load takes it
 
-    def config(self, spelled: Spelling | None = None, there: Shapes | None = None) -> Any:
-        """The method's config; with `spelled` and what lies in the file, its targets as paths of
-        that model."""
+    def config(self, module_names: ModuleNames | None = None, there: Shapes | None = None) -> Any:
+        """The method's config; with `module_names` and what lies in the file, its targets as
+        paths of that model."""
         path, data, file = self.folder / CONFIG, self.data, self.file
         problems = [
             f"{key} is {one_line(data[key])}, which minift does not have"
-            for key, off in file.off.items()
+            for key, off in file.unsupported.items()
             if key in data and not any(type(data[key]) is type(o) and data[key] == o for o in off)
         ]
         task = data.get("task_type")
@@ -83,7 +83,7 @@ class Stored:
             type(saved) is list and all(type(name) is str for name in saved)
         ):
             problems.append(f"modules_to_save is {one_line(saved)}, not a list of module names")
-        expected = {*file.off, *file.neutral, *file.options, *NEUTRAL}
+        expected = {*file.unsupported, *file.ignored, *file.options, *IGNORED}
         problems += [
             f"{key} is {one_line(value)}, an option that minift does not know"
             for key, value in data.items()
@@ -91,10 +91,10 @@ class Stored:
         ]
         found, code = None, "unknown-field"
         try:
-            if isinstance(file, Whole):
+            if isinstance(file, SoftPromptFormat):
                 found = file.read(data, problems)
             else:
-                found = file.read(data, spelled, there or {}, problems)
+                found = file.read(data, module_names, there or {}, problems)
         except ConfigError as error:
             if not problems:
                 code = "out-of-range"
@@ -153,7 +153,7 @@ class Stored:
         """The method in a few words, its targets in the family's."""
         targets = self.data.get("target_modules")
         names = [str(target) for target in targets] if isinstance(targets, list) else []
-        where = f" on {in_short(names)}" if names else ""
+        where = f" on {summarize_targets(names)}" if names else ""
         return f"{str(self.config()).partition(' on ')[0]}{where}"
 
 

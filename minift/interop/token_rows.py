@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from minift.errors import one_line
-from minift.interop.module_names import Spelling
+from minift.interop.module_names import ModuleNames
 from minift.interop.peft_format import Problems
 from minift.peft.slots import WHOLE
 from minift.peft.token_rows import TableRows, table_of
@@ -18,7 +18,7 @@ LEAF = "token_adapter.trainable_tokens_delta"  # whole rows, in spite of its nam
 
 
 def read(
-    data: Mapping[str, Any], spelled: Spelling | None, problems: Problems
+    data: Mapping[str, Any], module_names: ModuleNames | None, problems: Problems
 ) -> tuple[tuple[int, ...], tuple[str, ...]]:
     """(tokens, where): a list of ids is the table's; an object has one for each module."""
     given = data.get(OPTION)
@@ -29,8 +29,12 @@ def read(
         each["embed"] = given
     else:
         for module, ids in given.items():
-            found = [t.ours[0] for t in spelled.matching(module)] if spelled is not None else []
-            if spelled is not None and (len(found) != 1 or table_of(found[0]) not in WHOLE):
+            found = (
+                [t.ours[0] for t in module_names.matching(module)]
+                if module_names is not None
+                else []
+            )
+            if module_names is not None and (len(found) != 1 or table_of(found[0]) not in WHOLE):
                 problems.append(f"{OPTION} names {one_line(module)}, which is no table of tokens")
             each[table_of(found[0]) if found else module] = ids
     lists = list(each.values())
@@ -44,10 +48,10 @@ def read(
     return (), WHOLE
 
 
-def write(spelled: Spelling, found: Mapping[str, nn.Module]) -> dict[str, Any]:
+def write(module_names: ModuleNames, found: Mapping[str, nn.Module]) -> dict[str, Any]:
     """`found` without a head that is tied: a list is enough then, and what PEFT itself writes."""
     ids = {
-        spelled.by_ours[path].path.rpartition(".")[2]: list(change.tokens)
+        module_names.by_ours[path].path.rpartition(".")[2]: list(change.tokens)
         for path, change in found.items()
         if isinstance(change, TableRows)
     }

@@ -17,7 +17,7 @@ from minift.errors import ConfigError, FormatError
 from minift.formats import safetensors, strict_json
 from minift.interop.contents import FLOATS
 from minift.interop.methods import FORMATS
-from minift.interop.peft_format import Format, Whole, misfits
+from minift.interop.peft_format import Format, SoftPromptFormat, misfits
 from minift.interop.stored import TENSORS
 from minift.model.transformer import Transformer
 from minift.peft.adapters import known
@@ -64,7 +64,7 @@ def state_config(model: Transformer, config: Any, state: safetensors.Safetensors
     check_kinds(state)
     there = sum(math.prod(entry.shape) for entry in state.tensors.values())
     file = FORMATS[kind]
-    if isinstance(file, Whole) and (numbers := count(model, trained)) != there:
+    if isinstance(file, SoftPromptFormat) and (numbers := count(model, trained)) != there:
         wanted = f"{numbers:,} numbers"
         raise FormatError(place, "tensors", f"{there:,} numbers", wanted, "shape-mismatch")
     if isinstance(file, Format) and file.state is not None:

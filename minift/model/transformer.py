@@ -19,6 +19,7 @@ takes any (B, T, D) as it comes. Parameter names never change, whatever is attac
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -80,6 +81,13 @@ class Wanted:
         """(1, N, C) -> (B, T, C), zero where nothing is wanted."""
         B, T, _ = self.context.shape
         return x.new_zeros(B * T, x.shape[-1]).index_copy(0, self.at, x[0]).view(B, T, -1)
+
+
+Contexts = Callable[[], tuple[AbstractContextManager[Any], AbstractContextManager[Any]]]
+
+
+def no_contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    return nullcontext(), nullcontext()
 
 
 @dataclass(frozen=True)
@@ -263,6 +271,7 @@ class Transformer(nn.Module):
         if config.tied:
             self.tie()
         self.checkpointing = False  # recompute each block in the backward pass, do not keep it
+        self.checkpoint_contexts: Contexts = no_contexts  # around a block, the two times
 
     def tie(self) -> None:
         """Let the head use the embedding's matrix."""
@@ -323,7 +332,9 @@ class Transformer(nn.Module):
                 rows = Wanted(x, wanted if wanted.dim() == 1 else wanted.flatten().nonzero()[:, 0])
                 x, shared = rows.pick(x), replace(shared, wanted=rows)
             if self.checkpointing and torch.is_grad_enabled():
-                x = checkpoint(block, x, shared, use_reentrant=False)
+                x = checkpoint(
+                    block, x, shared, use_reentrant=False, context_fn=self.checkpoint_contexts
+                )
             else:
                 x = block(x, shared)
         if cache is not None:

@@ -87,7 +87,7 @@ def use(model: Transformer, name: str | None) -> Transformer:
         adapters = known(model, name, "use")
     for other in adapters.configs:
         for module in modules_of(model, other):
-            module.requires_grad_(other == name and adapters.learns[other])
+            module.requires_grad_(other == name and adapters.is_trainable[other])
     adapters.switch.active = name
     return model
 
@@ -100,7 +100,7 @@ def detach(model: Transformer, name: str = DEFAULT) -> Transformer:
             del slot[key]
     if name in adapters.parts:
         del adapters.parts[name]
-    del adapters.configs[name], adapters.learns[name]
+    del adapters.configs[name], adapters.is_trainable[name]
     adapters.texts.pop(name, None)
     if adapters.switch.active == name:
         adapters.switch.active = None
@@ -117,7 +117,7 @@ def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 @contextmanager
-def kept_on_error(model: Transformer, name: str) -> Iterator[None]:
+def restored_on_error(model: Transformer, name: str) -> Iterator[None]:
     """An error while `name` is made or filled leaves the model as it was before."""
     before, learned = active(model), {n: p.requires_grad for n, p in model.named_parameters()}
     try:
@@ -143,12 +143,12 @@ def activated(model: Transformer, name: str | None) -> Iterator[Transformer]:
     if adapters is None:
         yield model
         return
-    before = adapters.switch.active, adapters.mixture
-    adapters.switch.active, adapters.mixture = name, None
+    before = adapters.switch.active, adapters.adapter_per_row
+    adapters.switch.active, adapters.adapter_per_row = name, None
     try:
         yield model
     finally:
-        adapters.switch.active, adapters.mixture = before
+        adapters.switch.active, adapters.adapter_per_row = before
 
 
 @contextmanager
@@ -180,10 +180,10 @@ def rows(model: Transformer, each: Sequence[str | None]) -> Iterator[Transformer
     found = adapters_of(model)
     if found is None:
         raise ConfigError("rows: nothing is attached to the model")
-    before = found.switch.active, found.mixture
-    found.switch.active, found.mixture = None, tuple(each)
+    before = found.switch.active, found.adapter_per_row
+    found.switch.active, found.adapter_per_row = None, tuple(each)
     try:
         yield model
     finally:
-        found.switch.active, found.mixture = before
+        found.switch.active, found.adapter_per_row = before
         found.switch.rows = None

@@ -19,7 +19,7 @@ from minift.model.norm import LayerNorm
 from minift.model.transformer import Transformer
 from minift.peft.about import About
 from minift.peft.module_copy import dtype_of, trainable_options
-from minift.peft.slots import hang, linears
+from minift.peft.slots import insert, linears
 
 RATE = 2e-3
 ABOUT = About(
@@ -41,7 +41,7 @@ class BitFit:
         return "BitFit"
 
 
-class Change(nn.Module):
+class BitFitLayer(nn.Module):
     """What hangs on a linear, or on a norm, which is asked first."""
 
     def __init__(self, module: nn.Linear | LayerNorm):
@@ -63,7 +63,7 @@ def width(module: nn.Linear | LayerNorm) -> int:
     return module.out_features if isinstance(module, nn.Linear) else len(module.weight)
 
 
-def places(model: Transformer) -> Iterator[tuple[str, nn.Linear | LayerNorm]]:
+def target_modules(model: Transformer) -> Iterator[tuple[str, nn.Linear | LayerNorm]]:
     yield from linears(model)
     for path, module in model.blocks.named_modules(prefix="blocks"):
         if isinstance(module, LayerNorm):
@@ -71,10 +71,10 @@ def places(model: Transformer) -> Iterator[tuple[str, nn.Linear | LayerNorm]]:
 
 
 def attach(model: Transformer, config: BitFit, name: str, seed: int) -> None:
-    for path, module in list(places(model)):
-        hang(model, path, name, Change(module))
+    for path, module in list(target_modules(model)):
+        insert(model, path, name, BitFitLayer(module))
 
 
 def count(model: Transformer, config: BitFit) -> int:
     """Trainable numbers, in closed form."""
-    return sum(width(module) for _, module in places(model))
+    return sum(width(module) for _, module in target_modules(model))

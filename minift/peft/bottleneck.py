@@ -41,8 +41,8 @@ from minift.kernels.activations import ACTIVATIONS
 from minift.model.transformer import MLP, Attention, Shared, Transformer, branch
 from minift.peft.about import About
 from minift.peft.module_copy import trainable_options
-from minift.peft.names import tuples_of
-from minift.peft.slots import hang
+from minift.peft.names import as_tuples
+from minift.peft.slots import insert
 
 SUBLAYERS = ("attn", "mlp")
 RATE = 1e-3
@@ -105,7 +105,7 @@ class Bottleneck:
     )
 
     def __post_init__(self) -> None:
-        tuples_of(self, names=("sublayers",))
+        as_tuples(self, names=("sublayers",))
         problems = []
         if self.design not in DESIGNS:
             problems.append(f"design: found {self.design}, allowed {', '.join(DESIGNS)}")
@@ -145,10 +145,10 @@ def within(value: object, least: float, most: float) -> bool:
     return type(value) in (int, float) and least <= value <= most  # type: ignore[operator]
 
 
-class Change(nn.Module):
+class BottleneckLayer(nn.Module):
     """What hangs on one sublayer."""
 
-    STAYS = "a nonlinearity stands between its two matrices"
+    NOT_MERGEABLE = "a nonlinearity stands between its two matrices"
 
     def __init__(self, embed: nn.Embedding, config: Bottleneck, generator: torch.Generator):
         super().__init__()
@@ -177,7 +177,7 @@ class Change(nn.Module):
         return y + u.to(y.dtype)
 
 
-def places(model: Transformer, config: Bottleneck) -> Iterator[tuple[str, Attention | MLP]]:
+def target_modules(model: Transformer, config: Bottleneck) -> Iterator[tuple[str, Attention | MLP]]:
     """Every sublayer that gets an adapter: (`blocks.0.mlp`, sublayer), in the model's order."""
     for i in range(model.config.layers):
         for name in SUBLAYERS:
@@ -190,8 +190,8 @@ def places(model: Transformer, config: Bottleneck) -> Iterator[tuple[str, Attent
 def attach(model: Transformer, config: Bottleneck, name: str, seed: int) -> None:
     """Hang an adapter on every sublayer of the plan. The same seed gives the same W."""
     generator = torch.Generator().manual_seed(seed)
-    for path, _ in places(model, config):
-        hang(model, path, name, Change(model.embed, config, generator))
+    for path, _ in target_modules(model, config):
+        insert(model, path, name, BottleneckLayer(model.embed, config, generator))
 
 
 def count(model: Transformer, config: Bottleneck) -> int:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from minift.model.heads import LabelHead
 from minift.model.transformer import Transformer
-from minift.peft.slots import changes, hang
+from minift.peft.slots import changes, insert
 
 PATH = "head"
 
@@ -51,7 +51,7 @@ def attach(model: Transformer, name: str) -> None:
         from minift.checkpoints.labels import pooler_inside  # a family says so; others need none
 
         inside = model.config.pooler and pooler_inside(model.config)
-        hang(model, PATH, name, OwnHead(model.head, model.pooler if inside else None))
+        insert(model, PATH, name, OwnHead(model.head, model.pooler if inside else None))
 
 
 def own_head(model: Transformer, name: str) -> OwnHead | None:

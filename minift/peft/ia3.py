@@ -19,8 +19,8 @@ from minift.errors import ConfigError
 from minift.model.transformer import Transformer
 from minift.peft.about import About
 from minift.peft.module_copy import trainable_options
-from minift.peft.names import in_short, tuples_of
-from minift.peft.slots import hang, members
+from minift.peft.names import as_tuples, summarize_targets
+from minift.peft.slots import insert, members
 
 RATE = 1e-2
 ABOUT = About(
@@ -46,15 +46,15 @@ class IA3:
     )
 
     def __post_init__(self) -> None:
-        tuples_of(self, names=("outputs", "inputs"))
+        as_tuples(self, names=("outputs", "inputs"))
         if not self.outputs and not self.inputs:
             raise ConfigError("outputs, inputs: found none, allowed names of linears")
 
     def __str__(self) -> str:
-        return f"IA3 on {in_short((*self.outputs, *self.inputs))}"
+        return f"IA3 on {summarize_targets((*self.outputs, *self.inputs))}"
 
 
-class Change(nn.Module):
+class IA3Layer(nn.Module):
     """What hangs on one linear."""
 
     def __init__(self, linear: nn.Linear, side: str):
@@ -80,7 +80,7 @@ class Change(nn.Module):
         return new
 
 
-def places(model: Transformer, config: IA3) -> Iterator[tuple[str, nn.Linear, str]]:
+def target_modules(model: Transformer, config: IA3) -> Iterator[tuple[str, nn.Linear, str]]:
     sides: dict[str, str] = {}
     for side, targets in (("out", config.outputs), ("in", config.inputs)):
         for path, linear in members(model, targets):
@@ -91,13 +91,13 @@ def places(model: Transformer, config: IA3) -> Iterator[tuple[str, nn.Linear, st
 
 
 def attach(model: Transformer, config: IA3, name: str, seed: int) -> None:
-    for path, linear, side in list(places(model, config)):
-        hang(model, path, name, Change(linear, side))
+    for path, linear, side in list(target_modules(model, config)):
+        insert(model, path, name, IA3Layer(linear, side))
 
 
 def count(model: Transformer, config: IA3) -> int:
     """Trainable numbers, in closed form."""
     return sum(
         linear.out_features if side == "out" else linear.in_features
-        for _, linear, side in places(model, config)
+        for _, linear, side in target_modules(model, config)
     )

@@ -42,8 +42,8 @@ from minift.model.transformer import Transformer
 from minift.peft import token_rows
 from minift.peft.about import About
 from minift.peft.module_copy import trainable_options
-from minift.peft.names import in_short, tuples_of
-from minift.peft.slots import APART, WHOLE, changes, hang, members
+from minift.peft.names import as_tuples, summarize_targets
+from minift.peft.slots import APART, WHOLE, changes, insert, members
 
 INITS = ("uniform", "gaussian", "pissa")
 RATE = 5e-4
@@ -89,7 +89,7 @@ class LoRA:
 
     def __post_init__(self) -> None:
         names = ("targets", "token_rows")
-        tuples_of(self, names=names, ids=("tokens",), pairs=("ranks", "alphas"))
+        as_tuples(self, names=names, ids=("tokens",), pairs=("ranks", "alphas"))
         for name, rank in (("rank", self.rank), *self.ranks):
             if type(rank) is not int or rank < 1:
                 raise ConfigError(f"{name}: found {rank}, allowed a whole number from 1")
@@ -115,7 +115,9 @@ class LoRA:
     def __str__(self) -> str:
         kind = "DoRA" if self.dora else "LoRA"
         rows = f" and {len(self.tokens)} token rows" if self.tokens else ""
-        return f"{kind} r={self.rank} alpha={self.alpha:g} on {in_short(self.targets)}{rows}"
+        return (
+            f"{kind} r={self.rank} alpha={self.alpha:g} on {summarize_targets(self.targets)}{rows}"
+        )
 
     def rank_at(self, path: str) -> int:
         return _at(self.ranks, path, self.rank)
@@ -131,7 +133,7 @@ def _at(pairs: tuple[tuple[str, Any], ...], path: str, usual: Any) -> Any:
     return found.get(path, found.get(path.rpartition(".")[2], usual))
 
 
-class Change(nn.Module):
+class LoRALayer(nn.Module):
     """What hangs on one linear."""
 
     A0: Tensor | None
@@ -162,10 +164,10 @@ class Change(nn.Module):
             self.A.data = (root[:, None] * V[:rank]).contiguous()
             self.B.data = (U[:, :rank] * root).contiguous()
             self.A0, self.B0 = self.A.data.clone(), self.B.data.clone()
-        self.m: nn.Parameter | None = None
+        self.magnitude: nn.Parameter | None = None
         if config.dora:
             weight = linear.weight.detach().to(self.A.dtype)
-            self.m = nn.Parameter(weight.norm(dim=1))  # (out,)
+            self.magnitude = nn.Parameter(weight.norm(dim=1))  # (out,)
         self.b = nn.Parameter(self.A.new_zeros(len(self.B))) if config.lora_bias else None
         self.lr_ratios = {"B": config.lr_ratio}
 
@@ -177,7 +179,7 @@ class Change(nn.Module):
     @property
     def added(self) -> bool:
         """Whether a thin sum is all that it does to its linear."""
-        return self.m is None and self.b is None
+        return self.magnitude is None and self.b is None
 
     def factors(self) -> tuple[Tensor, Tensor]:
         """A and B of the whole change, what pissa started from taken off again."""
@@ -186,7 +188,7 @@ class Change(nn.Module):
         return torch.cat((self.A, self.A0)), torch.cat((self.B, -self.B0), dim=1)
 
     def forward(self, linear: nn.Linear, x: Tensor) -> Tensor:
-        if self.m is not None:
+        if self.magnitude is not None:
             return self.dora(linear, x, self.drop)
         y = adapted_linear(x, self.thin(linear))
         return y if self.b is None else y + (self.scale * self.b).to(y.dtype)
@@ -197,7 +199,7 @@ class Change(nn.Module):
 
     def adapted(self, linear: nn.Linear) -> Adapted | None:
         """The linear and what is added to it; None where more than a thin product is."""
-        return self.thin(linear) if self.m is None and self.b is None else None
+        return self.thin(linear) if self.magnitude is None and self.b is None else None
 
     def thin(self, linear: nn.Linear) -> Adapted:
         A, B = self.factors()
@@ -206,11 +208,11 @@ class Change(nn.Module):
 
     def dora(self, linear: nn.Linear, x: Tensor, drop: float) -> Tensor:
         """W x, b and m ‖W + s B A‖⁻¹ (...): the dropped inputs make the change, and only it."""
-        assert self.m is not None
+        assert self.magnitude is not None
         with torch.no_grad():
             weight = linear.weight.to(self.A.dtype)
             norm = (weight + self.scale * (self.B @ self.A)).norm(dim=1)  # (out,)
-        gain = self.m / norm
+        gain = self.magnitude / norm
         y, dropped = product(linear, x), F.dropout(x, drop)
         kept = product(linear, dropped) if drop else y
         thin = F.linear(F.linear(dropped.to(self.A.dtype), self.A), self.B) * (gain * self.scale)
@@ -222,8 +224,8 @@ class Change(nn.Module):
         A, B = self.factors()
         base = linear.weight
         weight = base.to(A.dtype) + self.scale * (B @ A)  # (out, in)
-        if self.m is not None:
-            weight = weight * (self.m / weight.norm(dim=1))[:, None]
+        if self.magnitude is not None:
+            weight = weight * (self.magnitude / weight.norm(dim=1))[:, None]
         new = {"weight": weight.to(base.dtype)}
         if self.b is not None:
             bias = self.scale * self.b
@@ -239,7 +241,7 @@ def product(linear: nn.Linear, x: Tensor) -> Tensor:
     return F.linear(x, linear.weight)
 
 
-class EmbedChange(nn.Module):
+class LoRAEmbedding(nn.Module):
     """What is added to the token table: asked after it."""
 
     def __init__(self, embed: nn.Embedding, config: LoRA, generator: torch.Generator):
@@ -249,35 +251,35 @@ class EmbedChange(nn.Module):
         B = torch.empty(embed.embedding_dim, rank).normal_(generator=generator)
         self.A = nn.Parameter(torch.zeros(rank, embed.num_embeddings, **options))
         self.B = nn.Parameter(B.to(**options))
-        self.m: nn.Parameter | None = None
+        self.magnitude: nn.Parameter | None = None
         if config.dora:  # of the columns, (D,): PEFT's choice
-            self.m = nn.Parameter(embed.weight.detach().to(self.A.dtype).norm(dim=0))
+            self.magnitude = nn.Parameter(embed.weight.detach().to(self.A.dtype).norm(dim=0))
 
     def forward(self, embed: nn.Embedding, tokens: Tensor, out: Tensor) -> Tensor:
         thin = F.linear(F.embedding(tokens, self.A.T), self.B) * self.scale  # (B, T, D)
-        if self.m is None:
+        if self.magnitude is None:
             return out + thin.to(out.dtype)
         with torch.no_grad():
             norm = self.whole(embed).norm(dim=0)  # (D,)
-        return ((out + thin) * (self.m / norm)).to(out.dtype)
+        return ((out + thin) * (self.magnitude / norm)).to(out.dtype)
 
     def whole(self, embed: nn.Embedding) -> Tensor:
         return embed.weight.to(self.A.dtype) + self.scale * (self.B @ self.A).T  # (V, D)
 
     def merged(self, embed: nn.Embedding) -> dict[str, Tensor]:
         weight = self.whole(embed)
-        if self.m is not None:
-            weight = weight * (self.m / weight.norm(dim=0))
+        if self.magnitude is not None:
+            weight = weight * (self.magnitude / weight.norm(dim=0))
         return {"weight": weight.to(embed.weight.dtype)}
 
 
-class HeadChange(Change):
+class LoRAHead(LoRALayer):
     """A linear that stands alone, the output matrix for one, is asked first."""
 
     added = False  # after its module, where rows are not told apart
 
     def forward(self, head: nn.Linear, x: Tensor, out: Tensor) -> Tensor:  # type: ignore[override]
-        if self.m is not None:
+        if self.magnitude is not None:
             return self.dora(head, x, self.drop)
         y = out + low_rank(x, *self.factors(), self.scale, self.drop)
         return y if self.b is None else y + (self.scale * self.b).to(y.dtype)
@@ -293,7 +295,7 @@ def start(rank: int, inputs: int, config: LoRA, generator: torch.Generator) -> T
     return A
 
 
-def places(model: Transformer, config: LoRA) -> Iterator[tuple[str, nn.Module, int, int]]:
+def target_modules(model: Transformer, config: LoRA) -> Iterator[tuple[str, nn.Module, int, int]]:
     """Every target: (path, module, inputs, outputs)."""
     for path, linear in members(model, config.targets):
         yield path, linear, linear.in_features, linear.out_features
@@ -314,16 +316,16 @@ def places(model: Transformer, config: LoRA) -> Iterator[tuple[str, nn.Module, i
 def attach(model: Transformer, config: LoRA, name: str, seed: int) -> None:
     """Hang a change on every target. The same seed gives the same A."""
     check_ranks(model, config)
-    hang_all(model, config, name, seed, started=True)
+    insert_all(model, config, name, seed, started=True)
 
 
 def make(model: Transformer, config: LoRA, name: str, seed: int) -> None:
     """The same for a file, which may have more ranks than a matrix can use, and its own start."""
-    hang_all(model, config, name, seed, started=False)
+    insert_all(model, config, name, seed, started=False)
 
 
 def check_ranks(model: Transformer, config: LoRA) -> None:
-    found = list(places(model, config))
+    found = list(target_modules(model, config))
     for path, _, inputs, outputs in found:
         rank, most = config.rank_at(path), min(inputs, outputs)
         if rank > most:
@@ -334,29 +336,29 @@ def check_ranks(model: Transformer, config: LoRA) -> None:
             raise ConfigError(f'ranks: found "{key}", allowed one of the targets')
 
 
-def hang_all(model: Transformer, config: LoRA, name: str, seed: int, started: bool) -> None:
+def insert_all(model: Transformer, config: LoRA, name: str, seed: int, started: bool) -> None:
     generator = torch.Generator().manual_seed(seed)
-    for path, module, *_ in list(places(model, config)):
+    for path, module, *_ in list(target_modules(model, config)):
         change: nn.Module
         if isinstance(module, nn.Embedding):
-            change = EmbedChange(module, config, generator)
+            change = LoRAEmbedding(module, config, generator)
         else:
             assert isinstance(module, nn.Linear)
-            kind = HeadChange if path == "head" or path in APART else Change
+            kind = LoRAHead if path == "head" or path in APART else LoRALayer
             change = kind(module, config, path, generator, started)
-        hang(model, path, name, change)
+        insert(model, path, name, change)
     token_rows.attach(model, config.tokens, config.token_rows, name, config.lora_init == "pissa")
 
 
-def changes_of(model: Transformer, name: str) -> dict[str, Change | EmbedChange]:
+def changes_of(model: Transformer, name: str) -> dict[str, LoRALayer | LoRAEmbedding]:
     """An adapter's thin products by path."""
     found = {path: change for path, _, change in changes(model, name)}
-    return {path: c for path, c in found.items() if isinstance(c, Change | EmbedChange)}
+    return {path: c for path, c in found.items() if isinstance(c, LoRALayer | LoRAEmbedding)}
 
 
 def count(model: Transformer, config: LoRA) -> int:
     """Trainable numbers, in closed form."""
-    found = list(places(model, config))
+    found = list(target_modules(model, config))
     lengths = sum(outputs for _, _, _, outputs in found) if config.dora else 0
     biases = sum(o for path, _, _, o in found if path != "embed") if config.lora_bias else 0
     whole_rows = token_rows.count(model, config.tokens, config.token_rows)

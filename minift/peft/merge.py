@@ -44,12 +44,12 @@ def merge(model: Transformer, *, requantize: bool = False) -> Transformer:
     adapters = known(model, name, "merge")
     config = type(adapters.configs[name]).__name__
     if name in adapters.parts and not hasattr(adapters.parts[name], "merged"):
-        reason = getattr(adapters.parts[name], "STAYS", "it is no change of a weight")
+        reason = getattr(adapters.parts[name], "NOT_MERGEABLE", "it is no change of a weight")
         raise ConfigError(f"merge: {config} cannot become weights: {reason}")
     new: dict[str, Tensor] = {}
     for path, module, change in changes(model):
         if not hasattr(change, "merged"):
-            reason = getattr(change, "STAYS", "it is no change of a weight")
+            reason = getattr(change, "NOT_MERGEABLE", "it is no change of a weight")
             raise ConfigError(f"merge: {config} at {path} cannot become weights: {reason}")
         with torch.no_grad():
             tensors = change.merged(module)  # type: ignore[operator]
@@ -164,7 +164,7 @@ def combine(
 
     Its change is Σ w s B A. It becomes the active one; those that it was made of stay.
     """
-    parts: dict[str, dict[str, lora.Change | lora.EmbedChange]] = {}
+    parts: dict[str, dict[str, lora.LoRALayer | lora.LoRAEmbedding]] = {}
     for other in weights:
         known(model, other, "combine")
         config = config_of(model, other)

@@ -16,12 +16,12 @@ from minift.peft.adapters import (
     check_new,
     config_of,
     freeze,
-    kept_on_error,
     modules_of,
+    restored_on_error,
     trainable,
     use,
 )
-from minift.peft.slots import adapters_of, made
+from minift.peft.slots import adapters_of, get_or_create_adapters
 
 # The word of the command line, the config, its file. Beside the config the file has `attach`,
 # `count`, ABOUT (about.py), and RATE, the learning rate of a run that names none.
@@ -60,9 +60,9 @@ def attach(
     """
     method = method_of(config)
     check_new(model, name)
-    with kept_on_error(model, name):
-        adapters = made(model)
-        adapters.configs[name], adapters.learns[name] = config, True
+    with restored_on_error(model, name):
+        adapters = get_or_create_adapters(model)
+        adapters.configs[name], adapters.is_trainable[name] = config, True
         make = getattr(method, "make", method.attach) if sized else method.attach
         make(model, config, name, seed)
         head.attach(model, name)

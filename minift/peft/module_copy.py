@@ -25,19 +25,19 @@ HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_p
 class Copy(nn.Module):
     """An adapter's own weights of a module, by their names there.
 
-    Those that it `learns` are parameters, trained with it; others came with it, and stay.
+    Trainable ones are parameters, trained with the adapter; others came with it, and stay.
     """
 
-    def __init__(self, tensors: Mapping[str, Tensor], learns: bool):
+    def __init__(self, tensors: Mapping[str, Tensor], is_trainable: bool):
         super().__init__()
         for leaf, tensor in tensors.items():
-            if learns:
+            if is_trainable:
                 self.register_parameter(leaf, nn.Parameter(tensor))
             else:
                 self.register_buffer(leaf, tensor)
 
     @property
-    def learns(self) -> bool:
+    def is_trainable(self) -> bool:
         return bool(self._parameters)
 
     def stand_in(self, module: nn.Module) -> nn.Module:

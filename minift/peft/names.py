@@ -13,7 +13,7 @@ LINEARS = ("q", "k", "v", "o", "gate", "up", "down")
 BLOCK = re.compile(r"(?:.*\.)?\d+\.(?:.*\.)?(\w+)")  # a path through a block: its end
 
 
-def tuples_of(
+def as_tuples(
     config: Any, *, names: Sequence[str] = (), ids: Sequence[str] = (), pairs: Sequence[str] = ()
 ) -> None:
     """Make these fields of a frozen config tuples, whatever shape they were given in.
@@ -57,7 +57,7 @@ RULES = {
 }
 
 
-def in_short(targets: Sequence[str]) -> str:
+def summarize_targets(targets: Sequence[str]) -> str:
     """Targets for one line: paths by their last names; 210 paths are "all linears in 30 blocks"."""
     found = [BLOCK.fullmatch(target) for target in targets]
     counts = Counter(match[1] for match in found if match is not None)

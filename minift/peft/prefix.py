@@ -31,8 +31,8 @@ from minift.kernels.attention.varlen import Texts
 from minift.model.transformer import Past, Transformer
 from minift.peft.about import About
 from minift.peft.module_copy import trainable_options
-from minift.peft.slots import made
-from minift.peft.soft_prompt import room, seeded
+from minift.peft.slots import get_or_create_adapters
+from minift.peft.soft_prompt import check_context, init_uniform
 
 INITS = ("random", "vocab")
 RATE = 1e-2
@@ -73,10 +73,10 @@ class Prefix:
         return f"prefix of {self.prefix_tokens} positions"
 
 
-class Part(nn.Module):
+class PrefixEncoder(nn.Module):
     """Asked before every forward pass for the model's `past`."""
 
-    STAYS = "its keys and values are no weights"
+    NOT_MERGEABLE = "its keys and values are no weights"
 
     def __init__(self, config: Prefix, layers: int, heads: int, width: int, seed: int):
         super().__init__()
@@ -89,7 +89,7 @@ class Part(nn.Module):
             self.network = nn.Sequential(
                 nn.Linear(heads * width, h), nn.Tanh(), nn.Linear(h, numbers)
             )
-            seeded(self, generator)
+            init_uniform(self, generator)
             numbers = heads * width
         self.start = nn.Parameter(torch.randn(n, numbers, generator=generator))
 
@@ -121,7 +121,7 @@ class Part(nn.Module):
             T = segments.longest
         elif segments is not None:  # each text has the context to itself
             T = max(texts(segments, given.get("mask"))[1].tolist(), default=0)
-        room(model, self.start.shape[0], T)
+        check_context(model, self.start.shape[0], T)
         return given | {"past": self.past()}
 
     def after(self, out: Tensor) -> None:
@@ -134,8 +134,8 @@ class Part(nn.Module):
 
 def attach(model: Transformer, config: Prefix, name: str, seed: int) -> None:
     shape, weight = model.config, model.embed.weight
-    room(model, config.prefix_tokens, 1)
-    part = Part(config, shape.layers, shape.kv_heads, shape.head_dim, seed)
+    check_context(model, config.prefix_tokens, 1)
+    part = PrefixEncoder(config, shape.layers, shape.kv_heads, shape.head_dim, seed)
     part = part.to(**trainable_options(model.embed))
     if config.prefix_init == "vocab":
         if not shape.causal:
@@ -143,7 +143,7 @@ def attach(model: Transformer, config: Prefix, name: str, seed: int) -> None:
         generator = torch.Generator().manual_seed(seed)
         ids = torch.randint(shape.vocab, (1, config.prefix_tokens), generator=generator)
         part.finish(seen(model, ids.to(weight.device)).to(part.start))
-    made(model).parts[name] = part
+    get_or_create_adapters(model).parts[name] = part
 
 
 @torch.no_grad()

@@ -25,9 +25,9 @@ from minift.errors import ConfigError
 from minift.model.transformer import Transformer
 from minift.peft.about import About
 from minift.peft.module_copy import trainable_options
-from minift.peft.names import tuples_of
-from minift.peft.slots import made
-from minift.peft.soft_prompt import Virtual, room
+from minift.peft.names import as_tuples
+from minift.peft.slots import get_or_create_adapters
+from minift.peft.soft_prompt import SoftPrompt, check_context
 
 INITS = ("random", "vocab", "text")
 RATE = 3e-2
@@ -53,7 +53,7 @@ class Prompt:
     )
 
     def __post_init__(self) -> None:
-        tuples_of(self, ids=("prompt_ids",))
+        as_tuples(self, ids=("prompt_ids",))
         if type(self.prompt_tokens) is not int or self.prompt_tokens < 1:
             raise ConfigError(
                 f"prompt_tokens: found {self.prompt_tokens}, allowed a whole number from 1"
@@ -67,7 +67,7 @@ class Prompt:
         return f"prompt of {self.prompt_tokens} tokens"
 
 
-class Part(Virtual):
+class PromptEmbedding(SoftPrompt):
     def __init__(self, vectors: Tensor):
         super().__init__()
         self.prompt = nn.Parameter(vectors)  # (P, D)
@@ -79,7 +79,7 @@ class Part(Virtual):
 def attach(model: Transformer, config: Prompt, name: str, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     n, weight = config.prompt_tokens, model.embed.weight
-    room(model, n, 1)
+    check_context(model, n, 1)
     if config.prompt_init == "random":
         start = torch.rand(n, model.config.dim, generator=generator) - 0.5
         start = start.to(**trainable_options(model.embed))
@@ -95,7 +95,7 @@ def attach(model: Transformer, config: Prompt, name: str, seed: int) -> None:
         with torch.no_grad():
             start = model.embed_tokens(ids.to(weight.device))
             start = start.to(**trainable_options(model.embed)).clone()
-    made(model).parts[name] = Part(start)
+    get_or_create_adapters(model).parts[name] = PromptEmbedding(start)
 
 
 def count(model: Transformer, config: Prompt) -> int:

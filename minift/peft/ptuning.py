@@ -19,8 +19,8 @@ from minift.errors import ConfigError
 from minift.model.transformer import Transformer
 from minift.peft.about import About
 from minift.peft.module_copy import trainable_options
-from minift.peft.slots import made
-from minift.peft.soft_prompt import Virtual, room, seeded
+from minift.peft.slots import get_or_create_adapters
+from minift.peft.soft_prompt import SoftPrompt, check_context, init_uniform
 
 ENCODERS = ("mlp", "lstm")
 RATE = 1e-3
@@ -56,7 +56,7 @@ class PTuning:
         return f"P-tuning with {self.ptuning_tokens} tokens"
 
 
-class Part(Virtual):
+class PromptEncoder(SoftPrompt):
     """The network and what it reads; or, once `finish`ed, what it made."""
 
     def __init__(self, config: PTuning, dim: int, generator: torch.Generator):
@@ -73,7 +73,7 @@ class Part(Virtual):
             self.layers = nn.Sequential(
                 nn.Linear(dim, h), nn.ReLU(), nn.Linear(h, h), nn.ReLU(), nn.Linear(h, dim)
             )
-        seeded(self, generator)
+        init_uniform(self, generator)
 
     @property
     def derived(self) -> bool:
@@ -97,9 +97,9 @@ class Part(Virtual):
 
 def attach(model: Transformer, config: PTuning, name: str, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
-    room(model, config.ptuning_tokens, 1)
-    part = Part(config, model.config.dim, generator)
-    made(model).parts[name] = part.to(**trainable_options(model.embed))
+    check_context(model, config.ptuning_tokens, 1)
+    part = PromptEncoder(config, model.config.dim, generator)
+    get_or_create_adapters(model).parts[name] = part.to(**trainable_options(model.embed))
 
 
 def count(model: Transformer, config: PTuning) -> int:

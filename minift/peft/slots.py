@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,7 +55,7 @@ class Slot(nn.ModuleDict):
         self.switch = switch
 
     @property
-    def asked(self) -> nn.Module | None:
+    def active_change(self) -> nn.Module | None:
         name = self.switch.active
         return self[name] if name is not None and name in self else None
 
@@ -70,7 +71,7 @@ class Slot(nn.ModuleDict):
 
 class LinearSlot(Slot):
     def forward(self, linear: nn.Linear, x: Tensor) -> Tensor:
-        change, under = self.asked, self.under(linear, self.switch.active)
+        change, under = self.active_change, self.under(linear, self.switch.active)
         return under(x) if change is None else change(under, x)
 
     def adapted(self, linear: nn.Linear) -> Adapted | None:
@@ -89,14 +90,14 @@ class LinearSlot(Slot):
 
 class SublayerSlot(Slot):
     def forward(self, sublayer: Attention | MLP, x: Tensor, shared: Shared) -> Tensor:
-        change = self.asked
+        change = self.active_change
         return branch(sublayer, x, shared) if change is None else change(sublayer, x, shared)
 
 
 class ModuleSlot(Slot):
     def forward(self, module: nn.Module, inputs: tuple[Any, ...], out: Tensor) -> Tensor | None:
         """A forward hook of `module`; None leaves its output as it is."""
-        change = self.asked
+        change = self.active_change
         if self.copied:
             module = self.under(module, self.switch.active)
             out = module(*inputs)
@@ -112,10 +113,12 @@ class Adapters(nn.Module):
         self.switch = Switch()
         self.configs: dict[str, Any] = {}  # by name of the adapter, as is all that follows
         self.texts: dict[str, TextFormat] = {}  # how those it was trained on were made
-        self.learns: dict[str, bool] = {}  # whether its parameters are trained while it is active
+        self.is_trainable: dict[
+            str, bool
+        ] = {}  # whether its parameters are trained while it is active
         self.parts = nn.ModuleDict()  # what a method keeps for the model as a whole
         self.slots = nn.ModuleDict()  # ModuleSlots, by path with "/" for "."
-        self.mixture: tuple[str | None, ...] | None = None
+        self.adapter_per_row: tuple[str | None, ...] | None = None
         self.wanted: Tensor | None = None  # (B, T) what is picked after a pass of mixed rows
 
     def before(self, model: Transformer, args: tuple[Any, ...], given: dict[str, Any]) -> Any:
@@ -124,7 +127,7 @@ class Adapters(nn.Module):
             given = given | {"tokens": args[0]}
         # Set anew every time: a pass that failed has left its rows behind.
         self.switch.rows, self.wanted = None, None
-        if self.mixture is not None:
+        if self.adapter_per_row is not None:
             self.switch.rows = self.rows_of(given)
             # The model would pick them before its last block, where rows still matter.
             given, self.wanted = given | {"wanted": None}, given.get("wanted")
@@ -139,10 +142,26 @@ class Adapters(nn.Module):
         part = self.part
         return None if part is None else part.after(out)  # type: ignore[operator]
 
+    def checkpoint_contexts(
+        self,
+    ) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        """For activation checkpointing: a block that is computed again in the backward pass is
+        computed with the adapter of its forward pass, whichever is active by then."""
+        return nullcontext(), self.restored(self.switch.active, self.switch.rows)
+
+    @contextmanager
+    def restored(self, active: str | None, rows: tuple[str | None, ...] | None) -> Iterator[None]:
+        before = self.switch.active, self.switch.rows
+        self.switch.active, self.switch.rows = active, rows
+        try:
+            yield
+        finally:
+            self.switch.active, self.switch.rows = before
+
     @property
     def idle(self) -> bool:
         """Whether `before` and `after` leave a pass as it is."""
-        return self.part is None and self.mixture is None
+        return self.part is None and self.adapter_per_row is None
 
     @property
     def part(self) -> nn.Module | None:
@@ -151,9 +170,9 @@ class Adapters(nn.Module):
 
     def rows_of(self, given: dict[str, Any]) -> tuple[str | None, ...]:
         """The adapter of every row at hand: decoding drops rows that are done."""
-        assert self.mixture is not None
+        assert self.adapter_per_row is not None
         cache = given.get("cache")
-        names = self.mixture
+        names = self.adapter_per_row
         if cache is not None and len(cache.rows) and int(cache.rows.max()) < len(names):
             names = tuple(names[i] for i in cache.rows.tolist())
         tensor = given["tokens"] if given.get("tokens") is not None else given["embeds"]
@@ -169,12 +188,13 @@ def adapters_of(model: nn.Module) -> Adapters | None:
     return found if isinstance(found, Adapters) else None
 
 
-def made(model: Transformer) -> Adapters:
+def get_or_create_adapters(model: Transformer) -> Adapters:
     """The model's adapters; the object and its hooks are made by the first call."""
     found = adapters_of(model)
     if found is None:
         found = Adapters()
         model.adapters = found
+        model.checkpoint_contexts = found.checkpoint_contexts
         for module in model.modules():
             if isinstance(module, Projections):
                 module.together = group_at_once
@@ -298,9 +318,9 @@ def members(model: Transformer, targets: Sequence[str]) -> Iterator[tuple[str, n
 # ---- hanging and finding -------------------------------------------------------------------------
 
 
-def hang(model: Transformer, path: str, name: str, change: nn.Module) -> None:
+def insert(model: Transformer, path: str, name: str, change: nn.Module) -> None:
     """Let `change` decide, for the adapter `name`, what the module at `path` computes."""
-    adapters = made(model)
+    adapters = get_or_create_adapters(model)
     module = model.get_submodule(path)
     parent, _, leaf = path.rpartition(".")
     group = model.get_submodule(parent)

@@ -20,10 +20,10 @@ from minift.kernels.attention.packed import Move, texts
 from minift.model.transformer import Transformer
 
 
-class Virtual(nn.Module):
+class SoftPrompt(nn.Module):
     """A part whose `vectors()` stand before every text."""
 
-    STAYS = "its tokens are input, not weights"
+    NOT_MERGEABLE = "its tokens are input, not weights"
 
     def __init__(self) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ class Virtual(nn.Module):
         if given.get("segments") is not None and cache is None:
             return given | self.packed(model, given, x, first)
         (B, T, _), P = x.shape, first.shape[0]
-        room(model, P, T)
+        check_context(model, P, T)
         changed = {"tokens": None, "embeds": torch.cat((first.expand(B, -1, -1), x), dim=1)}
         mask, types, wanted = (given.get(key) for key in ("mask", "token_types", "wanted"))
         if mask is not None:
@@ -74,7 +74,7 @@ class Virtual(nn.Module):
         mask = given.get("mask")
         starts, lengths = texts(given["segments"], None if mask is None else mask.bool())
         (B, T, _), P, n = x.shape, first.shape[0], len(lengths)
-        room(model, P, max(lengths.tolist(), default=0))
+        check_context(model, P, max(lengths.tolist(), default=0))
         text = torch.arange(n).repeat_interleave(torch.from_numpy(lengths + P))  # (N,)
         place = torch.arange(len(text)) - torch.from_numpy(np.cumsum(lengths + P) - lengths)[text]
         real = place >= 0  # place in its text; virtual tokens stand before 0
@@ -105,7 +105,7 @@ class Virtual(nn.Module):
         return out[:, self.added :] if self.added and out.dim() == 3 else None
 
 
-def room(model: Transformer, P: int, T: int) -> None:
+def check_context(model: Transformer, P: int, T: int) -> None:
     most = model.config.context
     if most < P + T:
         raise ConfigError(
@@ -114,7 +114,7 @@ def room(model: Transformer, P: int, T: int) -> None:
 
 
 @torch.no_grad()
-def seeded(module: nn.Module, generator: torch.Generator) -> None:
+def init_uniform(module: nn.Module, generator: torch.Generator) -> None:
     """torch's own initialisation of linears and LSTMs, from our generator."""
     for owner in module.modules():
         if isinstance(owner, nn.LSTM | nn.Linear):

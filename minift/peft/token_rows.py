@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from minift.errors import ConfigError, one_line
 from minift.model.heads import MaskedLMHead
 from minift.model.transformer import Transformer
-from minift.peft.slots import WHOLE, hang
+from minift.peft.slots import WHOLE, insert
 
 
 class TableRows(nn.Module):
@@ -77,7 +77,7 @@ def check(tokens: tuple[int, ...], where: tuple[str, ...], targets: tuple[str, .
         raise ConfigError("tokens: found with embed or head among the targets, allowed one of both")
 
 
-def places(
+def target_modules(
     model: Transformer, tokens: tuple[int, ...], where: tuple[str, ...]
 ) -> Iterator[tuple[str, nn.Embedding | nn.Linear]]:
     """Where the rows stand: (path, module). Tied to it, the head goes with the table."""
@@ -100,7 +100,7 @@ def places(
 
 
 def count(model: Transformer, tokens: tuple[int, ...], where: tuple[str, ...]) -> int:
-    tables = len(list(places(model, tokens, where)))
+    tables = len(list(target_modules(model, tokens, where)))
     return len(tokens) * model.config.dim * (min(tables, 1) if model.config.tied else tables)
 
 
@@ -109,13 +109,13 @@ def attach(
 ) -> None:
     """`derived`: the training state holds the rows too, beside what they travel with."""
     table: TableRows | None = None
-    for path, module in places(model, tokens, where):
+    for path, module in target_modules(model, tokens, where):
         if isinstance(module, nn.Embedding):
             table = TableRows(module, tokens, derived)
-            hang(model, path, name, table)
+            insert(model, path, name, table)
         else:
             twin = table if model.config.tied else None
-            hang(model, path, name, HeadRows(module, tokens, derived, twin))
+            insert(model, path, name, HeadRows(module, tokens, derived, twin))
 
 
 def table_of(path: str) -> str:

@@ -36,7 +36,7 @@ from minift.kernels.cross_entropy.dispatch import frozen_matrix
 from minift.kernels.lora.reference import hooks_of
 from minift.model.transformer import Transformer
 from minift.peft.slots import Adapters, Slot, adapters_of
-from minift.peft.soft_prompt import Virtual
+from minift.peft.soft_prompt import SoftPrompt
 from minift.runtime import recorded
 from minift.train.loop import Planned, Taken, TrainConfig, check_gradients
 from minift.train.objectives import SFT, Objective
@@ -72,7 +72,7 @@ def check(model: Transformer, objective: Objective, parameters: dict[str, nn.Par
         "rotary scaling that follows the longest row", "any other",
     )  # fmt: skip
     rule(
-        adapters is None or not isinstance(adapters.part, Virtual),
+        adapters is None or not isinstance(adapters.part, SoftPrompt),
         "virtual tokens before every text", "another method",
     )  # fmt: skip
     rule(

@@ -117,7 +117,7 @@ def prefix(model):
 
 def mixed(model):
     lora(model)
-    model.adapters.mixture = ("default", None)
+    model.adapters.adapter_per_row = ("default", None)
 
 
 def dora(model):

@@ -16,7 +16,7 @@ from minift.checkpoints.open import load_model
 from minift.errors import ConfigError, FormatError
 from minift.formats import safetensors
 from minift.interop.adapter_files import CONFIG, STATE, TENSORS, load_adapter, save_adapter
-from minift.interop.module_names import Spelling
+from minift.interop.module_names import ModuleNames
 from minift.peft.adapters import active, config_of, disabled, names, trainable
 from minift.peft.lora import LoRA
 from minift.peft.merge import merge, merge_error
@@ -67,7 +67,7 @@ def test_every_gradient_equals_pefts(name):
     loss = torch.nn.functional.cross_entropy(logits[learn], tokens[:, 1:][learn], reduction="sum")
     loss.backward()
     assert float(loss.detach()) == pytest.approx(float(data["loss64"]), rel=1e-12)
-    theirs = Spelling(model).by_ours
+    theirs = ModuleNames(model).by_ours
     compared = 0
     for path, _, change in changes(model):
         for letter in ("A", "B"):
@@ -335,13 +335,13 @@ def edited_state(tmp_path, name, tensors=lambda t: None, metadata=lambda m: None
 def refused_state(folder, text):
     """It says what is wrong; the model, another adapter and what may learn stay as they were."""
     model = attach(load_model(GOLDEN / "llama_gqa"), LoRA(rank=2), name="mine")
-    tokens, learns = torch.arange(14).view(2, 7), trainable(model).keys()
+    tokens, learned = torch.arange(14).view(2, 7), trainable(model).keys()
     before = model(tokens)
     with pytest.raises(FormatError, match=text) as caught:
         load_adapter(model, folder, trainable=True)
     assert Path(caught.value.path).name == STATE
     assert (names(model), active(model)) == (["mine"], "mine")
-    assert trainable(model).keys() == learns
+    assert trainable(model).keys() == learned
     assert torch.equal(model(tokens), before)
     load_adapter(model, folder)  # for use it is not even read
 

@@ -12,7 +12,7 @@ from minift.checkpoints.open import load_model
 from minift.errors import FormatError
 from minift.formats.safetensors import Entry
 from minift.interop.contents import contents_of
-from minift.interop.module_names import Spelling
+from minift.interop.module_names import ModuleNames
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 Q = "model.layers.0.self_attn.q_proj"
@@ -26,7 +26,7 @@ class Tensors:
 
 def found(*keys, model="families/qwen2", dtype=torch.float32, soft=False):
     file = Tensors({key: Entry(dtype, (2, 2), 0, 16) for key in keys})
-    return contents_of(file, Spelling(load_model(GOLDEN / model)), soft=soft)
+    return contents_of(file, ModuleNames(load_model(GOLDEN / model)), soft=soft)
 
 
 @pytest.mark.parametrize(("end", "leaf"), [

@@ -17,7 +17,7 @@ from minift.peft.ia3 import IA3
 from minift.peft.lora import LoRA
 from minift.peft.merge import merge
 from minift.peft.methods import attach
-from minift.peft.slots import changes, hang
+from minift.peft.slots import changes, insert
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -89,7 +89,7 @@ def test_what_such_a_file_cannot_hold_is_refused(tmp_path):
     model = adapted(LoRA(rank=2))
     with pytest.raises(ConfigError, match=r'found "Q8_0", allowed F32, F16, BF16 for gguf-lora'):
         write(model, path, "Q8_0")
-    hang(model, "blocks.0.mlp", "default", nn.Identity())
+    insert(model, "blocks.0.mlp", "default", nn.Identity())
     with pytest.raises(ConfigError, match=r"linears of the blocks only, not blocks\.0\.mlp"):
         write(model, path)
     model = adapted(LoRA(rank=2))

@@ -10,7 +10,7 @@ import torch
 from minift.checkpoints.open import load_model
 from minift.interop.lora import rank_in, stacked, state_shapes, whole_if
 from minift.interop.methods import FORMATS
-from minift.interop.module_names import Spelling
+from minift.interop.module_names import ModuleNames
 from minift.peft.lora import LoRA
 from minift.peft.methods import attach
 from minift.peft.slots import changes
@@ -26,7 +26,7 @@ def changed(name, config):
 
 def test_ranks_and_alphas_of_their_own_are_patterns():
     model, found = changed("llama_gqa", LoRA(rank=2, alpha=4, targets=("q", "v"), ranks={"v": 3}))
-    data = FILE.write(model.adapters.configs["default"], Spelling(model), found)
+    data = FILE.write(model.adapters.configs["default"], ModuleNames(model), found)
     assert (data["r"], data["lora_alpha"], data["target_modules"]) == (3, 4, ["q_proj", "v_proj"])
     assert set(data["rank_pattern"].values()) == {2}
     assert data["alpha_pattern"] == {}
@@ -34,7 +34,7 @@ def test_ranks_and_alphas_of_their_own_are_patterns():
 
 def test_q_k_and_v_of_one_matrix_stack_their_rows_of_A():
     model, found = changed("families/gpt2", LoRA(rank=2, targets=("q", "v")))
-    theirs = next(t for t in Spelling(model).of(found) if "blocks.0.attn.qkv.q" in t.ours)
+    theirs = next(t for t in ModuleNames(model).of(found) if "blocks.0.attn.qkv.q" in t.ours)
     parts = [found.get(path) for path in theirs.ours]
     A, begins = stacked(parts)
     assert torch.equal(A, torch.cat((parts[0].A, parts[2].A)))

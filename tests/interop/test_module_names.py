@@ -10,7 +10,7 @@ import torch
 from minift.checkpoints.open import load_model
 from minift.formats import safetensors
 from minift.interop.adapter_files import CONFIG, TENSORS, load_adapter, save_adapter
-from minift.interop.module_names import Spelling
+from minift.interop.module_names import ModuleNames
 from minift.peft.adapters import trainable
 from minift.peft.lora import LoRA
 from minift.peft.methods import attach
@@ -21,13 +21,13 @@ FOLDERS = {folder.name: folder for folder in sorted((GOLDEN / "families").iterdi
 
 
 def spelled(name):
-    return Spelling(load_model(FOLDERS[name]))
+    return ModuleNames(load_model(FOLDERS[name]))
 
 
 @pytest.mark.parametrize("name", FOLDERS)
 def test_every_linear_has_one_name_which_is_the_checkpoints(name):
     model = load_model(FOLDERS[name])
-    found, file = Spelling(model), safetensors.read(FOLDERS[name] / "model.safetensors")
+    found, file = ModuleNames(model), safetensors.read(FOLDERS[name] / "model.safetensors")
     for path, linear in linears(model):
         theirs = found.by_ours[path]
         rows, columns = sum(theirs.outputs), theirs.inputs

@@ -109,6 +109,38 @@ def test_activated_it_computes_and_nothing_else_changes(name):
         activated(adapted, "c").__enter__()
 
 
+def test_checkpointed_blocks_are_computed_again_with_the_adapter_of_the_forward_pass():
+    gradients = []
+    for checkpointing in (False, True):
+        adapted = two()
+        for parameter in adapted.parameters():
+            parameter.requires_grad_(True)
+        adapted.checkpointing = checkpointing
+        with activated(adapted, "a"):
+            first = adapted(TOKENS).square().mean()
+        (first + adapted(TOKENS).square().mean()).backward()  # while b is active
+        gradients.append({name: p.grad for name, p in trainable(adapted).items()})
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, grad in gradients[0].items():
+        torch.testing.assert_close(grad, gradients[1][name], rtol=0, atol=1e-12)
+
+
+def test_checkpointed_rows_keep_their_adapters():
+    gradients = []
+    for checkpointing in (False, True):
+        adapted = two()
+        for parameter in adapted.parameters():
+            parameter.requires_grad_(True)
+        adapted.checkpointing = checkpointing
+        with rows(adapted, ["a", "b", None]):
+            loss = adapted(TOKENS).square().mean()
+        loss.backward()
+        gradients.append({name: p.grad for name, p in adapted.named_parameters() if "a" in name})
+    for name, grad in gradients[0].items():
+        if grad is not None:
+            torch.testing.assert_close(grad, gradients[1][name], rtol=0, atol=1e-12)
+
+
 def test_a_loaded_adapter_learns_only_if_asked_to(tmp_path):
     save_adapter(two(), tmp_path / "a", name="a")
     adapted = load_adapter(model(), tmp_path / "a", name="still")

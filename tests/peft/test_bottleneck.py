@@ -13,7 +13,7 @@ from minift.checkpoints.open import load_model
 from minift.errors import ConfigError
 from minift.generation.cache import KVCache
 from minift.peft.adapters import detach, disabled, rows, trainable, use
-from minift.peft.bottleneck import DESIGNS, SUBLAYERS, Bottleneck, Change
+from minift.peft.bottleneck import DESIGNS, SUBLAYERS, Bottleneck, BottleneckLayer
 from minift.peft.merge import merge
 from minift.peft.methods import attach, count
 from minift.peft.slots import changes
@@ -300,7 +300,7 @@ def test_where_they_stand():
     model = attach(base_model("llama_gqa"), Bottleneck("houlsby"))
     paths = [f"blocks.{i}.{name}" for i in range(3) for name in SUBLAYERS]
     assert sorted(path for path, _, _ in changes(model)) == paths
-    assert all(isinstance(change, Change) for _, _, change in changes(model))
+    assert all(isinstance(change, BottleneckLayer) for _, _, change in changes(model))
     model = attach(base_model("llama_gqa"), Bottleneck())
     assert [path for path, _, _ in changes(model)] == paths[1::2]
 

@@ -23,8 +23,8 @@ from minift.interop.adapter_files import (
     stored,
 )
 from minift.interop.methods import FORMATS
-from minift.interop.module_names import Spelling
-from minift.interop.peft_format import Whole
+from minift.interop.module_names import ModuleNames
+from minift.interop.peft_format import SoftPromptFormat
 from minift.interop.token_rows import LEAF
 from minift.peft import lora
 from minift.peft.adapters import config_of, trainable
@@ -149,15 +149,15 @@ def encoder_parameter(model, key):
 def gradients(model):
     """Ours under the names of PEFT's, and joined as theirs are."""
     found = {}
-    for theirs in Spelling(model).of(own_changes(model, "default")):
+    for theirs in ModuleNames(model).of(own_changes(model, "default")):
         parts = [own_changes(model, "default")[path] for path in theirs.ours]
         at = f"{PREFIX}{theirs.path}."
         if isinstance(parts[0], TableRows):
             found[at + LEAF] = parts[0].rows.grad
-        elif isinstance(parts[0], lora.EmbedChange):
+        elif isinstance(parts[0], lora.LoRAEmbedding):
             found[at + "lora_embedding_A"] = parts[0].A.grad
             found[at + "lora_embedding_B"] = parts[0].B.grad
-        elif isinstance(parts[0], lora.Change):
+        elif isinstance(parts[0], lora.LoRALayer):
             # Theirs is one A for q, k and v, ours three with the same numbers.
             found[at + "lora_A.weight"] = torch.stack([part.A.grad for part in parts]).sum(0)
             found[at + "lora_B.weight"] = theirs.join([part.B.grad for part in parts])
@@ -181,7 +181,7 @@ def test_every_gradient_equals_pefts(name):
         total = total + (out * chirp(out.shape, 99)).sum()
     total.backward()
     mine = gradients(model)
-    soft = isinstance(FORMATS[type(config_of(model))], Whole)
+    soft = isinstance(FORMATS[type(config_of(model))], SoftPromptFormat)
     prefix = "base_model." if soft else PREFIX
     mine |= {prefix + path: p.grad for path, p in head.tensors(model, "default").items()}
     wanted = {key.removeprefix("grad."): key for key in data if key.startswith("grad.")}

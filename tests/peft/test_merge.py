@@ -18,7 +18,7 @@ from minift.peft.lora import LoRA
 from minift.peft.merge import apart, combine, merge, merge_error
 from minift.peft.methods import attach
 from minift.peft.prompt import Prompt
-from minift.peft.slots import changes, hang, made
+from minift.peft.slots import changes, get_or_create_adapters, insert
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 TOKENS = torch.arange(14).view(2, 7)
@@ -42,9 +42,10 @@ def model(name="llama_gqa", dtype=torch.float64):
 
 def hung(change):
     changed = model()
-    hang(changed, "blocks.0.attn.qkv.q", "default", change)
-    made(changed).configs["default"], made(changed).learns["default"] = change, True
-    made(changed).switch.active = "default"
+    insert(changed, "blocks.0.attn.qkv.q", "default", change)
+    adapters = get_or_create_adapters(changed)
+    adapters.configs["default"], adapters.is_trainable["default"] = change, True
+    adapters.switch.active = "default"
     return changed
 
 

@@ -15,7 +15,7 @@ from minift.peft.lora import LoRA
 from minift.peft.merge import merge
 from minift.peft.methods import attach
 from minift.peft.module_copy import Copy
-from minift.peft.slots import changes, hang
+from minift.peft.slots import changes, insert
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 TOKENS = torch.tensor([[5, 9, 2, 5]])
@@ -43,7 +43,7 @@ def test_under_a_change_at_a_linear_a_norm_and_the_table():
                        ("embed", "weight"), ("norm", "bias")):  # fmt: skip
         value = base.get_submodule(path).get_parameter(leaf).detach()
         noise = torch.randn(value.shape, generator=generator, dtype=value.dtype)
-        hang(adapted, path, "default/own", Copy({leaf: value + 0.1 * noise}, learns=True))
+        insert(adapted, path, "default/own", Copy({leaf: value + 0.1 * noise}, learns=True))
     use(adapted, "default")
     with torch.no_grad():
         for _, _, change in changes(adapted):

@@ -13,7 +13,7 @@ from minift.peft.bottleneck import Bottleneck
 from minift.peft.ia3 import IA3
 from minift.peft.lora import LoRA
 from minift.peft.methods import METHODS
-from minift.peft.names import in_short
+from minift.peft.names import summarize_targets
 from minift.peft.prompt import Prompt
 
 
@@ -93,7 +93,7 @@ ALL = ["attn.qkv.q", "attn.qkv.k", "attn.qkv.v", "attn.out.o", "mlp.gate", "mlp.
     ],
 )
 def test_many_paths_are_shown_by_their_ends(targets, shown):
-    assert in_short(targets) == shown
+    assert summarize_targets(targets) == shown
 
 
 def test_a_method_of_ninety_paths_is_one_short_line():

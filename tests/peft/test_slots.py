@@ -15,7 +15,16 @@ from minift.kernels.choice import using
 from minift.peft.adapters import disabled, use
 from minift.peft.lora import LoRA
 from minift.peft.methods import attach
-from minift.peft.slots import adapters_of, changes, groups, hang, linears, made, members, slots
+from minift.peft.slots import (
+    adapters_of,
+    changes,
+    get_or_create_adapters,
+    groups,
+    insert,
+    linears,
+    members,
+    slots,
+)
 
 BASE = Path(__file__).parents[1] / "golden" / "llama_gqa"
 TOKENS = torch.arange(14).view(2, 7)
@@ -49,9 +58,10 @@ def model():
 def hung(path, change, name="default"):
     """A model with one change, whose adapter is active."""
     changed = model()
-    hang(changed, path, name, change)
-    made(changed).configs[name], made(changed).learns[name] = "a test's", True
-    made(changed).switch.active = name
+    insert(changed, path, name, change)
+    adapters = get_or_create_adapters(changed)
+    adapters.configs[name], adapters.is_trainable[name] = "a test's", True
+    adapters.switch.active = name
     return changed
 
 
@@ -99,15 +109,15 @@ def test_a_sublayer_a_norm_the_embedding_and_the_head_may_change_too():
 def test_one_change_a_member_and_adapter():
     changed = hung("blocks.0.attn.qkv.v", Double())
     with pytest.raises(ConfigError, match="has a change of default already"):
-        hang(changed, "blocks.0.attn.qkv.v", "default", Double())
-    hang(changed, "blocks.0.attn.qkv.v", "other", Double())
+        insert(changed, "blocks.0.attn.qkv.v", "default", Double())
+    insert(changed, "blocks.0.attn.qkv.v", "other", Double())
     (slot,) = [slot for _, _, slot in slots(changed)]
     assert sorted(slot) == ["default", "other"]
 
 
 def test_changes_are_the_active_ones_or_those_asked_for():
     changed, other = hung("blocks.0.attn.qkv.v", Double()), Shifted()
-    hang(changed, "embed", "other", other)
+    insert(changed, "embed", "other", other)
     assert [path for path, _, _ in changes(changed)] == ["blocks.0.attn.qkv.v"]
     assert list(changes(changed, "other")) == [("embed", changed.embed, other)]
     assert list(changes(changed, "nobody")) == []

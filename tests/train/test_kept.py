@@ -36,7 +36,7 @@ class Rows:
     loss_sum = SFT.loss_sum
 
     def __init__(self, broken=None):
-        self.broken, self.asked = broken, 0
+        self.broken, self.active_change = broken, 0
 
     def check(self, model):
         pass
@@ -45,8 +45,8 @@ class Rows:
         return [len(ROWS[i][0]) for i in indices]
 
     def batches(self, indices, max_tokens):
-        self.asked += 1
-        if self.asked == self.broken:
+        self.active_change += 1
+        if self.active_change == self.broken:
             raise DataError("rows.jsonl", 7, "text", "nothing", "text")
         return pieces([ROWS[i] for i in indices], max_tokens)
 

@@ -17,7 +17,7 @@ import torch
 from minift.checkpoints.open import load_model
 from minift.errors import ConfigError, FormatError, Notice, StorageError
 from minift.interop.adapter_files import load_adapter, save_adapter
-from minift.interop.module_names import Spelling
+from minift.interop.module_names import ModuleNames
 from minift.kernels import choice
 from minift.peft.adapters import trainable
 from minift.peft.lora import LoRA
@@ -91,7 +91,7 @@ def test_fifty_steps_follow_pefts_loss_curve(monkeypatch):
     run = fit(model, Fixed(rows), config)
     assert np.abs(np.array(run.losses) - data["losses"]).max() < 1e-9
     assert np.abs(np.array(run.norms) - data["grad_norms"]).max() < 1e-7
-    theirs = Spelling(model).by_ours
+    theirs = ModuleNames(model).by_ours
     for path, _, change in changes(model):
         for letter in ("A", "B"):
             key = f"final.base_model.model.{theirs[path].path}.lora_{letter}.weight"
