@@ -96,9 +96,9 @@ def run(words: list[str]) -> int:
         )
     rest = words[1:]
     flags = command.options
-    asked = rest[: rest.index("--")] if "--" in rest else rest
-    if {*HELP} & {*asked}:
-        everything, width = "--help-all" in asked, columns()
+    typed = rest[: rest.index("--")] if "--" in rest else rest
+    if {*HELP} & {*typed}:
+        everything, width = "--help-all" in typed, columns()
         text = command_help(words[0], command, everything=everything, width=width)
         print(wrap_text(text, width))
         return 0

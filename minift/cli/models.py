@@ -51,8 +51,8 @@ def base_line(model: Transformer) -> str:
 
 def open_model(parsed: Parsed, *, trainable: bool = False) -> tuple[Transformer, Tokenizer]:
     """--model, or the base that --adapter was trained on, with the adapter attached."""
-    asked = parsed.values.get("adapter")
-    adapter = stored(asked) if asked is not None else None
+    path = parsed.values.get("adapter")
+    adapter = stored(path) if path is not None else None
     name = base_name(parsed, adapter)
     model, tokenizer = load(name, **load_options(parsed, adapter))
     labels = labels_of(parsed)
@@ -90,16 +90,16 @@ def load_options(parsed: Parsed, adapter: AnyStored | None) -> dict[str, Any]:
     device = device_of(parsed.values["device"])
     dtype = base_dtype(parsed.values["dtype"], parsed.values.get("threads"), device)
     if adapter is not None:
-        dtype = trained_dtype(adapter.folder, dtype, asked="dtype" in parsed.given)
+        dtype = trained_dtype(adapter.folder, dtype, chosen="dtype" in parsed.given)
     return {"dtype": dtype, "device": device, "base": base_kind(parsed.values["base"], adapter)}
 
 
-def trained_dtype(adapter: Path, dtype: str, *, asked: bool) -> str:
-    """The dtype that an adapter was trained in, which is used unless another was asked for."""
+def trained_dtype(adapter: Path, dtype: str, *, chosen: bool) -> str:
+    """The dtype that an adapter was trained in, which is used unless --dtype is given."""
     trained = dtype_in(adapter)
     if trained is None or trained == dtype:
         return dtype
-    if asked:
+    if chosen:
         notice(adapter, f"was trained in {trained}; --dtype {dtype} is used")
         return dtype
     notice(adapter, f"computes in {trained}, as in its training")
@@ -129,10 +129,10 @@ def warn_if_unfinished(adapter: AnyStored) -> None:
 
 def training_text_format(parsed: Parsed) -> TextFormat:
     """The text format in which --adapter, or else --model, was trained."""
-    asked, model = parsed.values.get("adapter"), parsed.values["model"]
+    path, model = parsed.values.get("adapter"), parsed.values["model"]
     found = None
-    if asked is not None:
-        found = texts_of(stored(asked).folder)
+    if path is not None:
+        found = texts_of(stored(path).folder)
     elif model is not None:
         found = headers(model).text_format()
     return found or TextFormat()
@@ -150,7 +150,7 @@ def check_here(adapter: AnyStored) -> None:
 
 
 def names_labels(adapter: AnyStored) -> bool:
-    """Whether the names of its labels are its own; most adapters have none."""
+    """True if the adapter names its labels itself; most adapters do not."""
     return bool(adapter.labels) and bool(getattr(adapter, "names_labels", True))
 
 
@@ -174,14 +174,14 @@ def with_new_tokens(tokenizer: Tokenizer, adapter: AnyStored, rows: int) -> Toke
 
 
 def labels_of(parsed: Parsed) -> tuple[str, ...]:
-    """The labels of the classifier that --adapter or --model is; none where it is no classifier."""
-    asked, model = parsed.values.get("adapter"), parsed.values["model"]
-    found = own_labels(stored(asked), parsed) if asked is not None else ()
-    if asked is None and model is not None:
+    """The labels of --adapter, or else of --model; empty if it is not a classifier."""
+    path, model = parsed.values.get("adapter"), parsed.values["model"]
+    found = own_labels(stored(path), parsed) if path is not None else ()
+    if path is None and model is not None:
         found = headers(model).config.labels
     given = parsed.values.get("labels")
     if found and given and given != found:
-        place, own = asked or model, ", ".join(found)
+        place, own = path or model, ", ".join(found)
         raise ConfigError(f"labels: found {', '.join(given)}, and {place} has {own}")
     return found
 
