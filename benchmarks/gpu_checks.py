@@ -310,8 +310,8 @@ def captured_apart(on: On, ours: str, dtype: torch.dtype) -> float:
                     nn.init.normal_(p, std=0.1)
         attach(model.to(dtype), LoRA(rank=4))
         config = TrainConfig(
-            steps=12 if on.device == "cuda" else 3, batch=8, lr=2e-3, micro_tokens=600, clip=0.5,
-            eval_every=5, kernels=ours, graph=graph, threads=1,
+            steps=12 if on.device == "cuda" else 3, batch_size=8, lr=2e-3,
+            micro_batch_tokens=600, clip=0.5, eval_every=5, kernels=ours, graph=graph, threads=1,
         )  # fmt: skip
         runs.append(fit(model, Ids(rows[8:], rows[:8]), config))
     pairs = [

@@ -137,7 +137,7 @@ def of_fit(case: Case, device: str, dtype: torch.dtype) -> Step:
             for row, following in zip(tokens, targets, strict=True)]  # fmt: skip
     parameters = trainable(model)
     optimizer = AdamW(parameters, {}, betas=(0.9, 0.999), eps=1e-8, decay=0.0)
-    config = TrainConfig(batch=case.rows, micro_tokens=case.rows * case.length)
+    config = TrainConfig(batch_size=case.rows, micro_batch_tokens=case.rows * case.length)
     taker = Captured(model, optimizer, parameters, config)
 
     def step() -> Tensor:

@@ -155,8 +155,8 @@ class Fixed:
 def config_of(case: Case, steps: int, kernels: str = "auto") -> Any:
     from minift.train.loop import TrainConfig
 
-    return TrainConfig(steps=steps, batch=case.rows, lr=1e-4, schedule="constant", warmup=0.0,
-                       threads=2, kernels=kernels, micro_tokens=8192)  # fmt: skip
+    return TrainConfig(steps=steps, batch_size=case.rows, lr=1e-4, schedule="constant", warmup=0.0,
+                       threads=2, kernels=kernels, micro_batch_tokens=8192)  # fmt: skip
 
 
 def worker(name: str, side: str, steps: int, adapter: str) -> dict[str, Any]:

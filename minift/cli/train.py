@@ -229,7 +229,7 @@ def describe(model: Transformer, seconds: float | None) -> str:
 
 def passes(config: TrainConfig, rows: int) -> str | None:
     """That few rows are passed over more than once, where nobody asked for it."""
-    once, steps = math.ceil(rows / config.batch), config.resolved_steps(rows)
+    once, steps = math.ceil(rows / config.batch_size), config.resolved_steps(rows)
     if config.steps is not None or config.epochs is not None or steps == once:
         return None
     return (
@@ -270,7 +270,7 @@ def train_shown(
     """`fit` with the plan before it, a bar beside it, and what it really took after it."""
     steps = config.resolved_steps(objective.rows)
     sample = objective.lengths(range(0, objective.rows, max(1, objective.rows // 200)))
-    tokens = config.batch * sum(sample) / len(sample)
+    tokens = config.batch_size * sum(sample) / len(sample)
     plan = estimate(model, steps, tokens, config.threads)
     screen.say(f"{label:<12} {describe(model, plan)}")
     if (said := passes(config, objective.rows)) is not None:

@@ -61,7 +61,7 @@ GENERATION = (
     ),
     Flag("graph", bool, False, "on a GPU: each token's pass as one CUDA graph"),
 )  # fmt: skip
-TRAINING = ("held_out", "epochs", "steps", "lr", "batch", "rank", "max_length", "overwrite")
+TRAINING = ("held_out", "epochs", "steps", "lr", "batch_size", "rank", "max_length", "overwrite")
 TABLE = ("template", "target", "labels")
 APART = (("steps", "epochs"), ("held_out", "held_out_share"))
 SAMPLED = ("temperature", "top_p")

@@ -164,7 +164,7 @@ def rounded(count: int) -> int:
     return -(-max(1, count) // EACH) * EACH
 
 
-def shape_of(rows: Sequence[Row], batch: int, micro_tokens: int, alike: bool) -> Shape:
+def shape_of(rows: Sequence[Row], batch: int, micro_batch_tokens: int, alike: bool) -> Shape:
     """The shape in which these rows, `batch` a step, cost the fewest positions.
 
     `alike`: those of a step have like lengths. Else they come as they stand here.
@@ -172,7 +172,7 @@ def shape_of(rows: Sequence[Row], batch: int, micro_tokens: int, alike: bool) ->
     rows = sorted(rows, key=tokens_of) if alike else rows
     steps = [rows[k : k + batch] for k in range(0, len(rows), batch)]
     longest = max(map(tokens_of, rows))
-    most = min(max(longest, micro_tokens), max(sum(map(tokens_of, step)) for step in steps))
+    most = min(max(longest, micro_batch_tokens), max(sum(map(tokens_of, step)) for step in steps))
     least, most = rounded(longest), rounded(most)
     apart = rounded((most - least) // SHAPES)
 
@@ -324,7 +324,7 @@ class Captured:
         """Buffers and graphs with room for these rows."""
         config = self.config
         alike = config.order == "length"
-        new = shape_of([*rows, *others], config.batch, config.micro_tokens, alike)
+        new = shape_of([*rows, *others], config.batch_size, config.micro_batch_tokens, alike)
         self.shape = Shape(*map(max, zip(astuple(self.shape), astuple(new), strict=True)))
         self.replay = self.micro, self.update  # before new graphs, the old ones' memory is free
         part = self.shape.cut(rows)[0]

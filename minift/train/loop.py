@@ -53,8 +53,8 @@ class TrainConfig:
         default=None, metadata={"help": "updates; default: one epoch, and 30 at least"}
     )
     epochs: float | None = field(default=None, metadata={"help": "passes over the data instead"})
-    batch: int = field(default=16, metadata={"help": "rows an update"})
-    micro_tokens: int = field(
+    batch_size: int = field(default=16, metadata={"help": "rows an update"})
+    micro_batch_tokens: int = field(
         default=4096, metadata={"help": "tokens at once; less: less memory, the same gradient"}
     )
     lr: float | None = field(
@@ -107,8 +107,8 @@ class TrainConfig:
 
         rule("steps", self.steps is None or self.steps >= 1, "a whole number from 1")
         rule("epochs", self.epochs is None or 0 < self.epochs < math.inf, "a number above 0")
-        rule("batch", self.batch >= 1, "a whole number from 1")
-        rule("micro_tokens", self.micro_tokens >= 1, "a whole number from 1")
+        rule("batch_size", self.batch_size >= 1, "a whole number from 1")
+        rule("micro_batch_tokens", self.micro_batch_tokens >= 1, "a whole number from 1")
         rule("lr", self.lr is None or 0 < self.lr < math.inf, "a number above 0")
         rule("schedule", self.schedule in SCHEDULES, ", ".join(SCHEDULES))
         rule("warmup", 0 <= self.warmup <= 1, "from 0 to 1")
@@ -132,7 +132,7 @@ class TrainConfig:
 
     def resolved_steps(self, rows: int) -> int:
         """As told; else one epoch, and on few rows as many as change something."""
-        per_epoch = math.ceil(rows / self.batch)
+        per_epoch = math.ceil(rows / self.batch_size)
         if self.steps is not None:
             return self.steps
         if self.epochs is not None:
@@ -147,7 +147,7 @@ class TrainConfig:
         if self.eval_every is not None or not held_out:
             return self.eval_every or 0
         steps = self.resolved_steps(rows)
-        count = min(EVALUATIONS, int(SHARE * 3 * steps * self.batch / held_out))
+        count = min(EVALUATIONS, int(SHARE * 3 * steps * self.batch_size / held_out))
         return math.ceil(steps / count) if count > 1 else 0
 
 
@@ -353,7 +353,7 @@ def train(
                     run.seconds = time.perf_counter() - begin
                     last = step == steps or interrupted.is_set()
                     if taken.settled and due(config, taken.step, last):
-                        held_out = held_out_loss(model, objective, config.micro_tokens)
+                        held_out = held_out_loss(model, objective, config.micro_batch_tokens)
                     if held_out is not None:
                         keeper.evaluated(step, held_out)
                     progress = Progress(
@@ -410,7 +410,7 @@ def ordinary(
     """Step after step, each taken before it is told."""
     for one in work:
         optimizer.set_rate(one.lr)
-        loss, tokens, targets = gradients(step_module, one.indices, config.micro_tokens)
+        loss, tokens, targets = gradients(step_module, one.indices, config.micro_batch_tokens)
         if one.step == 0:
             check_gradients(parameters)
         norm = optimizer.clip(config.clip)
@@ -427,15 +427,15 @@ def order(objective: Objective, config: TrainConfig) -> Iterator[list[int]]:
     epoch = 0
     while True:
         for indices in row_batches(
-            objective.rows, config.batch, config.seed, epoch, objective.lengths, alike=alike
+            objective.rows, config.batch_size, config.seed, epoch, objective.lengths, alike=alike
         ):
             yield [int(i) for i in indices]
         epoch += 1
 
 
-def gradients(step: Step, indices: list[int], micro_tokens: int) -> tuple[float, int, int]:
+def gradients(step: Step, indices: list[int], micro_batch_tokens: int) -> tuple[float, int, int]:
     """Accumulate one optimizer step's gradients: (mean loss a target, tokens, targets)."""
-    batches = step.objective.batches(indices, micro_tokens)
+    batches = step.objective.batches(indices, micro_batch_tokens)
     targets = sum(batch.count for batch in batches)
     total = 0.0
     for batch in batches:

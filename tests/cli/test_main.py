@@ -179,7 +179,7 @@ def test_a_run_is_no_model(cli, run_folder):
 @pytest.mark.parametrize(
     ("error", "line", "code"),
     [
-        (MemoryError(), "out of memory; less is needed with a smaller --batch", 2),
+        (MemoryError(), "out of memory; less is needed with a smaller --batch-size", 2),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), "out of memory", 2),
         (PermissionError(13, "Permission denied", "x\ny"), "x\\ny: Permission denied", 2),
         (IsADirectoryError(21, "Is a directory", "d"), "d: Is a directory", 2),
@@ -237,7 +237,15 @@ def test_a_reader_that_goes_away_is_no_error():
 def test_help_is_asked_for_in_any_place(cli, words):
     assert cli(*words) == cli("sft", "--help")
     shown = cli(*words)[1]
-    for option in ("--epochs", "--steps", "--lr", "--batch", "--held-out", "--method", "--rank"):
+    for option in (
+        "--epochs",
+        "--steps",
+        "--lr",
+        "--batch-size",
+        "--held-out",
+        "--method",
+        "--rank",
+    ):
         assert f"\n  {option} " in shown
     assert cli("--help-all", "sft") == cli("sft", "--help-all")
 

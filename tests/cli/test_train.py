@@ -25,7 +25,7 @@ from minift.train.run_folder import claimed
 def test_a_run_says_what_it_does_and_leaves_a_run_folder(cli, tiny_model, data, tmp_path):
     out = tmp_path / "out"
     code, text, _ = cli("sft", "--model", tiny_model, "--data", data, "--out", out,
-                        "--steps", 3, "--batch", 2, "--held-out-share", 0.3)  # fmt: skip
+                        "--steps", 3, "--batch-size", 2, "--held-out-share", 0.3)  # fmt: skip
     assert code == 0
     assert "▐ good<|im_end|>▌" in text
     assert "LoRA r=8 alpha=16 on all" in text

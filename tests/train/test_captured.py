@@ -88,7 +88,7 @@ def made(method=None, dtype=torch.float64, **fields):
 
 
 # Rates that float32 holds exactly: the captured step keeps them in it.
-STEPS = {"steps": 8, "lr": 2**-6, "warmup": 0, "threads": 1, "batch": 4}
+STEPS = {"steps": 8, "lr": 2**-6, "warmup": 0, "threads": 1, "batch_size": 4}
 
 
 @pytest.fixture
@@ -123,8 +123,9 @@ def micros(monkeypatch):
 
 
 @pytest.mark.parametrize("options", [
-    {}, {"clip": 0.05}, {"clip": 0.0}, {"micro_tokens": 64}, {"micro_tokens": 1, "batch": 5},
-    {"weight_decay": 0.5, "schedule": "constant"}, {"batch": 1},
+    {}, {"clip": 0.05}, {"clip": 0.0}, {"micro_batch_tokens": 64},
+    {"micro_batch_tokens": 1, "batch_size": 5},
+    {"weight_decay": 0.5, "schedule": "constant"}, {"batch_size": 1},
 ])  # fmt: skip
 def test_losses_norms_and_weights_are_the_ordinary_loops(anywhere, options):
     run = same(rows_of(RAGGED), **options)
@@ -133,7 +134,7 @@ def test_losses_norms_and_weights_are_the_ordinary_loops(anywhere, options):
 
 
 def test_several_micro_batches_a_step(anywhere, micros):
-    same(rows_of(RAGGED), micro_tokens=64, batch=6)
+    same(rows_of(RAGGED), micro_batch_tokens=64, batch_size=6)
     assert len(micros) > 8 + 2
     assert {shape.tokens for shape in micros} == {64}
     assert {shape.longest for shape in micros} == {64}
@@ -208,7 +209,7 @@ def test_three_bad_steps_in_a_row_end_the_run(anywhere, monkeypatch):
 def test_a_step_without_a_target_is_skipped(anywhere):
     rows = rows_of([9] * 8)
     rows[5] = (rows[5][0], [0] * 9)
-    run = same(rows, batch=1, clip=1.0)
+    run = same(rows, batch_size=1, clip=1.0)
     assert run.skipped == 1
     assert run.losses.count(0.0) == 1
 
@@ -296,7 +297,7 @@ def described(x):
 def test_every_step_is_the_same_operations_in_the_same_places(interpreted, kernels):
     interpreted("lora.triton")
     drop = 0.1 if kernels == "triton" else 0.0
-    one = taker(made(LoRA(rank=2, dropout=drop)), micro_tokens=64)
+    one = taker(made(LoRA(rank=2, dropout=drop)), micro_batch_tokens=64)
     with using(kernels):
         one.queue(rows_of([30, 30, 30]), 0.5)
     traces, places = [], []
@@ -406,7 +407,7 @@ def test_a_row_beyond_the_shape_makes_it_grow(micros):
     """Beside one that had the room from the start."""
     steps = [rows_of([9, 5]), rows_of([70, 3], 1), rows_of([9, 5], 2), rows_of([120], 3)]
     model, exact = made(), made()
-    one, other = taker(model, batch=2), taker(exact, batch=2)
+    one, other = taker(model, batch_size=2), taker(exact, batch_size=2)
     other.grow(rows_of([120, 120]), ())
     micros.clear()
     for rows in steps:
@@ -438,14 +439,14 @@ def test_what_is_laid_out():
 
 
 @pytest.mark.parametrize("lengths", [RAGGED, [2], [65] * 4, [64] * 40, [2] * 7, [100, 2, 2]])
-@pytest.mark.parametrize("micro_tokens", [1, 64, 200, 4096])
-def test_every_step_of_those_rows_has_room(lengths, micro_tokens):
+@pytest.mark.parametrize("micro_batch_tokens", [1, 64, 200, 4096])
+def test_every_step_of_those_rows_has_room(lengths, micro_batch_tokens):
     rows = rows_of(lengths)
-    shape = shape_of(rows, 4, micro_tokens, alike=True)
+    shape = shape_of(rows, 4, micro_batch_tokens, alike=True)
     assert shape.tokens % 64 == shape.targets % 64 == 0
     longest = max(lengths) - 1
     assert shape.longest == longest
-    assert shape.tokens <= rounded(max(longest, micro_tokens))
+    assert shape.tokens <= rounded(max(longest, micro_batch_tokens))
     assert shape.holds(rows)
     for k in range(0, len(rows), 4):
         step = rows[k : k + 4]

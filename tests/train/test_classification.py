@@ -180,7 +180,7 @@ def test_every_method_learns_the_labels_with_a_head_of_its_own(word, make, token
     attach(model, METHODS[word][0](), seed=1)
     data = Classification(tokenizer, ROWS, ROWS, labels=LABELS)
     rate = {"ptuning": 0.01}.get(word, 0.03)
-    run = fit(model, data, TrainConfig(steps=60, batch=6, lr=rate, warmup=0), tmp_path / "run")
+    run = fit(model, data, TrainConfig(steps=60, batch_size=6, lr=rate, warmup=0), tmp_path / "run")
     assert run.losses[-1] < 0.5 * run.losses[0]
     accuracy, logp = class_accuracy(model, tokenizer, ROWS)
     assert (accuracy.right, accuracy.total) == (12, 12)

@@ -77,7 +77,7 @@ def held_out(monkeypatch):
 
 
 def config(steps, every=2, **more):
-    return TrainConfig(steps=steps, batch=2, lr=0.02, eval_every=every, threads=1, **more)
+    return TrainConfig(steps=steps, batch_size=2, lr=0.02, eval_every=every, threads=1, **more)
 
 
 def facts(out):
@@ -307,7 +307,7 @@ SCRIPT = """
 import sys
 sys.path.insert(0, {folder!r})
 from test_kept import LLAMA, LoRA, Rows, TrainConfig, attach, fit, load_model
-config = TrainConfig(steps=10**6, batch=2, lr=1e-3, eval_every=2, threads=1)
+config = TrainConfig(steps=10**6, batch_size=2, lr=1e-3, eval_every=2, threads=1)
 run = fit(attach(load_model(LLAMA), LoRA(rank=2)), Rows(), config, sys.argv[1],
           watch=lambda progress: print(progress.step, flush=True))
 print(run.ended, run.kept_step, run.best_step, run.steps)

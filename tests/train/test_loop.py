@@ -99,17 +99,17 @@ def test_fifty_steps_follow_pefts_loss_curve(monkeypatch):
             torch.testing.assert_close(getattr(change, letter).data, expected, rtol=0, atol=1e-8)
 
 
-def grads_with(micro_tokens, checkpointing=False):
+def grads_with(micro_batch_tokens, checkpointing=False):
     model = adapted()
     model.checkpointing = checkpointing
     objective = Fixed(random_rows([3, 12, 5, 7, 2, 9, 4, 6]))
-    loss, _, _ = gradients(Step(model, objective), list(range(8)), micro_tokens)
+    loss, _, _ = gradients(Step(model, objective), list(range(8)), micro_batch_tokens)
     return loss, [p.grad for p in trainable(model).values()]
 
 
-@pytest.mark.parametrize("micro_tokens", [1, 24, 40])
-def test_micro_batches_of_unequal_length_give_the_same_gradient(micro_tokens):
-    whole, cut = grads_with(10_000), grads_with(micro_tokens)
+@pytest.mark.parametrize("micro_batch_tokens", [1, 24, 40])
+def test_micro_batches_of_unequal_length_give_the_same_gradient(micro_batch_tokens):
+    whole, cut = grads_with(10_000), grads_with(micro_batch_tokens)
     assert cut[0] == pytest.approx(whole[0], rel=1e-12)
     for mine, expected in zip(cut[1], whole[1], strict=True):
         torch.testing.assert_close(mine, expected, rtol=0, atol=1e-10)
@@ -122,7 +122,7 @@ def test_checkpointing_changes_no_gradient():
 
 def test_one_batch_is_learned_by_heart():
     model = attach(load_model(GOLDEN / "llama_gqa"), LoRA(rank=12))
-    config = TrainConfig(steps=150, batch=2, lr=0.02, threads=1)
+    config = TrainConfig(steps=150, batch_size=2, lr=0.02, threads=1)
     run = fit(model, Fixed(random_rows([9, 9])), config)
     assert run.losses[0] > 3
     assert run.losses[-1] < run.losses[0] / 10
@@ -137,7 +137,7 @@ def test_the_kernels_are_those_that_were_asked_for():
             return super().loss_sum(model, batch)
 
     def losses(**options):
-        config = TrainConfig(steps=2, batch=2, lr=0.01, threads=1, **options)
+        config = TrainConfig(steps=2, batch_size=2, lr=0.01, threads=1, **options)
         return fit(adapted(), Watched(random_rows([9, 9])), config).losses
 
     ours, readable = losses(), losses(kernels="reference")
@@ -152,7 +152,7 @@ def test_two_runs_are_the_same_bit_for_bit():
     losses = []
     for _ in range(2):
         model = attach(load_model(GOLDEN / "llama_gqa"), LoRA(rank=2, dropout=0.3))
-        config = TrainConfig(steps=5, batch=2, threads=1)
+        config = TrainConfig(steps=5, batch_size=2, threads=1)
         losses.append(fit(model, Fixed(random_rows([5, 6, 7, 8, 9])), config).losses)
     assert losses[0] == losses[1]
 
@@ -160,7 +160,7 @@ def test_two_runs_are_the_same_bit_for_bit():
 def test_the_best_held_out_adapter_is_kept(tmp_path):
     rows, held = random_rows([9, 8]), random_rows([7, 7], seed=9)
     model = attach(load_model(GOLDEN / "llama_gqa"), LoRA(rank=4))
-    config = TrainConfig(steps=20, batch=2, lr=0.05, eval_every=5, threads=1)
+    config = TrainConfig(steps=20, batch_size=2, lr=0.05, eval_every=5, threads=1)
     objective = Fixed(rows, held)
     run = fit(model, objective, config, tmp_path / "run")
     assert [step for step, _ in run.evaluations] == [5, 10, 15, 20]
@@ -177,7 +177,7 @@ def test_a_run_folder_says_everything(tmp_path):
     fit(
         model,
         Fixed(random_rows([5, 6, 7])),
-        TrainConfig(steps=4, batch=2, threads=1),
+        TrainConfig(steps=4, batch_size=2, threads=1),
         tmp_path / "r",
     )
     lines = [json.loads(line) for line in (tmp_path / "r/metrics.jsonl").read_text().splitlines()]
@@ -197,7 +197,7 @@ def test_a_loss_that_is_not_finite_leaves_the_weights_and_stops():
     with torch.no_grad():
         model.norm.weight.fill_(3e38)
     with pytest.raises(Diverged, match="step 3"):
-        fit(model, Fixed(random_rows([5, 6])), TrainConfig(steps=9, batch=2, threads=1))
+        fit(model, Fixed(random_rows([5, 6])), TrainConfig(steps=9, batch_size=2, threads=1))
     assert all(torch.equal(p, before[n]) for n, p in trainable(model).items())
 
 
@@ -218,7 +218,7 @@ def test_a_step_without_a_target_is_skipped():
     model = attach(load_model(GOLDEN / "llama_gqa"), LoRA(rank=2))
     before = {n: p.detach().clone() for n, p in trainable(model).items()}
     with pytest.raises(ConfigError, match="no gradient"):
-        fit(model, Fixed(rows), TrainConfig(steps=2, batch=1, threads=1))
+        fit(model, Fixed(rows), TrainConfig(steps=2, batch_size=1, threads=1))
     assert all(torch.equal(p, before[n]) for n, p in trainable(model).items())
 
 
@@ -230,7 +230,7 @@ def test_ctrl_c_ends_after_the_step_and_saves(tmp_path):
             os.kill(os.getpid(), signal.SIGINT)
 
     before = signal.getsignal(signal.SIGINT)
-    config = TrainConfig(steps=50, batch=2, threads=1)
+    config = TrainConfig(steps=50, batch_size=2, threads=1)
     run = fit(model, Fixed(random_rows([5, 6, 7])), config, tmp_path / "r", watch=watch)
     assert run.interrupted
     assert len(run.losses) == 2
@@ -282,7 +282,9 @@ def test_settings_come_back_after_training():
     model.eval()
     threads = torch.get_num_threads()
     fit(
-        model, Fixed(random_rows([5])), TrainConfig(steps=1, batch=1, threads=2, checkpointing=True)
+        model,
+        Fixed(random_rows([5])),
+        TrainConfig(steps=1, batch_size=1, threads=2, checkpointing=True),
     )
     assert torch.get_num_threads() == threads
     assert not model.training
@@ -308,7 +310,7 @@ def test_full_training_says_that_its_folder_has_no_weights(tmp_path):
 
 def test_how_often_a_run_is_evaluated():
     """Eight times, but no more than a tenth of the time that training takes, three times a row."""
-    every = TrainConfig(epochs=1, batch=10).resolved_eval_every
+    every = TrainConfig(epochs=1, batch_size=10).resolved_eval_every
     assert every(1000, 0) == 0
     assert every(1000, 10) == 13  # 100 steps in 8 parts
     assert every(1000, 100) == 34  # 3,000 rows' time, a tenth of it: 3 evaluations
@@ -324,7 +326,7 @@ def test_nothing_trainable_is_refused():
 
 
 @pytest.mark.parametrize("fields", [
-    {"steps": 0}, {"epochs": 0.0}, {"batch": 0}, {"micro_tokens": 0}, {"lr": 0.0},
+    {"steps": 0}, {"epochs": 0.0}, {"batch_size": 0}, {"micro_batch_tokens": 0}, {"lr": 0.0},
     {"lr": float("nan")}, {"schedule": "step"}, {"warmup": 1.5}, {"clip": -1.0}, {"beta1": 1.0},
     {"eval_every": -1}, {"threads": 0}, {"eps": 0.0}, {"weight_decay": -1.0}, {"beta2": 1.0},
 ])  # fmt: skip
@@ -339,8 +341,8 @@ def test_steps_and_epochs_together_are_refused():
 
 
 def test_epochs_become_steps():
-    assert TrainConfig(epochs=2.0, batch=4).resolved_steps(9) == 6
-    assert TrainConfig(batch=4).resolved_steps(400) == 100
+    assert TrainConfig(epochs=2.0, batch_size=4).resolved_steps(9) == 6
+    assert TrainConfig(batch_size=4).resolved_steps(400) == 100
 
 
 def test_batch_counts():
@@ -354,7 +356,7 @@ def test_batch_counts():
 def test_which_rows_go_together(choice_, packs, alike):
     objective = Fixed([([1] * (2 + 7 * i % 11), [1] * (2 + 7 * i % 11)) for i in range(32)])
     objective.packs = packs
-    config = TrainConfig(steps=4, batch=8, order=choice_)
+    config = TrainConfig(steps=4, batch_size=8, order=choice_)
     rows = [batch for _, batch in zip(range(4), order(objective, config), strict=False)]
     assert sorted(row for batch in rows for row in batch) == list(range(32))
     spread = [max(objective.lengths(batch)) - min(objective.lengths(batch)) for batch in rows]
