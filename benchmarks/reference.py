@@ -34,9 +34,10 @@ from minift.data.split import published_reviews
 from minift.model.transformer import Transformer
 from minift.peft.lora import LoRA
 from minift.runtime import tuned
-from minift.train.evaluate import Accuracy, gold_of, label_ids, label_logprobs
-from minift.train.loop import TrainConfig, fit, order
-from minift.train.objectives import SFT
+from minift.train.config import TrainConfig
+from minift.train.evaluation.labels import Accuracy, gold_of, label_ids, label_logprobs
+from minift.train.loop import fit, order
+from minift.train.objectives.sft import SFT
 from minift.train.optimizer import learning_rate
 
 PEER = Path(__file__).with_name("peers") / "hf_sft.py"

@@ -24,8 +24,9 @@ from minift.model.transformer import Transformer
 from minift.peft.lora import LoRA
 from minift.peft.methods import attach
 from minift.study.verify import save_trace
-from minift.train.loop import TrainConfig, fit
-from minift.train.objectives import SFT
+from minift.train.config import TrainConfig
+from minift.train.loop import fit
+from minift.train.objectives.sft import SFT
 
 GOLDEN = Path(__file__).parent / "golden"  # folders that transformers and PEFT wrote
 STEPS = ("--steps", "1", "--batch-size", "1", "--threads", "1", "--quiet")

@@ -30,9 +30,9 @@ from minift.peft.files import load_adapter, stored
 from minift.peft.methods import attach
 from minift.tokenizers.interface import Tokenizer
 from minift.tokenizers.text_format import TextFormat
-from minift.train.classification import LABEL, TEXT, Classification, class_accuracy
-from minift.train.evaluate import Accuracy
-from minift.train.loop import TrainConfig
+from minift.train.config import TrainConfig
+from minift.train.evaluation.labels import Accuracy, class_accuracy
+from minift.train.objectives.classification import LABEL, TEXT, Classification
 
 
 @in_run_folder

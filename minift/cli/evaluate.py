@@ -19,8 +19,9 @@ from minift.peft.adapters import room_left
 from minift.runtime import tuned
 from minift.tokenizers.interface import Tokenizer
 from minift.tokenizers.text_format import TextFormat
-from minift.train.evaluate import Accuracy, held_out_loss, label_accuracy
-from minift.train.objectives import SFT
+from minift.train.evaluation.labels import Accuracy, label_accuracy
+from minift.train.evaluation.loss import held_out_loss
+from minift.train.objectives.sft import SFT
 
 
 def eval(parsed: Parsed, screen: Screen) -> int:

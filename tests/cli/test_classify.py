@@ -21,8 +21,9 @@ from minift.peft.files import TENSORS, adapter_files, load_adapter, save_adapter
 from minift.peft.lora import LoRA
 from minift.peft.merge import merge
 from minift.peft.methods import attach
-from minift.train import loop
-from minift.train.classification import Classification, class_accuracy
+from minift.train import step
+from minift.train.evaluation.labels import class_accuracy
+from minift.train.objectives.classification import Classification
 
 LABELS = "bad,good"
 
@@ -348,13 +349,13 @@ def test_ctrl_c_before_training_is_just_that(cli, tiny_encoder, reviews, tmp_pat
 def test_ctrl_c_in_training_ends_without_another_evaluation(
     cli, tiny_encoder, reviews, tmp_path, monkeypatch
 ):
-    honest = loop.gradients
+    honest = step.accumulate_gradients
 
     def pressed(*arguments):
         os.kill(os.getpid(), signal.SIGINT)
         return honest(*arguments)
 
-    monkeypatch.setattr(loop, "gradients", pressed)
+    monkeypatch.setattr(step, "accumulate_gradients", pressed)
     code, text, _ = cli("classify", "--model", tiny_encoder, "--data", reviews, "--labels",
                         "bad,good", "--out", tmp_path / "r", "--steps", 9)  # fmt: skip
     assert code == 130

@@ -16,7 +16,7 @@ from minift.cli.main import main
 from minift.cli.verbs import VERBS
 from minift.errors import notice
 from minift.runtime import cores
-from minift.train.loop import Diverged
+from minift.train.keeper import Diverged
 
 
 def refused(result, *parts):

@@ -17,9 +17,10 @@ from minift.model.transformer import Transformer
 from minift.peft.lora import LoRA
 from minift.peft.methods import attach
 from minift.runtime import Rates
-from minift.train import loop
-from minift.train.loop import Run, TrainConfig
+from minift.train import step
+from minift.train.config import TrainConfig
 from minift.train.run_folder import claimed
+from minift.train.step import Run
 
 
 def test_a_run_says_what_it_does_and_leaves_a_run_folder(cli, tiny_model, data, tmp_path):
@@ -79,7 +80,7 @@ def test_the_plan_by_hand(monkeypatch):
 
 
 def test_ctrl_c_saves_what_there_is(cli, tiny_model, data, tmp_path, monkeypatch):
-    honest = loop.gradients
+    honest = step.accumulate_gradients
     calls = []
 
     def pressed(*arguments):
@@ -88,7 +89,7 @@ def test_ctrl_c_saves_what_there_is(cli, tiny_model, data, tmp_path, monkeypatch
             os.kill(os.getpid(), signal.SIGINT)
         return honest(*arguments)
 
-    monkeypatch.setattr(loop, "gradients", pressed)
+    monkeypatch.setattr(step, "accumulate_gradients", pressed)
     out = tmp_path / "out"
     code, text, _ = cli("sft", "--model", tiny_model, "--data", data, "--out", out, "--steps", 50)
     assert code == 130
@@ -98,8 +99,8 @@ def test_ctrl_c_saves_what_there_is(cli, tiny_model, data, tmp_path, monkeypatch
 
 
 def test_a_loss_that_explodes_is_exit_code_3(cli, tiny_model, data, tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, "gradients", lambda *rest: (float("nan"), 4, 2))
-    monkeypatch.setattr(loop, "check_gradients", lambda parameters: None)
+    monkeypatch.setattr(step, "accumulate_gradients", lambda *rest: float("nan"))
+    monkeypatch.setattr(step, "check_gradients", lambda parameters: None)
     out = tmp_path / "out"
     code, _, err = cli("sft", "--model", tiny_model, "--data", data, "--out", out, "--steps", 9,
                        "--quiet")  # fmt: skip
@@ -111,14 +112,14 @@ def test_a_loss_that_explodes_is_exit_code_3(cli, tiny_model, data, tmp_path, mo
 def test_an_error_in_mid_training_says_where_the_best_is(
     cli, tiny_model, data, tmp_path, monkeypatch
 ):
-    honest, calls = loop.gradients, []
+    honest, calls = step.accumulate_gradients, []
 
     def explode(*arguments):
         calls.append(1)
         found = honest(*arguments)
-        return found if len(calls) <= 4 else (float("nan"), *found[1:])
+        return found if len(calls) <= 4 else float("nan")
 
-    monkeypatch.setattr(loop, "gradients", explode)
+    monkeypatch.setattr(step, "accumulate_gradients", explode)
     out = tmp_path / "out"
     code, _, err = cli("sft", "--model", tiny_model, "--data", data, "--out", out, "--steps", 9,
                        "--quiet", "--eval-every", 4, "--held-out-share", 0.3)  # fmt: skip

@@ -6,7 +6,7 @@ import pytest
 
 from minift.cli.screen import Screen
 from minift.cli.watching import Watch
-from minift.train.loop import Progress
+from minift.train.step import Progress
 
 
 def told(step, held_out=None):
