@@ -31,6 +31,7 @@ Merging: W + s B A, its rows rescaled to m with dora.
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -148,6 +149,7 @@ class Change(nn.Module):
     ):
         super().__init__()
         self.config, self.scale = config, config.scale_at(path)
+        self.site = zlib.crc32(path.encode())  # its dropout mask is drawn by it
         rank, weight = config.rank_at(path), linear.weight.detach()
         self.A = nn.Parameter(start(rank, linear.in_features, config, weight, generator))
         # float32 even on a bf16 base: an AdamW step is smaller than bf16 can add to a weight.
@@ -201,7 +203,7 @@ class Change(nn.Module):
     def thin(self, linear: nn.Linear) -> Adapted:
         A, B = self.factors()
         # Pissa's change is a small difference of two large products.
-        return Adapted(linear, A, B, self.scale, self.drop, exact=self.derived)
+        return Adapted(linear, A, B, self.scale, self.drop, self.derived, self.site)
 
     def dora(self, linear: nn.Linear, x: Tensor, drop: float) -> Tensor:
         """W x, b and m ‖W + s B A‖⁻¹ (...): the dropped inputs make the change, and only it."""

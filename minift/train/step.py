@@ -19,6 +19,7 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 
 from minift.errors import ConfigError
+from minift.kernels.dropout import keyed
 from minift.model.transformer import Transformer
 from minift.train.config import TrainConfig
 from minift.train.objectives.protocol import Objective, StepBatch
@@ -140,6 +141,7 @@ class EagerStep:
     ):
         self.module, self.objective, self.optimizer = module, objective, optimizer
         self.parameters, self.config = parameters, config
+        self.number = 0  # of the next step, counted from 0; a resumed run sets it
         self.checked = False
         self.taken: StepResult | None = None
 
@@ -147,7 +149,9 @@ class EagerStep:
         batches = self.objective.batches(rows, self.config.micro_batch_tokens)
         # Known before the first backward pass, so that several processes can agree on the sum.
         num_targets = count_targets(batches)
-        loss = accumulate_gradients(self.module, batches, num_targets)
+        key = self.config.seed, self.number
+        loss = accumulate_gradients(self.module, batches, num_targets, key)
+        self.number += 1
         if not self.checked:
             check_gradients(self.parameters)
             self.checked = True
@@ -173,19 +177,24 @@ def count_targets(batches: Sequence[StepBatch]) -> int:
 
 
 def accumulate_gradients(
-    module: nn.Module, batches: Sequence[StepBatch], num_targets: int
+    module: nn.Module,
+    batches: Sequence[StepBatch],
+    num_targets: int,
+    key: tuple[int, int] = (0, 0),
 ) -> float:
     """Add up the gradients of a step's micro-batches; -> its mean loss a target, in nats.
 
+    Dropout masks are a function of `key` (run seed, step) and the micro-batch's number.
     The loss is divided once, by the targets of the whole step, so that cutting a step into
     micro-batches changes nothing.
     """
     total = 0.0
-    for batch in batches:
+    for number, batch in enumerate(batches):
         if batch.num_targets == 0:
             continue
-        loss = module(batch)  # a sum
-        (loss / num_targets).backward()
+        with keyed(*key, number):
+            loss = module(batch)  # a sum
+            (loss / num_targets).backward()
         total += float(loss.detach())
     return total / max(1, num_targets)
 

@@ -10,6 +10,7 @@ from torch import nn
 
 from minift.checkpoints.open import load_model
 from minift.errors import ConfigError
+from minift.kernels.dropout import keyed
 from minift.peft import methods
 from minift.peft.adapters import trainable
 from minift.peft.lora import LoRA
@@ -51,8 +52,8 @@ class Fixed:
         return token_batches([self.train[i] for i in indices], max_tokens)
 
 
-def adapted(dtype=torch.float64):
-    model = attach(load_model(GOLDEN / "llama_gqa", dtype=dtype), LoRA(rank=2))
+def adapted(dtype=torch.float64, method=LoRA(rank=2)):  # noqa: B008
+    model = attach(load_model(GOLDEN / "llama_gqa", dtype=dtype), method)
     with torch.no_grad():
         for k, (_, _, change) in enumerate(changes(model)):
             change.B.copy_(torch.sin(torch.arange(change.B.numel()) + k).view(change.B.shape) * 0.1)
@@ -79,6 +80,60 @@ def test_micro_batches_of_unequal_length_give_the_same_gradient(micro_batch_toke
 def test_checkpointing_changes_no_gradient():
     whole, again = grads_with(10_000), grads_with(10_000, checkpointing=True)
     assert all(torch.equal(a, b) for a, b in zip(whole[1], again[1], strict=True))
+
+
+def gradient_of(model, objective, numbers, between=lambda: None):
+    """The gradient of these micro-batches, each by its own number, in this order."""
+    module = LossModule(model.train(), objective)
+    for number in numbers:
+        with keyed(7, 3, number):
+            module(objective.batches([number], 100)[0]).backward()
+        between()
+    found = [p.grad for p in trainable(model).values()]
+    for p in trainable(model).values():
+        p.grad = None
+    return found
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_dropout_masks_depend_on_no_order_and_on_nothing_in_between(checkpointing):
+    model, objective = adapted(method=LoRA(rank=2, dropout=0.4)), Fixed([5, 9, 7])
+
+    def evaluate():
+        torch.rand(5)
+        with torch.no_grad():
+            model.eval()(torch.tensor([[1, 2, 3]]))
+            model.train()(torch.tensor([[1, 2, 3]]))
+
+    first = gradient_of(model, objective, [0, 1, 2])
+    model.checkpointing = checkpointing
+    for found in (
+        gradient_of(model, objective, [2, 0, 1]), gradient_of(model, objective, [0, 1, 2], evaluate)
+    ):  # fmt: skip
+        for mine, expected in zip(found, first, strict=True):
+            torch.testing.assert_close(mine, expected, rtol=0, atol=1e-12)
+    other = gradient_of(model, Fixed([5, 9, 7]), [0, 1])
+    assert not torch.allclose(other[0], first[0])
+
+
+def test_a_step_has_the_masks_of_its_number_whatever_was_before():
+    """A resumed run sets the number of its first step."""
+
+    def losses(number, steps):
+        model, objective = adapted(method=LoRA(rank=2, dropout=0.4)), Fixed([5, 9, 7])
+        parameters = trainable(model)
+        optimizer = AdamW(parameters, {}, betas=(0.9, 0.999), eps=1e-8, decay=0.0)
+        module, config = LossModule(model.train(), objective), TrainConfig()
+        step, found = EagerStep(module, objective, optimizer, parameters, config), []
+        step.number = number
+        for _ in range(steps):
+            step.start([0, 1, 2], 0.0)  # no weight changes
+            found.append(step.result().loss)
+        return found
+
+    whole = losses(0, 4)
+    assert len(set(whole)) == 4
+    assert losses(2, 2) == whole[2:]
 
 
 class Wrapped(nn.Module):
