@@ -57,7 +57,7 @@ def worker(arm: str, seed: int, steps: int) -> dict[str, Any]:
     objective = minift.SFT(tokenizer, train=train, held_out=rows[::20], max_length=256, pack=pack)
     config = minift.TrainConfig(
         steps=steps,
-        batch=ROWS,
+        batch_size=ROWS,
         lr=5e-4,
         seed=seed,
         threads=2,

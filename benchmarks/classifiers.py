@@ -27,7 +27,7 @@ from peer import answers
 from minift.checkpoints.hub.assets import cached
 from minift.checkpoints.open import load
 from minift.errors import ConfigError, FormatError, Notice
-from minift.train.classification import class_accuracy
+from minift.train.evaluation.labels import class_accuracy
 
 FAMILIES = ("bert", "distilbert", "roberta", "gpt2", "llama")
 ROWS, SHORT, LONG = 100, 48, 512

@@ -58,7 +58,8 @@ from minift.kernels.lora.dispatch import adapted_linears
 from minift.kernels.mlp.dispatch import mlp
 from minift.kernels.norm.dispatch import rms_norm
 from minift.kernels.rope.dispatch import rotate_both
-from minift.train import captured
+from minift.runtime import recorded
+from minift.train import cuda_graph
 
 PARTS = ("checks", "kernels", "steps", "decoding")
 SHAPES = {  # rows, D, F, query and key heads, V, rank
@@ -157,7 +158,7 @@ class Clock:
 
 def as_graph(on: On, call: Callable[[], object]) -> Callable[[], object]:
     """The call's kernels alone."""
-    return captured.recorded(call, call) if on.device == "cuda" else call
+    return recorded(call, call) if on.device == "cuda" else call
 
 
 def roofline(on: On, clock: Clock, sizes: Sequence[int], copied: int) -> dict[str, float]:
@@ -265,7 +266,7 @@ def main() -> None:
     begin = time.perf_counter()
     if options.dry:
         os.environ["TRITON_INTERPRET"] = "1"  # before anything imports Triton
-        captured.DEVICES = ("cpu",)  # the same step without a capture
+        cuda_graph.DEVICES = ("cpu",)  # the same step without a capture
     elif not torch.cuda.is_available():
         print("gpu.py: found no CUDA device, allowed one (or --dry)", file=sys.stderr)
         sys.exit(2)

@@ -34,8 +34,10 @@ from minift.peft.lora import LoRA
 from minift.peft.methods import attach
 from minift.runtime import recorded
 from minift.train.chunks import Chunks
-from minift.train.loop import TrainConfig, fit
-from minift.train.objectives import SFT, Batch, pieces
+from minift.train.config import TrainConfig
+from minift.train.loop import fit
+from minift.train.objectives.batch import Batch, Window, token_batches
+from minift.train.objectives.sft import SFT
 
 # float32: sums of 600 numbers; bf16: e, p, h and more are rounded.
 LIMITS = {torch.float32: 2e-5, torch.bfloat16: 2e-2}
@@ -271,7 +273,8 @@ class Ids(SFT):
     """An SFT whose rows are ids already."""
 
     def __init__(self, train: list[Any], held_out: list[Any]):
-        self.train, self.held_out, self.pack, self.window = train, held_out, "auto", {}
+        self.train, self.held_out, self.pack = train, held_out, "auto"
+        self.tokenizer, self.window = None, Window(self.encode)  # type: ignore[assignment]
         self.chunks = {False: Chunks(len(train), {})}
 
     def check(self, model: Transformer) -> None:
@@ -281,7 +284,7 @@ class Ids(SFT):
         return (self.held_out if held_out else self.train)[i]  # type: ignore[return-value]
 
     def held_out_batches(self, max_tokens: int) -> Iterator[Batch]:
-        yield from pieces(self.held_out, max_tokens)  # type: ignore[arg-type]
+        yield from token_batches(self.held_out, max_tokens)  # type: ignore[arg-type]
 
     def summary(self) -> dict[str, object]:
         return {}
@@ -310,8 +313,8 @@ def captured_apart(on: On, ours: str, dtype: torch.dtype) -> float:
                     nn.init.normal_(p, std=0.1)
         attach(model.to(dtype), LoRA(rank=4))
         config = TrainConfig(
-            steps=12 if on.device == "cuda" else 3, batch=8, lr=2e-3, micro_tokens=600, clip=0.5,
-            eval_every=5, kernels=ours, graph=graph, threads=1,
+            steps=12 if on.device == "cuda" else 3, batch_size=8, lr=2e-3,
+            micro_batch_tokens=600, clip=0.5, eval_every=5, kernels=ours, graph=graph, threads=1,
         )  # fmt: skip
         runs.append(fit(model, Ids(rows[8:], rows[:8]), config))
     pairs = [
@@ -340,7 +343,7 @@ def dropout(
         torch.manual_seed(1)
         found = both(lambda: adapted_linears(x, members), wanted)
         torch.manual_seed(1)
-        seed = triton.seed_on(x.device)()
+        seed = triton.seed_on(x.device, 0)
         eye = torch.eye(width, device=on.device)
         plan = triton.Plan((one.linear,), (width,), (1.0,), drop, seed)
         mask = triton.low(torch.ones_like(x), plan, [eye, eye]).double()

@@ -9,7 +9,7 @@ same tokens on every side. The sides:
     readable          its readable kernels, which do what PEFT's loop does, operation by operation;
                       not PEFT
     unsloth-like      its models by Unsloth's schedule, our re-implementation (unsloth_like.py)
-    minift, captured  the step of `fit` with graph="on" (train/captured.py), its own flat AdamW, the
+    minift, captured  the step of `fit` with graph="on" (train/cuda_graph.py), its flat AdamW, the
                       rows copied to the device in every step; in a dry run the same step without a
                       capture. Made last: what a capture that fails leaves behind meets no other
     PEFT, PEFT+Liger  transformers' Llama with PEFT's LoRA, where they can be imported
@@ -40,9 +40,8 @@ from minift.model.transformer import Transformer
 from minift.peft.adapters import trainable
 from minift.peft.lora import LoRA
 from minift.peft.methods import attach
-from minift.train.captured import Captured
-from minift.train.loop import TrainConfig
-from minift.train.optimizer import AdamW
+from minift.train.config import TrainConfig
+from minift.train.cuda_graph import GraphAdamW, GraphStep
 
 RATE = 1e-4
 Step = Callable[[], Tensor]  # one optimizer step -> its mean loss, on the device
@@ -136,9 +135,9 @@ def of_fit(case: Case, device: str, dtype: torch.dtype) -> Step:
     rows = [([*row, following[-1]], [1] * (case.length + 1))
             for row, following in zip(tokens, targets, strict=True)]  # fmt: skip
     parameters = trainable(model)
-    optimizer = AdamW(parameters, {}, betas=(0.9, 0.999), eps=1e-8, decay=0.0)
-    config = TrainConfig(batch=case.rows, micro_tokens=case.rows * case.length)
-    taker = Captured(model, optimizer, parameters, config)
+    optimizer = GraphAdamW(parameters, {}, betas=(0.9, 0.999), eps=1e-8, decay=0.0)
+    config = TrainConfig(batch_size=case.rows, micro_batch_tokens=case.rows * case.length)
+    taker = GraphStep(model, None, optimizer, parameters, config)
 
     def step() -> Tensor:
         taker.queue(rows, RATE)

@@ -62,7 +62,7 @@ def worker(base: str, method: str, lr: float, search: bool) -> None:
     dtype = base_dtype("auto") if base.startswith("smollm2") else "float32"
     model, tokenizer = minift.load(base, dtype=dtype, base="nf4" if method == NF4 else None)
     steps = STEPS[base] * (LONGER if method in SOFT else 1)
-    config = minift.TrainConfig(steps=steps, batch=16, lr=lr, warmup=0.1)
+    config = minift.TrainConfig(steps=steps, batch_size=16, lr=lr, warmup=0.1)
     classifies = base.startswith("minilm")
     if classifies:
         model = minift.with_labels(model, LABELS)

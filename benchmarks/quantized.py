@@ -76,7 +76,7 @@ def worker(name: str, options: argparse.Namespace) -> dict[str, Any]:
     from minift.peft.adapters import trainable
     from minift.peft.slots import linears
     from minift.runtime import tuned
-    from minift.train.evaluate import held_out_loss
+    from minift.train.evaluation.loss import held_out_loss
     from minift.train.optimizer import AdamW
 
     dtype, base = RUNS[name]
@@ -110,7 +110,7 @@ def worker(name: str, options: argparse.Namespace) -> dict[str, Any]:
             dense = load_model(path)
             with torch.no_grad():
                 logp, logq = (m(first.tokens).float().log_softmax(-1) for m in (dense, model))
-                kl = (logp.exp() * (logp - logq)).sum(-1)[first.learned]
+                kl = (logp.exp() * (logp - logq)).sum(-1)[first.loss_mask]
             out["kl"] = float(kl.mean())
         del dense
 

@@ -34,9 +34,10 @@ from minift.data.split import published_reviews
 from minift.model.transformer import Transformer
 from minift.peft.lora import LoRA
 from minift.runtime import tuned
-from minift.train.evaluate import Accuracy, gold_of, label_ids, label_logprobs
-from minift.train.loop import TrainConfig, fit, order
-from minift.train.objectives import SFT
+from minift.train.config import TrainConfig
+from minift.train.evaluation.labels import Accuracy, gold_of, label_ids, label_logprobs
+from minift.train.loop import fit, order
+from minift.train.objectives.sft import SFT
 from minift.train.optimizer import learning_rate
 
 PEER = Path(__file__).with_name("peers") / "hf_sft.py"
@@ -62,7 +63,7 @@ class Job:
 
 JOBS = {
     "float64": Job(replace(RECIPE, steps=50), dtype="float64", layers=4),
-    "float32": Job(replace(RECIPE, steps=100, batch=16, lr=5e-4), alike=0.97),
+    "float32": Job(replace(RECIPE, steps=100, batch_size=16, lr=5e-4), alike=0.97),
     "quickstart": Job(RECIPE, control=True),
 }
 
@@ -165,7 +166,8 @@ def main() -> None:
             mine, job = run_minift(asked, folder)
             cut_too = ["--layers", str(asked.layers), "--dtype", asked.dtype]
             theirs = peer(arguments.peer_python, job, folder, *(cut_too if asked.layers else []))
-            recipe = {key: getattr(asked.config, key) for key in ("steps", "batch", "lr")}
+            config = asked.config
+            recipe = {"steps": config.steps, "batch": config.batch_size, "lr": config.lr}
             result = recipe | compare(mine, theirs) | {"peer_versions": theirs["versions"]}
             if asked.control:
                 again, _ = run_minift(asked, folder / "control", threads=1)

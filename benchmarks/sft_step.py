@@ -103,7 +103,7 @@ def reviews() -> list[tuple[list[int], list[int]]]:
     import minift
     from minift.checkpoints.hub.assets import cached
     from minift.data.split import published_reviews
-    from minift.train.objectives import encode_row
+    from minift.train.objectives.sft import encode_row
 
     found = cached("movie-reviews")
     if found is None:
@@ -127,21 +127,24 @@ class Fixed:
     def rows(self) -> int:
         return len(self.data)
 
-    packs = True
+    packs, fits_cuda_graph, tokenizer = True, False, None
+
+    def load_window(self, indices: Sequence[int]) -> None:
+        pass
 
     def lengths(self, indices: Sequence[int]) -> list[int]:
         return [len(self.data[i][0]) for i in indices]
 
     def batches(self, indices: Sequence[int], max_tokens: int) -> Any:
-        from minift.train.objectives import pieces
+        from minift.train.objectives.batch import token_batches
 
-        return pieces([self.data[i] for i in indices], max_tokens, self.pack)
+        return token_batches([self.data[i] for i in indices], max_tokens, self.pack)
 
     def held_out_batches(self, max_tokens: int) -> Iterator[Any]:
         return iter(())
 
     def loss_sum(self, model: Any, batch: Any) -> Any:
-        from minift.train.objectives import SFT
+        from minift.train.objectives.sft import SFT
 
         return SFT.loss_sum(self, model, batch)  # type: ignore[arg-type]
 
@@ -153,10 +156,10 @@ class Fixed:
 
 
 def config_of(case: Case, steps: int, kernels: str = "auto") -> Any:
-    from minift.train.loop import TrainConfig
+    from minift.train.config import TrainConfig
 
-    return TrainConfig(steps=steps, batch=case.rows, lr=1e-4, schedule="constant", warmup=0.0,
-                       threads=2, kernels=kernels, micro_tokens=8192)  # fmt: skip
+    return TrainConfig(steps=steps, batch_size=case.rows, lr=1e-4, schedule="constant", warmup=0.0,
+                       threads=2, kernels=kernels, micro_batch_tokens=8192)  # fmt: skip
 
 
 def worker(name: str, side: str, steps: int, adapter: str) -> dict[str, Any]:

@@ -63,7 +63,7 @@ def main() -> None:
     model, tokenizer = minift.load(args.model)
     minift.attach(model, minift.LoRA(rank=8, alpha=16))
     objective = minift.SFT(tokenizer, train=train, held_out=held_out, max_length=256)
-    config = minift.TrainConfig(steps=4 if args.small else 150, batch=8, lr=5e-4)
+    config = minift.TrainConfig(steps=4 if args.small else 150, batch_size=8, lr=5e-4)
     run = minift.fit(model, objective, config, out=args.out, overwrite=True)
     step, loss = run.evaluations[-1]
     print(

@@ -37,7 +37,7 @@ print(f"before  {before}")
 
 minift.attach(model, minift.LoRA(rank=8, alpha=16))
 objective = minift.SFT(tokenizer, train=train)
-config = minift.TrainConfig(steps=4 if args.small else 200, batch=8, lr=2e-3, warmup=0.1)
+config = minift.TrainConfig(steps=4 if args.small else 200, batch_size=8, lr=2e-3, warmup=0.1)
 run = minift.fit(model, objective, config, out=args.out, overwrite=True)
 print(f"loss    {run.losses[0]:.2f} to {run.losses[-1]:.2f} in {run.seconds:.0f} s")
 

@@ -42,12 +42,12 @@ if TYPE_CHECKING:
     from minift.peft.prefix import Prefix as Prefix
     from minift.peft.prompt import Prompt as Prompt
     from minift.peft.ptuning import PTuning as PTuning
-    from minift.train.classification import Classification as Classification
-    from minift.train.classification import class_accuracy as class_accuracy
-    from minift.train.evaluate import label_accuracy as label_accuracy
-    from minift.train.loop import TrainConfig as TrainConfig
+    from minift.train.config import TrainConfig as TrainConfig
+    from minift.train.evaluation.labels import class_accuracy as class_accuracy
+    from minift.train.evaluation.labels import label_accuracy as label_accuracy
     from minift.train.loop import fit as fit
-    from minift.train.objectives import SFT as SFT
+    from minift.train.objectives.classification import Classification as Classification
+    from minift.train.objectives.sft import SFT as SFT
 
 PUBLIC = {
     "download": "minift.checkpoints.hub.assets",
@@ -80,12 +80,12 @@ PUBLIC = {
     "Prefix": "minift.peft.prefix",
     "Prompt": "minift.peft.prompt",
     "PTuning": "minift.peft.ptuning",
-    "Classification": "minift.train.classification",
-    "class_accuracy": "minift.train.classification",
-    "label_accuracy": "minift.train.evaluate",
-    "TrainConfig": "minift.train.loop",
+    "Classification": "minift.train.objectives.classification",
+    "class_accuracy": "minift.train.evaluation.labels",
+    "label_accuracy": "minift.train.evaluation.labels",
+    "TrainConfig": "minift.train.config",
     "fit": "minift.train.loop",
-    "SFT": "minift.train.objectives",
+    "SFT": "minift.train.objectives.sft",
 }
 
 

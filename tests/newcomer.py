@@ -208,7 +208,7 @@ SLIPS = (
 NARROW = (
     "minift classify --model minilm-l6-v2 --data reviews.csv --template {review} --target verdict "
     "--labels bad,mixed,good --steps 4 --out runs/narrow",
-    "minift sft --model smollm2-135m-instruct --data prompts.jsonl --steps 3 --batch 4 "
+    "minift sft --model smollm2-135m-instruct --data prompts.jsonl --steps 3 --batch-size 4 "
     "--out runs/narrow-sft",
     "minift info runs/narrow-sft",
     "minift eval --adapter runs/narrow --data held.csv",

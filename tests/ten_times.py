@@ -89,7 +89,17 @@ def outcome(model: str, folder: Path, case: tuple[str, ...]) -> dict[str, object
     """All that must not differ, of one run and of what it trained."""
     data, run = folder / "rows.jsonl", folder / "run"
     write_rows(data)
-    train = ("--steps", 4, "--batch", 4, "--eval-every", 2, "--micro-tokens", 128, "--quiet")
+    train = (
+        "--steps",
+        4,
+        "--batch-size",
+        4,
+        "--eval-every",
+        2,
+        "--micro-batch-tokens",
+        128,
+        "--quiet",
+    )
     minift("sft", "--model", model, "--data", data, "--out", run, *train, *case)
     facts = json.loads((run / "run.json").read_text())
     lines = (run / "metrics.jsonl").read_text().splitlines()

@@ -24,11 +24,12 @@ from minift.model.transformer import Transformer
 from minift.peft.lora import LoRA
 from minift.peft.methods import attach
 from minift.study.verify import save_trace
-from minift.train.loop import TrainConfig, fit
-from minift.train.objectives import SFT
+from minift.train.config import TrainConfig
+from minift.train.loop import fit
+from minift.train.objectives.sft import SFT
 
 GOLDEN = Path(__file__).parent / "golden"  # folders that transformers and PEFT wrote
-STEPS = ("--steps", "1", "--batch", "1", "--threads", "1", "--quiet")
+STEPS = ("--steps", "1", "--batch-size", "1", "--threads", "1", "--quiet")
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +84,7 @@ def exported(to: str, here: Path, path: Path, overwrite: bool) -> None:
 def trained(here: Path, path: Path, overwrite: bool) -> None:
     model, tokenizer = adapted(here)
     rows = [{"prompt": "1:", "completion": " yes"}]
-    config = TrainConfig(steps=1, batch=1, threads=1)
+    config = TrainConfig(steps=1, batch_size=1, threads=1)
     fit(model, SFT(tokenizer, rows), config, path, overwrite=overwrite)
 
 
@@ -247,7 +248,7 @@ def test_a_file_that_comes_into_the_adapter_while_a_run_goes_on(here, tmp_path):
 
     model, tokenizer = adapted(here)
     rows = [{"prompt": "1:", "completion": " yes"}]
-    config = TrainConfig(steps=1, batch=1, threads=1)
+    config = TrainConfig(steps=1, batch_size=1, threads=1)
     fit(model, SFT(tokenizer, rows), config, tmp_path / "r", watch=put)
     assert (tmp_path / "r" / "adapter" / "adapter_model.safetensors").exists()
     (place,) = (tmp_path / "r").rglob(".DS_Store")

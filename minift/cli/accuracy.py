@@ -10,8 +10,7 @@ from minift.data.read import Records
 from minift.data.split import Rows
 from minift.model.transformer import Transformer
 from minift.tokenizers.interface import Tokenizer
-from minift.train.classification import class_accuracy
-from minift.train.evaluate import Accuracy, label_accuracy
+from minift.train.evaluation.labels import Accuracy, class_accuracy, label_accuracy
 
 
 def measure_answers(

@@ -26,7 +26,7 @@ from minift.model.config import ModelConfig
 from minift.model.transformer import Transformer
 from minift.tokenizers.interface import Tokenizer
 from minift.tokenizers.text_format import TextFormat
-from minift.train.classification import Classification
+from minift.train.objectives.classification import Classification
 
 
 @in_run_folder

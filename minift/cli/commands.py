@@ -62,7 +62,7 @@ GENERATION = (
     ),
     Flag("graph", bool, False, "on a GPU: each token's pass as one CUDA graph"),
 )  # fmt: skip
-TRAINING = ("held_out", "epochs", "steps", "lr", "batch", "rank", "max_length", "overwrite")
+TRAINING = ("held_out", "epochs", "steps", "lr", "batch_size", "rank", "max_length", "overwrite")
 TABLE = ("template", "target", "labels")
 EXCLUSIVE = (("steps", "epochs"), ("held_out", "held_out_share"))
 SAMPLED = ("temperature", "top_p")
@@ -168,7 +168,7 @@ COMMANDS = {
             BASE,
             OVERWRITE,
         ),
-        configs=("minift.train.loop:TrainConfig", METHODS),
+        configs=("minift.train.config:TrainConfig", METHODS),
     ),
     "classify": Command(
         "train a model to put a label on a text; minift eval scores it",
@@ -197,7 +197,7 @@ COMMANDS = {
             BASE,
             OVERWRITE,
         ),
-        configs=("minift.train.loop:TrainConfig", METHODS),
+        configs=("minift.train.config:TrainConfig", METHODS),
     ),
     "eval": Command(
         "loss on a data set; accuracy where there are labels, and of a classifier",

@@ -9,7 +9,7 @@ from minift.data.read import Records, open_records, unescape_template
 from minift.data.split import Rows, fewest_held_out, held_out
 from minift.errors import ConfigError, notice, one_line
 from minift.tokenizers.text_format import TextFormat
-from minift.train.classification import LABEL, TEXT
+from minift.train.objectives.classification import LABEL, TEXT
 
 
 def open_prompts(parsed: Parsed, path: str, texts: TextFormat | None = None) -> Records:

@@ -18,8 +18,8 @@ from minift.model.transformer import Transformer
 from minift.peft.adapters import room_left
 from minift.runtime import tuned
 from minift.tokenizers.text_format import TextFormat
-from minift.train.evaluate import held_out_loss
-from minift.train.objectives import SFT
+from minift.train.evaluation.loss import held_out_loss
+from minift.train.objectives.sft import SFT
 
 
 def eval(parsed: Parsed, console: Console) -> int:

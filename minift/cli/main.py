@@ -26,8 +26,8 @@ from minift.kernels.choice import using
 ADAPTER = "adapter_config.json"
 HELP = ("-h", "--help", "--help-all")
 MEMORY = (
-    "out of memory; less is needed with a smaller --batch or --max-length, with --base int8 or "
-    "nf4, or by a smaller model"
+    "out of memory; less is needed with a smaller --batch-size or --max-length, with --base int8 "
+    "or nf4, or by a smaller model"
 )
 
 

@@ -10,7 +10,7 @@ import math
 import time
 
 from minift.cli.console import Console
-from minift.train.loop import Progress
+from minift.train.step import Progress
 
 SECONDS, STEPS = 5.0, 3  # of watching before anything is said of the machine
 WAITING = 0.7  # the main thread's share of the clock below which the cores are busy

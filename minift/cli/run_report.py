@@ -12,7 +12,8 @@ from minift.kernels.choice import word
 from minift.kernels.quantized.linear import base_of, numbers
 from minift.model.transformer import Transformer
 from minift.peft.adapters import config_of, trainable
-from minift.train.loop import LEAST, Run, TrainConfig
+from minift.train.config import LEAST, TrainConfig
+from minift.train.step import Run
 
 FEW = 10  # held-out rows: choosing the best adapter on fewer is remarked on
 # The share of the loss by which it has to fall; EARLY where a run has only a few updates.
@@ -34,7 +35,7 @@ def plan_line(model: Transformer, seconds: float | None) -> str:
 
 def passes_line(config: TrainConfig, rows: int) -> str | None:
     """A remark that few rows mean several passes, where neither --steps nor --epochs is given."""
-    once, steps = math.ceil(rows / config.batch), config.resolved_steps(rows)
+    once, steps = math.ceil(rows / config.batch_size), config.resolved_steps(rows)
     if config.steps is not None or config.epochs is not None or steps == once:
         return None
     return (

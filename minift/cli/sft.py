@@ -22,7 +22,7 @@ from minift.interop.adapter_files import AnyStored, texts_of
 from minift.model.config import ModelConfig
 from minift.model.transformer import Transformer
 from minift.tokenizers.interface import Tokenizer
-from minift.train.objectives import SFT
+from minift.train.objectives.sft import SFT
 
 
 @in_run_folder

@@ -19,8 +19,9 @@ OPTION_ALIASES: tuple[tuple[str, str], ...] = (
     ("max-length",
      "max-seq-length max-seq-len seq-length seq-len max-len cutoff-len context "
      "context-length block-size length"),
-    ("batch", "batch-size bs train-batch-size per-device-train-batch-size b"),
-    ("micro-tokens", "micro-batch-size gradient-accumulation-steps grad-accum accumulation"),
+    ("batch-size", "batch bs train-batch-size per-device-train-batch-size b"),
+    ("micro-batch-tokens",
+     "micro-tokens micro-batch-size gradient-accumulation-steps grad-accum accumulation"),
     ("clip", "max-grad-norm grad-clip gradient-clipping"),
     ("weight-decay", "wd decay"),
     ("beta1", "adam-beta1"),

@@ -32,10 +32,13 @@ from minift.peft.methods import attach
 from minift.runtime import cores, peak_memory
 from minift.study.plan import training_seconds
 from minift.tokenizers.interface import Tokenizer
-from minift.train.classification import Classification
-from minift.train.loop import Run, TrainConfig, fit
-from minift.train.objectives import SFT, Objective
+from minift.train.config import TrainConfig
+from minift.train.loop import fit
+from minift.train.objectives.classification import Classification
+from minift.train.objectives.protocol import Objective
+from minift.train.objectives.sft import SFT
 from minift.train.run_folder import ADAPTER_FOLDER, claimed
+from minift.train.step import Run
 
 Data = Records | Rows
 O = TypeVar("O", SFT, Classification)  # the objective
@@ -155,7 +158,7 @@ def run_training(
     model, objective, config = training.model, training.objective, training.config
     steps = config.resolved_steps(objective.rows)
     sample = objective.lengths(range(0, objective.rows, max(1, objective.rows // 200)))
-    tokens = config.batch * sum(sample) / len(sample)
+    tokens = config.batch_size * sum(sample) / len(sample)
     plan = training_seconds(model, steps, tokens, config.threads)
     console.say(f"{label:<12} {plan_line(model, plan)}")
     if (remark := passes_line(config, objective.rows)) is not None:

@@ -48,30 +48,35 @@ def shuffled(count: int, *key: int) -> Indices:
 
 def row_batches(
     rows: int,
-    batch: int,
+    batch_size: int,
     seed: int,
     epoch: int,
     lengths: Callable[[list[int]], Lengths],
     *,
-    alike: bool = True,
+    group_by_length: bool = True,
     window: int = WINDOW,
+    start: int = 0,
 ) -> Iterator[Indices]:
-    """Batches of row indices for one epoch: every row once, `batch` rows each, one perhaps fewer.
+    """Batches of row numbers for one epoch: every row once, `batch_size` a batch, the last fewer.
 
-    `alike`: rows of like length go together. `lengths(indices)` is called once a window, of
-    `window` rows rounded up to whole batches, even where it decides nothing.
+    `group_by_length`: rows of like length go together. `lengths(indices)` is called once a window,
+    of `window` rows rounded up to whole batches, even where it decides nothing. `start`: batches to
+    skip; no length is asked for in a window that they fill.
     """
-    if batch < 1 or window < 1:
-        raise ConfigError(f"batch is {batch} and window {window}; allowed: 1 or more")
+    if batch_size < 1 or window < 1:
+        raise ConfigError(f"batch is {batch_size} and window {window}; allowed: 1 or more")
     order = shuffled(rows, seed, epoch, 0)
-    for number, part in enumerate(cut(order, -(-window // batch) * batch)):
-        known = lengths(part.tolist())
-        if not alike:
-            yield from cut(part, batch)
+    per_window = -(-window // batch_size)
+    for number, part in enumerate(cut(order, per_window * batch_size)):
+        skip = start - number * per_window  # batches of this window
+        if skip >= per_window:
             continue
-        batches = cut(part[np.argsort(np.asarray(known), kind="stable")], batch)
-        for k in shuffled(len(batches), seed, epoch, 1, number):
-            yield batches[k]
+        known = lengths(part.tolist())
+        batches = cut(part, batch_size)
+        if group_by_length:
+            batches = cut(part[np.argsort(np.asarray(known), kind="stable")], batch_size)
+            batches = [batches[k] for k in shuffled(len(batches), seed, epoch, 1, number)]
+        yield from batches[max(0, skip) :]
 
 
 def cut(rows: Indices, size: int) -> list[Indices]:

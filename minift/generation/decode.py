@@ -22,6 +22,7 @@ from minift.generation.sampling import Sampling, adjust, draw
 from minift.model.transformer import Transformer
 from minift.runtime import tuned, unrouted
 from minift.tokenizers import chat
+from minift.tokenizers.bos import encode_with_bos
 from minift.tokenizers.interface import Tokenizer
 from minift.tokenizers.stream import TextStream
 
@@ -221,7 +222,7 @@ def generate(
         )
     alone = isinstance(prompts, str) or (len(prompts) > 0 and type(prompts[0]) is int)
     each: Sequence[Any] = [prompts] if alone else prompts
-    read = [opened(tokenizer, p) if isinstance(p, str) else list(p) for p in each]
+    read = [encode_with_bos(tokenizer, p) if isinstance(p, str) else list(p) for p in each]
     ids = [one for one in read for _ in range(samples)]
     streams = [TextStream(tokenizer) for _ in ids]
     texts, told, ended = [""] * len(ids), [0] * len(ids), [False] * len(ids)
@@ -258,9 +259,3 @@ def generate(
             texts[row] += rest.close()
         tell(row, len(texts[row]))
     return texts[0] if alone and samples == 1 else texts
-
-
-def opened(tokenizer: Tokenizer, text: str) -> list[int]:
-    """The ids of a text, after the token that opens every text if there is one."""
-    ids = tokenizer.encode(text)
-    return [tokenizer.bos, *ids] if tokenizer.add_bos and tokenizer.bos is not None else ids

@@ -27,6 +27,7 @@ dora a length for each of its columns. `tokens` instead trains the rows of a few
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -149,6 +150,7 @@ class LoRALayer(nn.Module):
     ):
         super().__init__()
         self.config, self.scale = config, config.scale_at(path)
+        self.site = zlib.crc32(path.encode())  # its dropout mask is drawn by it
         rank = config.rank_at(path)
         self.A = nn.Parameter(start(rank, linear.in_features, config, generator))
         self.A.data = self.A.data.to(**trainable_options(linear))
@@ -204,7 +206,7 @@ class LoRALayer(nn.Module):
     def thin(self, linear: nn.Linear) -> Adapted:
         A, B = self.factors()
         # Pissa's change is a small difference of two large products.
-        return Adapted(linear, A, B, self.scale, self.drop, exact=self.derived)
+        return Adapted(linear, A, B, self.scale, self.drop, self.derived, self.site)
 
     def dora(self, linear: nn.Linear, x: Tensor, drop: float) -> Tensor:
         """W x, b and m ‖W + s B A‖⁻¹ (...): the dropped inputs make the change, and only it."""

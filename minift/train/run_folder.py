@@ -1,6 +1,8 @@
-"""A run's folder: whether it may be written, whose it is while a run goes on, what gives way.
+"""A run's folder: what a run writes, whether it may, and what of an older run gives way.
 
     run.json, metrics.jsonl, adapter/    of a run; replaced if told, and only if minift wrote them
+    model/                               in place of adapter/ where no adapter is trained; a run's
+                                         own only where run.json says so
     .minift-run                          the lock of a run that is going on, gone when it ends
 
 Whatever else is in the folder stays there. The system gives a lock back when its process ends,
@@ -11,27 +13,43 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
+import platform
 import re
 import secrets
 import stat
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import torch
+
+from minift import __version__
+from minift.checkpoints.save import save
 from minift.errors import ConfigError, FormatError, StorageError, notice, one_line
 from minift.formats import strict_json
-from minift.formats.overwrite import ADAPTER, check_files, foreign, names_in
+from minift.formats.overwrite import ADAPTER, MODEL, check_files, foreign, names_in
+from minift.interop.adapter_files import save_adapter
 from minift.interop.stored import METRICS
+from minift.kernels.quantized.linear import base_of, numbers
+from minift.model.transformer import Transformer
+from minift.peft.adapters import active, config_of, trainable
+from minift.runtime import peak_memory
 from minift.storage import probe
+from minift.tokenizers.interface import Tokenizer
+from minift.train.step import Run
 
 try:
     import fcntl
 except ImportError:  # Windows: no such locks
     fcntl = None  # type: ignore[assignment]
 
-RUN, ADAPTER_FOLDER, LOCK = "run.json", "adapter", ".minift-run"
+RUN, ADAPTER_FOLDER, MODEL_FOLDER, LOCK = "run.json", "adapter", "model", ".minift-run"
+RECORDED = 4096  # evaluations in run.json, which stays small; metrics.jsonl has all
+NAMES = {ADAPTER_FOLDER: ADAPTER, MODEL_FOLDER: MODEL}  # of files in the folders of weights
 _held: dict[str, int] = {}  # folders that this process holds -> the thread that does
 
 
@@ -47,6 +65,8 @@ def check_out(out: str | os.PathLike[str], overwrite: bool) -> Path:
         raise ConfigError(f"out: {shown} is a file, allowed a folder")
     found = set(names_in(path)) if os.path.isdir(path) else set()
     own = [name for name in (RUN, METRICS, ADAPTER_FOLDER) if name in found]
+    if MODEL_FOLDER in found and owns_model(path):
+        own.append(MODEL_FOLDER)
     for name in own:
         check_own(path, name)
     if own and not overwrite:
@@ -65,10 +85,10 @@ def check_own(folder: Path, name: str) -> None:
     """Raise ConfigError unless `name`, which is in the folder, is what a run of minift left."""
     place = folder / name
     mode = os.lstat(place).st_mode
-    if name == ADAPTER_FOLDER and stat.S_ISDIR(mode):
-        check_files(place, ADAPTER)
+    if name in NAMES and stat.S_ISDIR(mode):
+        check_files(place, NAMES[name])
         return
-    if name == ADAPTER_FOLDER or not stat.S_ISREG(mode) or not is_record(place):
+    if name in NAMES or not stat.S_ISREG(mode) or not is_record(place):
         raise not_ours(folder, name)
 
 
@@ -97,6 +117,14 @@ def is_record(path: Path) -> bool:
     except (ValueError, RecursionError):
         return not line.endswith(b"\n") and line.startswith(b'{"step": ')  # torn
     return isinstance(first, dict) and {"step", "steps", "loss"} <= first.keys()
+
+
+def owns_model(folder: Path) -> bool:
+    """True if run.json says that model/ is its run's: minift.save writes the very same files."""
+    try:
+        return strict_json.read(folder / RUN).get("weights") == MODEL_FOLDER
+    except FormatError:
+        return False
 
 
 @contextmanager
@@ -188,37 +216,125 @@ def busy(path: Path, process: object) -> ConfigError:
     )
 
 
-def make_room(adapter: Path) -> None:
-    """Move what came into the adapter's folder while its run goes on into a folder beside it.
+# ---- the weights ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class TrainableFiles:
+    """What training changes, as a folder of files."""
+
+    folder: str  # its name in the run's folder, and what the files are: an adapter, a model
+    size: int  # bytes, about
+    write: Callable[[Path], None]  # whole or not at all, over an older one
+
+
+def trainable_files(model: Transformer, tokenizer: Tokenizer | None) -> TrainableFiles | None:
+    """What is saved of a run: the active adapter; without one, the whole model and its tokenizer.
+
+    None where no adapter is active and there is no tokenizer to write beside the model.
+    """
+    if active(model) is not None:
+        size = sum(p.numel() * p.element_size() for p in trainable(model).values())
+        return TrainableFiles(
+            ADAPTER_FOLDER, size, lambda path: save_adapter(model, path, overwrite=True)
+        )
+    if tokenizer is None:
+        return None
+    size = numbers(model) * model.embed.weight.element_size()
+    return TrainableFiles(
+        MODEL_FOLDER, size, lambda path: save(model, tokenizer, path, overwrite=True)
+    )
+
+
+def check_weights(out: Path, files: TrainableFiles | None) -> None:
+    """Raise ConfigError where the run's model/ is somebody else's; say where no weights are saved.
+
+    Anything may be beside a run's files with --overwrite, but not in their place.
+    """
+    if files is None:
+        notice(out, "no weights are written here, as no adapter is attached: minift.save them")
+        return
+    there = files.folder == MODEL_FOLDER and os.path.lexists(out / MODEL_FOLDER)
+    if there and not owns_model(out):
+        raise not_ours(out, MODEL_FOLDER)
+
+
+def make_room(weights: Path) -> None:
+    """Move what came into the folder of weights while its run goes on into a folder beside it.
 
     A file browser or a person may put something there; it must neither be lost nor cost the run.
     """
-    if not os.path.isdir(adapter):
+    if not os.path.isdir(weights):
         return
-    beside = adapter.parent / f"minift-kept-{secrets.token_hex(8)}"
-    moved = []
+    beside, moved = weights.parent / f"minift-kept-{secrets.token_hex(8)}", []
     try:
-        while (name := foreign(adapter, ADAPTER)) is not None:
+        while (name := foreign(weights, NAMES[weights.name])) is not None:
             beside.mkdir(exist_ok=True)
-            os.rename(adapter / name, beside / name)
+            os.rename(weights / name, beside / name)
             moved.append(name)
     except OSError as error:
-        raise StorageError(adapter, f"cannot write: {error.strerror}", error.errno) from None
+        raise StorageError(weights, f"cannot write: {error.strerror}", error.errno) from None
     if moved:
-        notice(adapter, f"{', '.join(moved)} came in while the run went on, and is in {beside} now")
+        notice(weights, f"{', '.join(moved)} came in while the run went on, and is in {beside} now")
 
 
 def clear(path: Path) -> None:
-    """Remove an older run's records and adapter, all of which `check_out` has let through."""
-    adapter = path / ADAPTER_FOLDER
+    """Remove an older run's records and weights, all of which `check_out` has let through."""
+    folders = [ADAPTER_FOLDER, *[MODEL_FOLDER] * owns_model(path)]
     try:
+        for folder in (path / name for name in folders):
+            if os.path.isdir(folder):
+                check_files(folder, NAMES[folder.name])
+                for name in os.listdir(folder):
+                    if NAMES[folder.name].fullmatch(name):
+                        (folder / name).unlink()
+                folder.rmdir()
         for name in (RUN, METRICS):
             (path / name).unlink(missing_ok=True)
-        if os.path.isdir(adapter):
-            check_files(adapter, ADAPTER)
-            for name in os.listdir(adapter):
-                if ADAPTER.fullmatch(name):
-                    (adapter / name).unlink()
-            adapter.rmdir()
     except OSError as error:
         raise ConfigError(f"out: {path} cannot be written: {error.strerror}") from None
+
+
+# ---- the record ----------------------------------------------------------------------------------
+
+
+def record(model: Transformer, run: Run, files: TrainableFiles | None) -> dict[str, object]:
+    """What run.json says."""
+    method = config_of(model)
+    methods = {type(method).__name__: asdict(method)} if method is not None else {}  # type: ignore[call-overload]
+    counts = {name: p.numel() for name, p in trainable(model).items()}
+    return {
+        "model": model.source,
+        "methods": methods,
+        "trainable": sum(counts.values()),
+        "parameters": numbers(model),
+        "base": base_of(model) or "dense",
+        "config": asdict(run.config),
+        "ended": run.ended,
+        "steps": run.steps,
+        "planned_steps": run.planned,
+        "final_loss": finite_or_none(run.losses[-1]) if run.losses else None,
+        "held_out": [
+            {"step": s, "loss": finite_or_none(x)} for s, x in run.evaluations[-RECORDED:]
+        ],
+        "best_step": run.best_step,
+        "kept_step": run.kept_step,
+        "weights": None if files is None else files.folder,
+        "skipped_steps": run.skipped,
+        "tokens": run.tokens,
+        "seconds": round(run.seconds, 3),
+        "peak_memory_bytes": peak_memory(),
+        "interrupted": run.interrupted,
+        "versions": {
+            "minift": __version__,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+        },
+        "device": str(model.embed.weight.device),
+        "machine": platform.machine(),
+    }
+
+
+def finite_or_none(value: float | None) -> float | None:
+    """The number; None where it is NaN or infinite, which JSON has no word for."""
+    return value if value is not None and math.isfinite(value) else None

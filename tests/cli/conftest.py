@@ -78,7 +78,7 @@ def run_folder(tiny_model, tmp_path_factory) -> Path:
     rows = [{"prompt": f"{i}:", "completion": " yes"} for i in range(8)]
     (folder / "d.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     out = folder / "out"
-    words = f"sft --model {tiny_model} --data {folder}/d.jsonl --out {out} --steps 3 --batch 2"
+    words = f"sft --model {tiny_model} --data {folder}/d.jsonl --out {out} --steps 3 --batch-size 2"
     assert main([*words.split(), "--quiet", "--rank", "2", "--lr", "0.05"]) == 0
     return out
 

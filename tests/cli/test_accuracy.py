@@ -11,8 +11,7 @@ from minift.cli.commands import COMMANDS
 from minift.cli.console import Console
 from minift.cli.options import parse
 from minift.data.read import open_records
-from minift.train.classification import class_accuracy
-from minift.train.evaluate import label_accuracy
+from minift.train.evaluation.labels import class_accuracy, label_accuracy
 
 
 @pytest.fixture

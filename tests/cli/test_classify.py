@@ -20,8 +20,9 @@ from minift.interop.adapter_files import TENSORS, adapter_files, load_adapter, s
 from minift.peft.lora import LoRA
 from minift.peft.merge import merge
 from minift.peft.methods import attach
-from minift.train import loop
-from minift.train.classification import Classification, class_accuracy
+from minift.train import step
+from minift.train.evaluation.labels import class_accuracy
+from minift.train.objectives.classification import Classification
 
 LABELS = "bad,good"
 
@@ -42,7 +43,7 @@ def run(base, reviews, tmp_path_factory):
     out = tmp_path_factory.mktemp("classifier") / "out"
     words = f"classify --model {base} --data {reviews} --labels {LABELS} --out {out} --steps 40"
     words = [*words.split(), "--template", "number 7 {text}", "--target", "label", "--quiet"]
-    assert main([*words, "--lr", "0.03", "--batch", "12", "--dtype", "float32"]) == 0
+    assert main([*words, "--lr", "0.03", "--batch-size", "12", "--dtype", "float32"]) == 0
     return out
 
 
@@ -260,7 +261,7 @@ def test_pairs_are_read_again_as_in_training(cli, tiny_encoder, tmp_path):
     table.write_text("one,two,label\n" + "".join(rows))
     out = tmp_path / "out"
     words = ["classify", "--model", tiny_encoder, "--data", table, "--labels", LABELS, "--out", out]
-    words += ["--template", "{one}", "--pair", "{two}", "--steps", "2", "--batch", "4"]
+    words += ["--template", "{one}", "--pair", "{two}", "--steps", "2", "--batch-size", "4"]
     code, text, _ = cli(*words)
     assert code == 0
     assert re.search(r"\[CLS\] a film .*\[SEP\] (bad|good) \[SEP\]", text)
@@ -276,7 +277,7 @@ def test_two_columns_of_their_own_names_are_a_pair(cli, tiny_encoder, tmp_path):
     table, out = tmp_path / "pairs.csv", tmp_path / "out"
     table.write_text("text,text_pair,label\n" + "a film,good,1\na,bad film,0\n" * 4)
     words = ["classify", "--model", tiny_encoder, "--data", table, "--labels", LABELS, "--out", out]
-    assert cli(*words, "--steps", "1", "--batch", "4")[0] == 0
+    assert cli(*words, "--steps", "1", "--batch-size", "4")[0] == 0
     assert "texts        {text} and {text_pair}   labels" in cli("eval", "--adapter", out, "--data",
                                                                   table)[1]  # fmt: skip
 
@@ -307,7 +308,7 @@ def evil_run(tiny_encoder, tmp_path_factory):
 def test_names_in_files_do_not_steer_the_terminal(cli, evil_run, tiny_encoder):
     adapter, merged, rows = evil_run / "adapter", evil_run / "merged", evil_run / "rows.jsonl"
     go_on = ("classify", "--model", tiny_encoder, "--adapter", adapter, "--data", rows,
-             "--held-out", rows, "--steps", "1", "--batch", "2", "--overwrite")  # fmt: skip
+             "--held-out", rows, "--steps", "1", "--batch-size", "2", "--overwrite")  # fmt: skip
     for words, right in (
         (("info", adapter), 0),
         (("info", merged), 0),
@@ -347,13 +348,13 @@ def test_ctrl_c_before_training_is_just_that(cli, tiny_encoder, reviews, tmp_pat
 def test_ctrl_c_in_training_ends_without_another_evaluation(
     cli, tiny_encoder, reviews, tmp_path, monkeypatch
 ):
-    honest = loop.gradients
+    honest = step.accumulate_gradients
 
     def pressed(*arguments):
         os.kill(os.getpid(), signal.SIGINT)
         return honest(*arguments)
 
-    monkeypatch.setattr(loop, "gradients", pressed)
+    monkeypatch.setattr(step, "accumulate_gradients", pressed)
     code, text, _ = cli("classify", "--model", tiny_encoder, "--data", reviews, "--labels",
                         "bad,good", "--out", tmp_path / "r", "--steps", 9)  # fmt: skip
     assert code == 130

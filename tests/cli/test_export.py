@@ -61,7 +61,7 @@ def test_an_encoder_as_a_folder(cli, tiny_encoder, tmp_path):
 def test_a_classifier_as_a_folder(cli, tiny_encoder, reviews, tmp_path):
     run, out = tmp_path / "run", tmp_path / "x"
     words = f"classify --model {tiny_encoder} --data {reviews} --labels bad,good --out {run}"
-    assert cli(*words.split(), "--steps", "2", "--batch", "4", "--quiet")[0] == 0
+    assert cli(*words.split(), "--steps", "2", "--batch-size", "4", "--quiet")[0] == 0
     code, text, _ = cli("export", run, "--to", "hf", "--out", out)
     assert code == 0
     assert "read back: scores within " in text

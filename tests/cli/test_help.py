@@ -7,14 +7,22 @@ import pytest
 from minift.cli.commands import COMMANDS, Command
 from minift.cli.help import command_help
 from minift.cli.options import Flag
-from minift.train.loop import TrainConfig
+from minift.train.config import TrainConfig
 
 
 @pytest.mark.parametrize("words", [("help", "sft"), ("-h", "sft"), ("sft", "--lr", "1", "-h")])
 def test_help_is_asked_for_in_any_place(cli, words):
     assert cli(*words) == cli("sft", "--help")
     shown = cli(*words)[1]
-    for option in ("--epochs", "--steps", "--lr", "--batch", "--held-out", "--method", "--rank"):
+    for option in (
+        "--epochs",
+        "--steps",
+        "--lr",
+        "--batch-size",
+        "--held-out",
+        "--method",
+        "--rank",
+    ):
         assert f"\n  {option} " in shown
     assert cli("--help-all", "sft") == cli("sft", "--help-all")
 

@@ -202,7 +202,7 @@ def test_a_place_to_write_that_no_disk_has(cli, tiny_model, run_folder, data, tm
             out,
             "--steps",
             "1",
-            "--batch",
+            "--batch-size",
             "2",
         ),
     ):

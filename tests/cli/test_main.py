@@ -15,7 +15,7 @@ from minift.cli import main as module
 from minift.cli.main import main
 from minift.errors import notice
 from minift.runtime import cores
-from minift.train.loop import Diverged
+from minift.train.keeper import Diverged
 
 
 def refused(result, *parts):
@@ -178,7 +178,7 @@ def test_a_run_is_no_model(cli, run_folder):
 @pytest.mark.parametrize(
     ("error", "line", "code"),
     [
-        (MemoryError(), "out of memory; less is needed with a smaller --batch", 2),
+        (MemoryError(), "out of memory; less is needed with a smaller --batch-size", 2),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), "out of memory", 2),
         (PermissionError(13, "Permission denied", "x\ny"), "x\\ny: Permission denied", 2),
         (IsADirectoryError(21, "Is a directory", "d"), "d: Is a directory", 2),

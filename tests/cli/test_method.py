@@ -63,7 +63,7 @@ def test_an_adapter_has_its_own_method():
 def test_a_run_with_any_method_can_be_looked_at_and_used(cli, tiny_model, data, tmp_path, word):
     out = tmp_path / "out"
     code, text, err = cli("sft", "--model", tiny_model, "--data", data, "--out", out, "--method",
-                          word, "--steps", 2, "--batch", 4, "--dtype", "float32")  # fmt: skip
+                          word, "--steps", 2, "--batch-size", 4, "--dtype", "float32")  # fmt: skip
     assert (code, "Traceback" in err) == (0, False)
     assert f"train        {METHODS[word][0]()} · " in text
     facts = json.loads((out / "run.json").read_text())

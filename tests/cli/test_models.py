@@ -64,7 +64,7 @@ def nf4_run(tiny_model, tmp_path_factory):
     rows = [{"prompt": f"{i}:", "completion": " yes"} for i in range(8)]
     (folder / "d.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     words = f"sft --model {tiny_model} --data {folder}/d.jsonl --out {folder}/out --steps 3"
-    rest = "--batch 2 --rank 2 --lr 0.05 --quiet --dtype float32 --base nf4 --threads 1"
+    rest = "--batch-size 2 --rank 2 --lr 0.05 --quiet --dtype float32 --base nf4 --threads 1"
     assert main([*words.split(), *rest.split()]) == 0
     return folder / "out"
 

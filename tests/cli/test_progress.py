@@ -6,7 +6,7 @@ import pytest
 
 from minift.cli.console import Console
 from minift.cli.progress import TrainingProgress
-from minift.train.loop import Progress
+from minift.train.step import Progress
 
 
 def told(step, held_out=None):

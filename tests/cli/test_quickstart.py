@@ -13,7 +13,7 @@ from minift.checkpoints.open import headers, load
 from minift.cli import quickstart, training
 from minift.data.read import open_records
 from minift.data.split import Rows
-from minift.train import loop
+from minift.train import step
 
 
 @pytest.fixture
@@ -55,13 +55,13 @@ def test_the_five_stages(cli, reviews, tmp_path):
 
 
 def test_ctrl_c_in_training_saves_and_in_the_before_does_not(cli, reviews, tmp_path, monkeypatch):
-    honest = loop.gradients
+    honest = step.accumulate_gradients
 
     def pressed(*arguments):
         os.kill(os.getpid(), signal.SIGINT)
         return honest(*arguments)
 
-    monkeypatch.setattr(loop, "gradients", pressed)
+    monkeypatch.setattr(step, "accumulate_gradients", pressed)
     words = ["quickstart", "--steps", 3, "--out"]
     code, text, _ = cli(*words, tmp_path / "a")
     assert code == 130

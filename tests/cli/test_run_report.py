@@ -8,7 +8,8 @@ from minift.checkpoints.open import load
 from minift.cli import run_report
 from minift.peft.lora import LoRA
 from minift.peft.methods import attach
-from minift.train.loop import Run, TrainConfig
+from minift.train.config import TrainConfig
+from minift.train.step import Run
 
 
 def run_with(losses, **more):

@@ -8,13 +8,13 @@ import signal
 
 import pytest
 
-from minift.train import loop
+from minift.train import step
 
 
 def test_a_run_says_what_it_does_and_leaves_a_run_folder(cli, tiny_model, data, tmp_path):
     out = tmp_path / "out"
     code, text, _ = cli("sft", "--model", tiny_model, "--data", data, "--out", out,
-                        "--steps", 3, "--batch", 2, "--held-out-share", 0.3)  # fmt: skip
+                        "--steps", 3, "--batch-size", 2, "--held-out-share", 0.3)  # fmt: skip
     assert code == 0
     assert "▐ good<|im_end|>▌" in text
     assert "LoRA r=8 alpha=16 on all" in text
@@ -54,7 +54,7 @@ def test_a_graph_on_a_cpu_is_refused_in_one_line_before_anything_is_made(
 
 
 def test_ctrl_c_saves_what_there_is(cli, tiny_model, data, tmp_path, monkeypatch):
-    honest = loop.gradients
+    honest = step.accumulate_gradients
     calls = []
 
     def pressed(*arguments):
@@ -63,7 +63,7 @@ def test_ctrl_c_saves_what_there_is(cli, tiny_model, data, tmp_path, monkeypatch
             os.kill(os.getpid(), signal.SIGINT)
         return honest(*arguments)
 
-    monkeypatch.setattr(loop, "gradients", pressed)
+    monkeypatch.setattr(step, "accumulate_gradients", pressed)
     out = tmp_path / "out"
     code, text, _ = cli("sft", "--model", tiny_model, "--data", data, "--out", out, "--steps", 50)
     assert code == 130
@@ -73,8 +73,8 @@ def test_ctrl_c_saves_what_there_is(cli, tiny_model, data, tmp_path, monkeypatch
 
 
 def test_a_loss_that_explodes_is_exit_code_3(cli, tiny_model, data, tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, "gradients", lambda *rest: (float("nan"), 4, 2))
-    monkeypatch.setattr(loop, "check_gradients", lambda parameters: None)
+    monkeypatch.setattr(step, "accumulate_gradients", lambda *rest: float("nan"))
+    monkeypatch.setattr(step, "check_gradients", lambda parameters: None)
     out = tmp_path / "out"
     code, _, err = cli("sft", "--model", tiny_model, "--data", data, "--out", out, "--steps", 9,
                        "--quiet")  # fmt: skip
@@ -86,14 +86,14 @@ def test_a_loss_that_explodes_is_exit_code_3(cli, tiny_model, data, tmp_path, mo
 def test_an_error_in_mid_training_says_where_the_best_is(
     cli, tiny_model, data, tmp_path, monkeypatch
 ):
-    honest, calls = loop.gradients, []
+    honest, calls = step.accumulate_gradients, []
 
     def explode(*arguments):
         calls.append(1)
         found = honest(*arguments)
-        return found if len(calls) <= 4 else (float("nan"), *found[1:])
+        return found if len(calls) <= 4 else float("nan")
 
-    monkeypatch.setattr(loop, "gradients", explode)
+    monkeypatch.setattr(step, "accumulate_gradients", explode)
     out = tmp_path / "out"
     code, _, err = cli("sft", "--model", tiny_model, "--data", data, "--out", out, "--steps", 9,
                        "--quiet", "--eval-every", 4, "--held-out-share", 0.3)  # fmt: skip

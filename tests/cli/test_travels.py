@@ -33,7 +33,9 @@ def plain_run(tiny_model, tmp_path_factory):
     folder = tmp_path_factory.mktemp("plain")
     (folder / "d.jsonl").write_text("".join(json.dumps(row) + "\n" for row in TALKS))
     words = f"sft --model {tiny_model} --data {folder}/d.jsonl --out {folder}/run --steps 20"
-    options = "--batch 4 --lr 0.02 --held-out-share 0 --chat-template plain --quiet --max-length 60"
+    options = (
+        "--batch-size 4 --lr 0.02 --held-out-share 0 --chat-template plain --quiet --max-length 60"
+    )
     assert main([*words.split(), *options.split()]) == 0
     return folder
 
@@ -250,7 +252,7 @@ def test_a_run_that_diverged_keeps_an_adapter_that_is_used_and_can_be_replaced(
 ):
     (tmp_path / "d.jsonl").write_text("".join(json.dumps(row) + "\n" for row in TALKS))
     words = ["sft", "--model", tiny_model, "--data", tmp_path / "d.jsonl", "--out", tmp_path / "r",
-             "--batch", 2, "--held-out-share", 0.3, "--eval-every", 1,
+             "--batch-size", 2, "--held-out-share", 0.3, "--eval-every", 1,
              "--chat-template", "plain"]  # fmt: skip
     code, _, err = cli(*words, "--steps", 30, "--lr", 1e30, "--clip", 0, "--warmup", 0)
     assert code == 3, err

@@ -149,7 +149,7 @@ def test_random_batches_are_blind_to_lengths() -> None:
         asked.append(rows)
         return [100 - row for row in rows]
 
-    found = list(row_batches(50, 8, 3, 1, lengths, alike=False, window=20))
+    found = list(row_batches(50, 8, 3, 1, lengths, group_by_length=False, window=20))
     assert [len(part) for part in found] == [8, 8, 8, 8, 8, 8, 2]
     flat = [int(row) for part in found for row in part]
     assert flat == shuffled(50, 3, 1, 0).tolist()
@@ -177,3 +177,23 @@ def test_fixed_batches_hold_every_row_once_and_waste_little(seed):
     assert all(sizes[part].sum() <= 64 and targets[part].sum() <= 40 for part in found)
     least = max(sizes.sum() / 64, targets.sum() / 40)
     assert len(found) <= 1.3 * least + 1
+
+
+@pytest.mark.parametrize("group_by_length", [True, False])
+@pytest.mark.parametrize("start", [0, 1, 3, 4, 9, 10, 11])
+def test_batches_that_are_skipped_ask_for_no_length(start: int, group_by_length: bool) -> None:
+    asked: list[int] = []
+
+    def lengths(part: list[int]) -> list[int]:
+        asked.extend(part)
+        return [i * 7919 % 101 for i in part]
+
+    def found(start: int) -> list[list[int]]:
+        batches = row_batches(40, 4, 0, 0, lengths, group_by_length=group_by_length, window=15,
+                              start=start)  # fmt: skip
+        return [part.tolist() for part in batches]
+
+    whole = found(0)
+    asked.clear()
+    assert found(start) == whole[start:]
+    assert len(asked) == 40 - start // 4 * 16 if start < 10 else len(asked) in (0, 8)

@@ -158,7 +158,7 @@ def gradients(model):
             found[at + "lora_embedding_A"] = parts[0].A.grad
             found[at + "lora_embedding_B"] = parts[0].B.grad
         elif isinstance(parts[0], lora.LoRALayer):
-            # Theirs is one A for q, k and v, ours three with the same numbers.
+            # HFModule is one A for q, k and v, ours three with the same numbers.
             found[at + "lora_A.weight"] = torch.stack([part.A.grad for part in parts]).sum(0)
             found[at + "lora_B.weight"] = theirs.join([part.B.grad for part in parts])
             if parts[0].m is not None:

@@ -168,7 +168,7 @@ def test_training_lowers_the_loss_and_leaves_the_base(files, base, tiny_tokenize
     run = minift.fit(
         model,
         objective,
-        minift.TrainConfig(steps=12, batch=4, lr=0.01, threads=1),
+        minift.TrainConfig(steps=12, batch_size=4, lr=0.01, threads=1),
         out=tmp_path / "run",
     )
     assert run.losses[-1] < 0.5 * run.losses[0]

@@ -8,23 +8,31 @@ import math
 import os
 import signal
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+import minift
+from minift.checkpoints.labels import with_labels
 from minift.checkpoints.open import load_model
 from minift.errors import ConfigError, FormatError, Notice, StorageError
 from minift.interop.adapter_files import load_adapter, save_adapter
 from minift.interop.module_names import ModuleNames
 from minift.kernels import choice
+from minift.model.transformer import Transformer
 from minift.peft.adapters import trainable
 from minift.peft.lora import LoRA
 from minift.peft.methods import attach
 from minift.peft.slots import changes
-from minift.train.loop import Diverged, Step, TrainConfig, fit, gradients, order
-from minift.train.objectives import SFT, Batch, pieces
+from minift.train.config import TrainConfig
+from minift.train.keeper import Diverged
+from minift.train.loop import fit, order
+from minift.train.objectives.batch import token_batches
+from minift.train.objectives.classification import Classification
+from minift.train.objectives.sft import SFT
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -36,19 +44,22 @@ class Fixed:
         self.train, self.held_out = list(rows), list(held_out)
         self.rows = len(self.train)
 
-    packs = False
+    packs, fits_cuda_graph, tokenizer = False, False, None
+
+    def load_window(self, indices):
+        pass
 
     def lengths(self, indices):
         return [len(self.train[i][0]) for i in indices]
 
     def batches(self, indices, max_tokens):
-        return pieces([self.train[i] for i in indices], max_tokens)
+        return token_batches([self.train[i] for i in indices], max_tokens)
 
     def check(self, model):
         pass
 
     def held_out_batches(self, max_tokens):
-        yield from pieces(self.held_out, max_tokens) if self.held_out else ()
+        yield from token_batches(self.held_out, max_tokens) if self.held_out else ()
 
     loss_sum = SFT.loss_sum
 
@@ -86,7 +97,7 @@ def test_fifty_steps_follow_pefts_loss_curve(monkeypatch):
     model = load_model(GOLDEN / "training", dtype=torch.float64)
     load_adapter(model, GOLDEN / "training_adapter", trainable=True)
     in_order = [list(range(k * batch, (k + 1) * batch)) for k in range(steps)]
-    monkeypatch.setattr("minift.train.loop.order", lambda objective, config: iter(in_order))
+    monkeypatch.setattr("minift.train.loop.order", lambda *rest: iter(in_order))
     config = TrainConfig(steps=int(steps), lr=0.01, warmup=int(data["warmup"]) / steps, threads=1)
     run = fit(model, Fixed(rows), config)
     assert np.abs(np.array(run.losses) - data["losses"]).max() < 1e-9
@@ -99,30 +110,9 @@ def test_fifty_steps_follow_pefts_loss_curve(monkeypatch):
             torch.testing.assert_close(getattr(change, letter).data, expected, rtol=0, atol=1e-8)
 
 
-def grads_with(micro_tokens, checkpointing=False):
-    model = adapted()
-    model.checkpointing = checkpointing
-    objective = Fixed(random_rows([3, 12, 5, 7, 2, 9, 4, 6]))
-    loss, _, _ = gradients(Step(model, objective), list(range(8)), micro_tokens)
-    return loss, [p.grad for p in trainable(model).values()]
-
-
-@pytest.mark.parametrize("micro_tokens", [1, 24, 40])
-def test_micro_batches_of_unequal_length_give_the_same_gradient(micro_tokens):
-    whole, cut = grads_with(10_000), grads_with(micro_tokens)
-    assert cut[0] == pytest.approx(whole[0], rel=1e-12)
-    for mine, expected in zip(cut[1], whole[1], strict=True):
-        torch.testing.assert_close(mine, expected, rtol=0, atol=1e-10)
-
-
-def test_checkpointing_changes_no_gradient():
-    whole, again = grads_with(10_000), grads_with(10_000, checkpointing=True)
-    assert all(torch.equal(a, b) for a, b in zip(whole[1], again[1], strict=True))
-
-
 def test_one_batch_is_learned_by_heart():
     model = attach(load_model(GOLDEN / "llama_gqa"), LoRA(rank=12))
-    config = TrainConfig(steps=150, batch=2, lr=0.02, threads=1)
+    config = TrainConfig(steps=150, batch_size=2, lr=0.02, threads=1)
     run = fit(model, Fixed(random_rows([9, 9])), config)
     assert run.losses[0] > 3
     assert run.losses[-1] < run.losses[0] / 10
@@ -137,7 +127,7 @@ def test_the_kernels_are_those_that_were_asked_for():
             return super().loss_sum(model, batch)
 
     def losses(**options):
-        config = TrainConfig(steps=2, batch=2, lr=0.01, threads=1, **options)
+        config = TrainConfig(steps=2, batch_size=2, lr=0.01, threads=1, **options)
         return fit(adapted(), Watched(random_rows([9, 9])), config).losses
 
     ours, readable = losses(), losses(kernels="reference")
@@ -152,7 +142,7 @@ def test_two_runs_are_the_same_bit_for_bit():
     losses = []
     for _ in range(2):
         model = attach(load_model(GOLDEN / "llama_gqa"), LoRA(rank=2, dropout=0.3))
-        config = TrainConfig(steps=5, batch=2, threads=1)
+        config = TrainConfig(steps=5, batch_size=2, threads=1)
         losses.append(fit(model, Fixed(random_rows([5, 6, 7, 8, 9])), config).losses)
     assert losses[0] == losses[1]
 
@@ -160,15 +150,15 @@ def test_two_runs_are_the_same_bit_for_bit():
 def test_the_best_held_out_adapter_is_kept(tmp_path):
     rows, held = random_rows([9, 8]), random_rows([7, 7], seed=9)
     model = attach(load_model(GOLDEN / "llama_gqa"), LoRA(rank=4))
-    config = TrainConfig(steps=20, batch=2, lr=0.05, eval_every=5, threads=1)
+    config = TrainConfig(steps=20, batch_size=2, lr=0.05, eval_every=5, threads=1)
     objective = Fixed(rows, held)
     run = fit(model, objective, config, tmp_path / "run")
     assert [step for step, _ in run.evaluations] == [5, 10, 15, 20]
     best = min(run.evaluations, key=lambda pair: pair[1])
     assert run.best_step == best[0]
     fresh = load_adapter(load_model(GOLDEN / "llama_gqa"), tmp_path / "run")
-    (batch,) = pieces(held, 4096)
-    again = float(objective.loss_sum(fresh, batch).detach()) / batch.count
+    (batch,) = token_batches(held, 4096)
+    again = float(objective.loss_sum(fresh, batch).detach()) / batch.num_targets
     assert again == pytest.approx(best[1], rel=1e-5)
 
 
@@ -177,7 +167,7 @@ def test_a_run_folder_says_everything(tmp_path):
     fit(
         model,
         Fixed(random_rows([5, 6, 7])),
-        TrainConfig(steps=4, batch=2, threads=1),
+        TrainConfig(steps=4, batch_size=2, threads=1),
         tmp_path / "r",
     )
     lines = [json.loads(line) for line in (tmp_path / "r/metrics.jsonl").read_text().splitlines()]
@@ -197,7 +187,7 @@ def test_a_loss_that_is_not_finite_leaves_the_weights_and_stops():
     with torch.no_grad():
         model.norm.weight.fill_(3e38)
     with pytest.raises(Diverged, match="step 3"):
-        fit(model, Fixed(random_rows([5, 6])), TrainConfig(steps=9, batch=2, threads=1))
+        fit(model, Fixed(random_rows([5, 6])), TrainConfig(steps=9, batch_size=2, threads=1))
     assert all(torch.equal(p, before[n]) for n, p in trainable(model).items())
 
 
@@ -218,7 +208,7 @@ def test_a_step_without_a_target_is_skipped():
     model = attach(load_model(GOLDEN / "llama_gqa"), LoRA(rank=2))
     before = {n: p.detach().clone() for n, p in trainable(model).items()}
     with pytest.raises(ConfigError, match="no gradient"):
-        fit(model, Fixed(rows), TrainConfig(steps=2, batch=1, threads=1))
+        fit(model, Fixed(rows), TrainConfig(steps=2, batch_size=1, threads=1))
     assert all(torch.equal(p, before[n]) for n, p in trainable(model).items())
 
 
@@ -230,7 +220,7 @@ def test_ctrl_c_ends_after_the_step_and_saves(tmp_path):
             os.kill(os.getpid(), signal.SIGINT)
 
     before = signal.getsignal(signal.SIGINT)
-    config = TrainConfig(steps=50, batch=2, threads=1)
+    config = TrainConfig(steps=50, batch_size=2, threads=1)
     run = fit(model, Fixed(random_rows([5, 6, 7])), config, tmp_path / "r", watch=watch)
     assert run.interrupted
     assert len(run.losses) == 2
@@ -282,7 +272,9 @@ def test_settings_come_back_after_training():
     model.eval()
     threads = torch.get_num_threads()
     fit(
-        model, Fixed(random_rows([5])), TrainConfig(steps=1, batch=1, threads=2, checkpointing=True)
+        model,
+        Fixed(random_rows([5])),
+        TrainConfig(steps=1, batch_size=1, threads=2, checkpointing=True),
     )
     assert torch.get_num_threads() == threads
     assert not model.training
@@ -296,25 +288,90 @@ def test_nothing_attached_says_what_to_do():
         fit(model, Fixed(random_rows([5])), TrainConfig(steps=1))
 
 
-def test_full_training_says_that_its_folder_has_no_weights(tmp_path):
+def full(tiny_tokenizer, rows, held_out=()):
+    """An objective with a tokenizer, so that a whole model can be saved."""
+    objective = Fixed(rows, held_out)
+    objective.tokenizer = tiny_tokenizer
+    return objective
+
+
+def test_full_training_saves_the_best_model_from_the_moment_it_is_found(tiny_tokenizer, tmp_path):
+    model, out, held = load_model(GOLDEN / "llama_gqa"), tmp_path / "r", random_rows([7, 7], seed=9)
+    objective = full(tiny_tokenizer, random_rows([9, 8]), held)
+    config = TrainConfig(steps=8, batch_size=2, lr=0.05, eval_every=2, threads=1)
+    run = fit(model, objective, config, out)
+    assert sorted(os.listdir(out)) == ["metrics.jsonl", "model", "run.json"]
+    facts = json.loads((out / "run.json").read_text())
+    assert (facts["weights"], facts["kept_step"]) == ("model", run.best_step)
+    again = load_model(out / "model")
+    for name, p in model.named_parameters():
+        assert torch.equal(dict(again.named_parameters())[name], p)
+    (batch,) = token_batches(held, 4096)
+    loss = float(objective.loss_sum(again, batch).detach()) / batch.num_targets
+    assert loss == pytest.approx(min(loss for _, loss in run.evaluations), rel=1e-5)
+    with pytest.raises(ConfigError, match="holds a run already"):
+        fit(model, objective, config, out)
+    fit(model, objective, config, out, overwrite=True)
+    attach(model, LoRA(rank=2))  # and a run that trains an adapter leaves no model/ of an older one
+    fit(model, Fixed(random_rows([5])), TrainConfig(steps=1, threads=1), out, overwrite=True)
+    assert sorted(os.listdir(out)) == ["adapter", "metrics.jsonl", "run.json"]
+
+
+def test_a_head_alone_is_trained_and_saved(tiny_tokenizer, tmp_path):
+    base = replace(load_model(GOLDEN / "llama_gqa").config, vocab=tiny_tokenizer.vocab_size)
+    model = with_labels(Transformer(base), ("bad", "good")).requires_grad_(False)
+    model.head.requires_grad_(True)
+    rows = [{"text": f"a{i}", "label": i % 2} for i in range(4)]
+    objective = Classification(tiny_tokenizer, rows, labels=("bad", "good"))
+    before = model.blocks[0].mlp.out.down.weight.clone()
+    fit(model, objective, TrainConfig(steps=3, lr=0.1, threads=1), tmp_path / "r")
+    again = load_model(tmp_path / "r/model")
+    assert torch.equal(again.blocks[0].mlp.out.down.weight, before)
+    assert torch.equal(again.head.out.weight, model.head.out.weight)
+    assert again.config.labels == ("bad", "good")
+
+
+def test_a_model_folder_that_no_run_wrote_is_never_replaced(tiny_tokenizer, tmp_path):
+    model, out = load_model(GOLDEN / "llama_gqa"), tmp_path / "r"
+    minift.save(model, tiny_tokenizer, out / "model")  # minift's own, but not a run's
+    before = {path: path.read_bytes() for path in sorted((out / "model").iterdir())}
+    objective, config = full(tiny_tokenizer, random_rows([5])), TrainConfig(steps=1, lr=1e-3)
+    for overwrite in (False, True):
+        with pytest.raises(ConfigError, match="holds model, which"):
+            fit(model, objective, config, out, overwrite=overwrite)
+    attach(model, LoRA(rank=2))
+    fit(model, Fixed(random_rows([5])), TrainConfig(steps=1, threads=1), out, overwrite=True)
+    assert {path: path.read_bytes() for path in sorted((out / "model").iterdir())} == before
+
+
+def test_full_training_without_a_tokenizer_says_that_no_weights_are_written(tmp_path):
     model = load_model(GOLDEN / "llama_gqa")
     with pytest.warns(Notice, match=r"no weights are written here.*minift\.save"):
         run = fit(
             model, Fixed(random_rows([5])), TrainConfig(steps=2, lr=1e-3, threads=1), tmp_path / "r"
         )
-    assert not (tmp_path / "r/adapter").exists()
+    assert sorted(os.listdir(tmp_path / "r")) == ["metrics.jsonl", "run.json"]
     assert run.kept_step == run.steps == 2
 
 
-def test_how_often_a_run_is_evaluated():
-    """Eight times, but no more than a tenth of the time that training takes, three times a row."""
-    every = TrainConfig(epochs=1, batch=10).resolved_eval_every
-    assert every(1000, 0) == 0
-    assert every(1000, 10) == 13  # 100 steps in 8 parts
-    assert every(1000, 100) == 34  # 3,000 rows' time, a tenth of it: 3 evaluations
-    assert every(1000, 200) == 0  # one, at the end
-    assert TrainConfig(epochs=1, eval_every=0).resolved_eval_every(1000, 10) == 0
-    assert TrainConfig(epochs=1, eval_every=7).resolved_eval_every(1000, 10**6) == 7
+@pytest.mark.parametrize("order_", ["random", "length"])
+@pytest.mark.parametrize("start", [0, 1, 3, 7, 8, 9, 19])
+def test_a_start_in_the_middle_is_the_rest_of_the_order_and_tokenizes_nothing_before(start, order_):
+    class Counted(Fixed):
+        loaded = 0
+
+        def load_window(self, indices):
+            self.loaded += len(indices)
+
+    objective = Counted([([1] * (2 + 7 * i % 11), [1] * (2 + 7 * i % 11)) for i in range(1500)])
+    config = TrainConfig(batch_size=200, order=order_)  # 8 steps an epoch, 3 a window
+    whole = list(zip(range(24), order(objective, config), strict=False))
+    objective.loaded = 0
+    rest = list(zip(range(start, 24), order(objective, config, start), strict=False))
+    assert rest == whole[start:]
+    objective.loaded = 0
+    next(order(objective, config, start))
+    assert objective.loaded == (300 if start % 8 > 5 else 600)
 
 
 def test_nothing_trainable_is_refused():
@@ -323,39 +380,14 @@ def test_nothing_trainable_is_refused():
         fit(model, Fixed(random_rows([5])), TrainConfig(steps=1))
 
 
-@pytest.mark.parametrize("fields", [
-    {"steps": 0}, {"epochs": 0.0}, {"batch": 0}, {"micro_tokens": 0}, {"lr": 0.0},
-    {"lr": float("nan")}, {"schedule": "step"}, {"warmup": 1.5}, {"clip": -1.0}, {"beta1": 1.0},
-    {"eval_every": -1}, {"threads": 0}, {"eps": 0.0}, {"weight_decay": -1.0}, {"beta2": 1.0},
-])  # fmt: skip
-def test_a_config_that_cannot_be_is_refused(fields):
-    with pytest.raises(ConfigError, match=next(iter(fields))):
-        TrainConfig(**fields)
-
-
-def test_steps_and_epochs_together_are_refused():
-    with pytest.raises(ConfigError, match="not both"):
-        TrainConfig(steps=1, epochs=1.0)
-
-
-def test_epochs_become_steps():
-    assert TrainConfig(epochs=2.0, batch=4).resolved_steps(9) == 6
-    assert TrainConfig(batch=4).resolved_steps(400) == 100
-
-
-def test_batch_counts():
-    batch = Batch(torch.zeros(1, 3), torch.zeros(1, 3), torch.tensor([[True, False, True]]), 3)
-    assert batch.count == 2
-
-
-@pytest.mark.parametrize(("choice_", "packs", "alike"), [
+@pytest.mark.parametrize(("choice_", "packs", "grouped"), [
     ("auto", False, True), ("auto", True, False), ("random", False, False), ("length", True, True),
 ])  # fmt: skip
-def test_which_rows_go_together(choice_, packs, alike):
+def test_which_rows_go_together(choice_, packs, grouped):
     objective = Fixed([([1] * (2 + 7 * i % 11), [1] * (2 + 7 * i % 11)) for i in range(32)])
     objective.packs = packs
-    config = TrainConfig(steps=4, batch=8, order=choice_)
+    config = TrainConfig(steps=4, batch_size=8, order=choice_)
     rows = [batch for _, batch in zip(range(4), order(objective, config), strict=False)]
     assert sorted(row for batch in rows for row in batch) == list(range(32))
     spread = [max(objective.lengths(batch)) - min(objective.lengths(batch)) for batch in rows]
-    assert (max(spread) <= 4) == alike
+    assert (max(spread) <= 4) == grouped

@@ -4,7 +4,7 @@
 
 Where packed.py asks the CPU how long each text is, and cuts the row accordingly, nothing here
 depends on a length: the same operations serve every row with as many positions and at most as many
-texts, so that they can be captured once and replayed (train/captured.py). torch's own kernel for
+texts, so that they can be captured once and replayed (train/cuda_graph.py). torch's own kernel for
 such rows, where it runs: flash attention over `ends` (Dao 2023, arXiv:2307.08691), which a text
 costs its own square. Elsewhere one mask over the whole row, the readable twin (`look` in
 model/sight.py).

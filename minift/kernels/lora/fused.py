@@ -16,8 +16,8 @@ A and B are kept in float32 on a bf16 base, and rounded to bf16 for the products
 float32: the usual mixed precision, and no coarser than the rounding of y itself. The readable form
 multiplies them in float32.
 
-Dropout: one mask for the group, drawn from a seed in each pass and never kept; D(x) = m x / (1 - p)
-(Srivastava et al. 2014), and the factor is part of s_j here.
+Dropout: one mask for the group, drawn from a seed (kernels/dropout.py) in each pass and never kept;
+D(x) = m x / (1 - p) (Srivastava et al. 2014), and the factor is part of s_j here.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from minift.kernels import dropout
 from minift.kernels.lora.reference import Adapted
 
 
@@ -42,18 +43,15 @@ class Plan:
     ranks: tuple[int, ...]  # 0 for a linear without a change
     scales: tuple[float, ...]
     drop: float
-    seed: Any  # of the mask: whatever `plan` was given to draw it with
+    seed: Any  # of the mask: a number, or a tensor where a device reads it
 
 
-def drawn() -> int:
-    """A seed, from torch's own generator."""
-    return int(torch.randint(2**62, ()))
-
-
-def plan(members: Sequence[Adapted], draw: Callable[[], Any] = drawn) -> tuple[Plan, list[Tensor]]:
-    """The plan, and every A and B in turn."""
+def plan(
+    members: Sequence[Adapted], seed_of: Callable[[int], Any] = dropout.seed
+) -> tuple[Plan, list[Tensor]]:
+    """The plan, and every A and B in turn. The group's mask is that of its first change's site."""
     drop = max(member.drop for member in members)
-    seed = draw() if drop else 0
+    seed = seed_of(next((m.site for m in members if m.A is not None), 0)) if drop else 0
     thin = [t for m in members if m.A is not None and m.B is not None for t in (m.A, m.B)]
     ranks = tuple(0 if member.A is None else len(member.A) for member in members)
     scales = tuple(member.scale / (1 - drop) for member in members)
@@ -186,10 +184,10 @@ def adapted_linears(
     x: Tensor,
     members: Sequence[Adapted],
     products: Products = TORCH,
-    draw: Callable[[], Any] = drawn,
+    seed_of: Callable[[int], Any] = dropout.seed,
 ) -> tuple[Tensor, ...]:
     """x (..., in) -> every (..., out), by these products."""
-    found, thin = plan(members, draw)
+    found, thin = plan(members, seed_of)
     flat = x.reshape(-1, x.shape[-1])
     # Without gradients the bare forward pass: a Function costs more than a small product.
     if torch.is_grad_enabled():

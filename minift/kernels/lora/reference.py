@@ -34,6 +34,7 @@ class Adapted:
     scale: float = 1.0
     drop: float = 0.0
     exact: bool = False  # its products are never in less than the precision of A and B
+    site: int = 0  # a number for its name: its dropout mask is drawn by it
 
     @property
     def frozen(self) -> bool:

@@ -15,13 +15,14 @@ product does little with every number that it reads, so what it costs is the rea
 dA and dB add up in float32, whatever the dtype of the base. Work is cut in as many parts as fill a
 GPU; parts are added in a fixed order, without atomics, so that the same step gives the same bits.
 
-The seed is a tensor on the device, drawn by torch's generator there: nothing waits for it, and a
-captured step draws a new one at every replay.
+The seed is a tensor on the device: nothing waits for it. A CUDA graph draws it by torch's generator
+there, a new one at every replay.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -31,6 +32,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from minift.kernels.activations_triton import OPTIONS, wide
+from minift.kernels.dropout import seed_on
 from minift.kernels.lora import fused
 from minift.kernels.lora.fused import Plan, Products, scaled, stacked
 from minift.kernels.lora.reference import Adapted
@@ -320,11 +322,8 @@ def backward(
     return dx, grads
 
 
-def seed_on(device: torch.device) -> Callable[[], Tensor]:
-    """Draws the seed of a mask on the device that will read it."""
-    return lambda: torch.randint(2**62, (1,), device=device)
-
-
 def adapted_linears(x: Tensor, members: Sequence[Adapted]) -> tuple[Tensor, ...]:
     """x (..., in) -> every (..., out)."""
-    return fused.adapted_linears(x, members, Products(forward, backward), seed_on(x.device))
+    return fused.adapted_linears(
+        x, members, Products(forward, backward), partial(seed_on, x.device)
+    )

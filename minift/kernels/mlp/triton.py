@@ -11,6 +11,7 @@ p stay as they are: a second backward pass over the same graph would read what w
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from torch.autograd.function import once_differentiable
 
 from minift.kernels.activations import ACTIVATIONS, Activation
 from minift.kernels.activations_triton import OPTIONS, activation, slope, wide
+from minift.kernels.dropout import seed_on
 from minift.kernels.lora import triton as lora
 from minift.kernels.lora.fused import Plan, plan
 from minift.kernels.lora.reference import Adapted
@@ -141,8 +143,8 @@ class MLP(torch.autograd.Function):
 
 def mlp(x: Tensor, hidden: Sequence[Adapted], out: Adapted, act: Activation) -> Tensor:
     """x (..., D) -> (..., D)."""
-    draw = lora.seed_on(x.device)
-    first, thin = plan(hidden, draw)
-    last, more = plan((out,), draw)
+    seed_of = partial(seed_on, x.device)
+    first, thin = plan(hidden, seed_of)
+    last, more = plan((out,), seed_of)
     y: Tensor = MLP.apply(x.reshape(-1, x.shape[-1]), first, last, act, len(thin), *thin, *more)
     return y.view(*x.shape[:-1], y.shape[-1])

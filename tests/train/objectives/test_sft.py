@@ -19,8 +19,9 @@ from minift.peft.methods import attach
 from minift.peft.prefix import Prefix
 from minift.peft.prompt import Prompt
 from minift.tokenizers import chat
-from minift.train.loop import TrainConfig, fit
-from minift.train.objectives import SFT, collate, fit_length, packed, pieces
+from minift.train.config import TrainConfig
+from minift.train.loop import fit
+from minift.train.objectives.sft import SFT, fit_length
 
 START, END = 256, 257
 
@@ -123,28 +124,6 @@ def test_every_cut_keeps_a_token_before_the_first_target():
                 assert bits[0] == (before == 0)
 
 
-def test_collate_shifts_by_one_and_pads_on_the_right():
-    batch = collate([([5, 6, 7, 8], [0, 0, 1, 1]), ([3, 4], [0, 1])])
-    assert batch.tokens.tolist() == [[5, 6, 7], [3, 0, 0]]
-    assert batch.targets.tolist() == [[6, 7, 8], [4, 0, 0]]
-    assert batch.learned.tolist() == [[False, True, True], [True, False, False]]
-    assert batch.real == 4
-    assert batch.count == 3
-
-
-@pytest.mark.parametrize("most", [1, 9, 10, 24, 1000])
-def test_pieces_hold_every_row_once_within_the_limit(most):
-    lengths = [3, 9, 2, 5, 5, 10, 2, 8]  # a row of n + 1 ids makes n positions
-    rows = [([k] * (n + 1), [1] * (n + 1)) for k, n in enumerate(lengths)]
-    cut = pieces(rows, most)
-    for batch in cut:
-        assert batch.tokens.numel() <= most or len(batch.tokens) == 1
-    seen = sorted((int(r[0]), int(m.sum())) for b in cut for r, m in zip(b.tokens, b.learned,
-                                                                        strict=True))  # fmt: skip
-    assert seen == list(enumerate(lengths))
-    assert sum(batch.real for batch in cut) == sum(lengths)
-
-
 @pytest.fixture(scope="module")
 def tiny():
     generator = torch.Generator().manual_seed(6)
@@ -176,7 +155,7 @@ def test_the_loss_equals_one_target_at_a_time(tiny, tokenizer, most):
     data = SFT(tokenizer, rows[:1], rows)
     batches = list(data.held_out_batches(most))
     total, count = by_hand(tiny, tokenizer, rows)
-    assert sum(b.count for b in batches) == count
+    assert sum(b.num_targets for b in batches) == count
     found = sum(data.loss_sum(tiny, b).item() for b in batches)
     assert found == pytest.approx(total, rel=1e-12)
 
@@ -202,42 +181,6 @@ def test_packed_rows_have_the_separate_losses_and_gradients(tiny, method, most):
     for one, other in zip(*found, strict=True):
         if one is not None:
             torch.testing.assert_close(other, one, rtol=0, atol=1e-10)
-
-
-def test_packed_rows_stand_behind_each_other_each_shifted_by_one():
-    batch = packed([([1, 2, 3], [0, 0, 1]), ([7, 8], [0, 1])], 3)
-    assert batch.tokens.tolist() == [[1, 2, 7]]
-    assert batch.targets.tolist() == [[2, 3, 8]]
-    assert batch.learned.tolist() == [[False, True, True]]
-    assert batch.segments.tolist() == [[0, 0, 1]]
-    assert (batch.real, batch.count) == (3, 2)
-
-
-def test_packed_rows_are_filled_up_with_texts_that_nothing_learns_from():
-    rows = [(list(range(1, 13)), [1] * 12), (list(range(1, 7)), [1] * 6)]  # 11 and 5 of 32
-    batch = packed(rows, 1000)
-    assert batch.tokens.tolist() == [[*range(1, 12), *range(1, 6), *[0] * 16]]
-    assert batch.learned.tolist() == [[*[True] * 16, *[False] * 16]]
-    assert batch.segments.tolist() == [[*[0] * 11, *[1] * 5, *[2] * 11, *[3] * 5]]
-    assert (batch.real, batch.count) == (16, 16)
-    for most, wide in ((16, 16), (20, 20), (31, 31), (32, 32), (7, 16)):
-        assert packed(rows, most).tokens.shape == (1, wide)
-    assert packed([*rows, rows[0], rows[1]], 1000).tokens.shape == (1, 32)
-    assert packed([([1], [0]), ([2], [0])], 1000).tokens.shape == (1, 0)
-
-
-@pytest.mark.parametrize(("lengths", "rows"), [
-    ([9, 10], 2),  # 19 of 20: padded
-    ([8, 10], 2),  # 18 of 20 is just enough
-    ([7, 10], 1),  # 17 is not: packed
-    ([10], 1),
-])  # fmt: skip
-def test_auto_packs_where_padding_would_be_more_than_a_tenth(lengths, rows):
-    ids = [(list(range(n + 1)), [1] * (n + 1)) for n in lengths]
-    [batch] = pieces(ids, 1000, "auto")
-    assert len(batch.tokens) == rows
-    assert (batch.segments is not None) == (lengths == [7, 10])
-    assert all(b.segments is None for b in pieces(ids, 1000, "off"))
 
 
 def test_batches_are_of_the_rows_asked_for(tiny):
@@ -307,7 +250,7 @@ def test_a_long_text_is_several_rows_and_nothing_of_it_is_lost(tokenizer, most):
     assert [ours.encode(i, True) for i in range(ours.rows)] == [
         ours.encode(i) for i in range(ours.rows)
     ]
-    held = sum(batch.count for batch in ours.held_out_batches(50))
+    held = sum(batch.num_targets for batch in ours.held_out_batches(50))
     assert held == sum(sum(ours.encode(i)[1][1:]) for i in range(ours.rows))
 
 

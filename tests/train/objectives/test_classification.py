@@ -18,16 +18,17 @@ from minift.peft.lora import LoRA
 from minift.peft.methods import METHODS, attach
 from minift.tokenizers.wordpiece import WordPiece
 from minift.tokenizers.wrapping import after, twice_around
-from minift.train.classification import (
+from minift.train.config import TrainConfig
+from minift.train.evaluation.labels import class_accuracy
+from minift.train.loop import fit
+from minift.train.objectives.classification import (
     Classification,
     Encoded,
-    class_accuracy,
-    collate,
-    pieces,
+    label_batch,
+    label_batches,
     shares,
     wrapped,
 )
-from minift.train.loop import TrainConfig, fit
 
 LABELS = ("bad", "good")
 START = 256
@@ -126,26 +127,26 @@ def test_the_longer_of_two_texts_is_cut_first(one, two, room, kept):
 
 
 def test_rows_are_padded_on_the_right_with_their_mask():
-    batch = collate([Encoded([5, 6, 7], [0] * 3, 1), Encoded([3], [0], 0)])
+    batch = label_batch([Encoded([5, 6, 7], [0] * 3, 1), Encoded([3], [0], 0)])
     assert batch.tokens.tolist() == [[5, 6, 7], [3, 0, 0]]
     assert batch.mask.tolist() == [[True] * 3, [True, False, False]]
-    assert batch.labels.tolist() == [1, 0]
-    assert (batch.count, batch.real) == (2, 4)
-    assert batch.types is None
-    batch = collate([Encoded([5, 6, 7], [0, 1, 1], 1), Encoded([3], [0], 0)])
-    assert batch.types.tolist() == [[0, 1, 1], [0, 0, 0]]
+    assert batch.targets.tolist() == [1, 0]
+    assert (batch.num_targets, batch.num_tokens) == (2, 4)
+    assert batch.token_types is None
+    batch = label_batch([Encoded([5, 6, 7], [0, 1, 1], 1), Encoded([3], [0], 0)])
+    assert batch.token_types.tolist() == [[0, 1, 1], [0, 0, 0]]
 
 
 @pytest.mark.parametrize("most", [1, 9, 10, 24, 1000])
 def test_pieces_hold_every_row_once_within_the_limit(most):
     lengths = [3, 9, 2, 5, 5, 10, 2, 8]
-    cut = pieces([Encoded([k + 1] * n, [0] * n, k) for k, n in enumerate(lengths)], most)
+    cut = label_batches([Encoded([k + 1] * n, [0] * n, k) for k, n in enumerate(lengths)], most)
     for places, batch in cut:
-        assert batch.tokens.numel() <= most or batch.count == 1
-        assert batch.labels.tolist() == places
+        assert batch.tokens.numel() <= most or batch.num_targets == 1
+        assert batch.targets.tolist() == places
         assert [int(row[0]) - 1 for row in batch.tokens] == places
     assert sorted(k for places, _ in cut for k in places) == list(range(8))
-    assert sum(batch.real for _, batch in cut) == sum(lengths)
+    assert sum(batch.num_tokens for _, batch in cut) == sum(lengths)
 
 
 @pytest.mark.parametrize(("make", "tokenizer"), [(encoder, ENCODER), (decoder, WithStart())])
@@ -156,7 +157,7 @@ def test_the_loss_equals_one_row_at_a_time(make, tokenizer, most):
     rows = [{"text": text, "label": k % 2} for k, text in enumerate(texts)]
     data = Classification(tokenizer, rows, rows, labels=LABELS)
     batches = list(data.held_out_batches(most))
-    assert sum(batch.count for batch in batches) == 4
+    assert sum(batch.num_targets for batch in batches) == 4
     expected = 0.0
     for text, row in zip(texts, rows, strict=True):  # by hand
         ids = tokenizer.encode(text)
@@ -180,7 +181,7 @@ def test_every_method_learns_the_labels_with_a_head_of_its_own(word, make, token
     attach(model, METHODS[word][0](), seed=1)
     data = Classification(tokenizer, ROWS, ROWS, labels=LABELS)
     rate = {"ptuning": 0.01}.get(word, 0.03)
-    run = fit(model, data, TrainConfig(steps=60, batch=6, lr=rate, warmup=0), tmp_path / "run")
+    run = fit(model, data, TrainConfig(steps=60, batch_size=6, lr=rate, warmup=0), tmp_path / "run")
     assert run.losses[-1] < 0.5 * run.losses[0]
     accuracy, logp = class_accuracy(model, tokenizer, ROWS)
     assert (accuracy.right, accuracy.total) == (12, 12)

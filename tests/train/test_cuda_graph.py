@@ -28,11 +28,15 @@ from minift.peft.lora import LoRA
 from minift.peft.methods import attach
 from minift.peft.prefix import Prefix
 from minift.peft.prompt import Prompt
-from minift.train import captured, loop
-from minift.train.captured import Captured, Unwaiting, laid, rounded, shape_of
+from minift.train import cuda_graph, loop
+from minift.train import optimizer as optimizer_module
 from minift.train.chunks import Chunks
-from minift.train.loop import Diverged, TrainConfig, fit
-from minift.train.objectives import SFT, pieces
+from minift.train.config import TrainConfig
+from minift.train.cuda_graph import GraphAdamW, GraphStep, NoSync, pack_rows, rounded, shape_of
+from minift.train.keeper import Diverged
+from minift.train.loop import fit
+from minift.train.objectives.batch import Window, token_batches
+from minift.train.objectives.sft import SFT
 from minift.train.optimizer import AdamW
 
 VOCAB = 61
@@ -44,7 +48,8 @@ class Ids(SFT):
     """An SFT whose rows are ids already."""
 
     def __init__(self, train, held_out=()):
-        self.train, self.held_out, self.pack, self.window = list(train), list(held_out), "auto", {}
+        self.train, self.held_out, self.pack = list(train), list(held_out), "auto"
+        self.tokenizer, self.window = None, Window(self.encode)
         self.chunks = {False: Chunks(len(self.train), {})}
 
     def encode(self, i, held_out=False):
@@ -54,7 +59,7 @@ class Ids(SFT):
         pass
 
     def held_out_batches(self, max_tokens):
-        yield from pieces(self.held_out, max_tokens) if self.held_out else ()
+        yield from token_batches(self.held_out, max_tokens) if self.held_out else ()
 
     def summary(self):
         return {}
@@ -88,12 +93,12 @@ def made(method=None, dtype=torch.float64, **fields):
 
 
 # Rates that float32 holds exactly: the captured step keeps them in it.
-STEPS = {"steps": 8, "lr": 2**-6, "warmup": 0, "threads": 1, "batch": 4}
+STEPS = {"steps": 8, "lr": 2**-6, "warmup": 0, "threads": 1, "batch_size": 4}
 
 
 @pytest.fixture
 def anywhere(monkeypatch):
-    monkeypatch.setattr(captured, "DEVICES", ("cuda", "cpu"))
+    monkeypatch.setattr(cuda_graph, "DEVICES", ("cuda", "cpu"))
 
 
 def trained(graph, rows, model=None, held=(), watch=lambda progress: None, **options):
@@ -117,14 +122,15 @@ def same(rows, model=made, **options):
 @pytest.fixture
 def micros(monkeypatch):
     """How many micro-batches every `micro` was; one a growth is a rehearsal's, twice."""
-    calls, one = [], Captured.micro
-    monkeypatch.setattr(Captured, "micro", lambda self: calls.append(self.shape) or one(self))
+    calls, one = [], GraphStep.micro
+    monkeypatch.setattr(GraphStep, "micro", lambda self: calls.append(self.shape) or one(self))
     return calls
 
 
 @pytest.mark.parametrize("options", [
-    {}, {"clip": 0.05}, {"clip": 0.0}, {"micro_tokens": 64}, {"micro_tokens": 1, "batch": 5},
-    {"weight_decay": 0.5, "schedule": "constant"}, {"batch": 1},
+    {}, {"clip": 0.05}, {"clip": 0.0}, {"micro_batch_tokens": 64},
+    {"micro_batch_tokens": 1, "batch_size": 5},
+    {"weight_decay": 0.5, "schedule": "constant"}, {"batch_size": 1},
 ])  # fmt: skip
 def test_losses_norms_and_weights_are_the_ordinary_loops(anywhere, options):
     run = same(rows_of(RAGGED), **options)
@@ -133,7 +139,7 @@ def test_losses_norms_and_weights_are_the_ordinary_loops(anywhere, options):
 
 
 def test_several_micro_batches_a_step(anywhere, micros):
-    same(rows_of(RAGGED), micro_tokens=64, batch=6)
+    same(rows_of(RAGGED), micro_batch_tokens=64, batch_size=6)
     assert len(micros) > 8 + 2
     assert {shape.tokens for shape in micros} == {64}
     assert {shape.longest for shape in micros} == {64}
@@ -208,7 +214,7 @@ def test_three_bad_steps_in_a_row_end_the_run(anywhere, monkeypatch):
 def test_a_step_without_a_target_is_skipped(anywhere):
     rows = rows_of([9] * 8)
     rows[5] = (rows[5][0], [0] * 9)
-    run = same(rows, batch=1, clip=1.0)
+    run = same(rows, batch_size=1, clip=1.0)
     assert run.skipped == 1
     assert run.losses.count(0.0) == 1
 
@@ -263,10 +269,10 @@ def test_the_parameters_are_their_own_afterwards(anywhere):
 
 def taker(model, config=None, **options):
     parameters = trainable(model)
-    optimizer = AdamW(
+    optimizer = GraphAdamW(
         parameters, methods.learning_ratios(model), betas=(0.9, 0.999), eps=1e-8, decay=0.1
     )
-    return Captured(model.train(), optimizer, parameters, TrainConfig(**STEPS | options))
+    return GraphStep(model.train(), None, optimizer, parameters, TrainConfig(**STEPS | options))
 
 
 class Trace(TorchDispatchMode):
@@ -296,7 +302,7 @@ def described(x):
 def test_every_step_is_the_same_operations_in_the_same_places(interpreted, kernels):
     interpreted("lora.triton")
     drop = 0.1 if kernels == "triton" else 0.0
-    one = taker(made(LoRA(rank=2, dropout=drop)), micro_tokens=64)
+    one = taker(made(LoRA(rank=2, dropout=drop)), micro_batch_tokens=64)
     with using(kernels):
         one.queue(rows_of([30, 30, 30]), 0.5)
     traces, places = [], []
@@ -309,8 +315,10 @@ def test_every_step_is_the_same_operations_in_the_same_places(interpreted, kerne
             one.update()
         traces.append(trace.found)
         kept = [*vars(one.buffers).values(), one.loss, one.report, one.optimizer.bad]
-        kept += [t for p in one.optimizer.owners for t in (p, p.grad)]
-        kept += [t for p in one.optimizer.owners for t in one.optimizer.inner.state[p].values()]
+        kept += [t for p in one.optimizer.flat.storages for t in (p, p.grad)]
+        kept += [
+            t for p in one.optimizer.flat.storages for t in one.optimizer.inner.state[p].values()
+        ]
         kept += [group["lr"] for group in one.optimizer.inner.param_groups]
         kept += [p.grad for p in one.parameters.values()]
         places.append([t.data_ptr() for t in kept])
@@ -328,7 +336,7 @@ def test_nothing_in_a_step_waits(interpreted, kernels):
     with using(kernels):
         one.queue(rows, 0.5)
         one.load(rows, 0.1)
-        with Unwaiting():
+        with NoSync():
             one.optimizer.set_rate(0.25)
             one.micro()
             one.update()
@@ -340,8 +348,8 @@ def test_all_of_it_is_on_the_device(form, monkeypatch):
     """On torch's device without numbers: one that a step needs would raise, and so would a copy
     from the CPU. The kernel for texts by its own declaration."""
     model = made(dtype=torch.bfloat16, head_dim=8, **FORMS[form]).to("meta")
-    shape = shape_of(rows_of(RAGGED), 4, 128, alike=True)
-    buffers = laid(rows_of([30, 8]), shape, 0.1, torch.float32)
+    shape = shape_of(rows_of(RAGGED), 4, 128, group_by_length=True)
+    buffers = pack_rows(rows_of([30, 8]), shape, 0.1, torch.float32)
     called, real = [], varlen.attention
     monkeypatch.setattr(transformer, "suits", lambda dtype, device, width: True)
     monkeypatch.setattr(varlen, "attention", lambda *a: called.append(1) or real(*a))
@@ -349,7 +357,7 @@ def test_all_of_it_is_on_the_device(form, monkeypatch):
     one.shape = shape
     one.buffers = type(buffers)(*(t.to("meta") for t in vars(buffers).values()))
     one.micro()  # tables are copied to the device once
-    with Unwaiting():
+    with NoSync():
         one.micro()
     assert all(p.grad is not None for p in one.parameters.values())
     assert len(called) == (0 if form == "gemma2-like" else 4)
@@ -372,9 +380,9 @@ def waiting():
 
 @pytest.mark.parametrize("name", waiting())
 def test_what_waits_is_refused(name):
-    with pytest.raises(ConfigError, match=f"found on with {name} in a step"), Unwaiting():
+    with pytest.raises(ConfigError, match=f"found on with {name} in a step"), NoSync():
         waiting()[name]()
-    with Unwaiting():  # places given by numbers are not
+    with NoSync():  # places given by numbers are not
         x = torch.arange(4.0)
         assert x[torch.tensor([1, 2])].sum().add(1).shape == ()
 
@@ -390,7 +398,6 @@ def test_a_rehearsal_changes_nothing():
     model = made()
     before = {n: p.detach().clone() for n, p in trainable(model).items()}
     one = taker(model)
-    one.optimizer.set_rate(1.0)
     one.grow(rows_of([9, 5]), ())
     for name, p in trainable(model).items():
         assert torch.equal(p, before[name])
@@ -406,12 +413,13 @@ def test_a_row_beyond_the_shape_makes_it_grow(micros):
     """Beside one that had the room from the start."""
     steps = [rows_of([9, 5]), rows_of([70, 3], 1), rows_of([9, 5], 2), rows_of([120], 3)]
     model, exact = made(), made()
-    one, other = taker(model, batch=2), taker(exact, batch=2)
+    one, other = taker(model, batch_size=2), taker(exact, batch_size=2)
     other.grow(rows_of([120, 120]), ())
     micros.clear()
     for rows in steps:
-        mine = one.queue(rows, 2**-6).read()
-        assert mine == pytest.approx(other.queue(rows, 2**-6).read(), rel=1e-11)
+        found, expected = (step.queue(rows, 2**-6).read() for step in (one, other))
+        assert found.loss == pytest.approx(expected.loss, rel=1e-11)
+        assert found.norm == pytest.approx(expected.norm, rel=1e-11)
     for a, b in zip(trainable(model).values(), trainable(exact).values(), strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-11)
     shapes = list(dict.fromkeys(micros))
@@ -420,44 +428,96 @@ def test_a_row_beyond_the_shape_makes_it_grow(micros):
     ]  # fmt: skip
 
 
+# ---- the optimizer -------------------------------------------------------------------------------
+
+
+def some_parameters():
+    generator = torch.Generator().manual_seed(1)
+    shapes = [(3, 5), (7,), (40, 30), (1,), (), (0, 4), (6, 2)]
+    values = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
+    return {f"p{i}": nn.Parameter(value) for i, value in enumerate(values)}
+
+
+@pytest.mark.parametrize("small", [2**18, 100, -1])
+@pytest.mark.parametrize("clip", [0.0, 1.0])
+def test_a_step_that_waits_for_nothing_is_the_other_one(clip, small, monkeypatch):
+    """Rates that float32 holds; two backward passes each; the third step has a gradient and the
+    fourth a loss that is not finite, and they leave no trace."""
+    monkeypatch.setattr(optimizer_module, "SMALL", small)
+    mine, other = some_parameters(), some_parameters()
+    fixed, usual = optimizers = [
+        kind(p, {p["p0"]: 16.0, p["p3"]: 0.5}, betas=(0.9, 0.99), eps=1e-8, decay=0.1)
+        for kind, p in ((GraphAdamW, mine), (AdamW, other))
+    ]  # fmt: skip
+    fixed.pin()
+    places = [p.grad.data_ptr() for p in mine.values()]
+    rates = [group["lr"] for group in fixed.inner.param_groups]
+    for step in range(6):
+        lr = 2.0 ** -(step + 4)
+        for parameters, optimizer in zip((mine, other), optimizers, strict=True):
+            optimizer.set_rate(lr)
+            for k in (1, 2):
+                sum((k * p).sin().sum() for p in parameters.values()).backward()
+            if step == 2:
+                parameters["p1"].grad[2] = float("inf")
+        loss = torch.tensor(float("nan") if step == 3 else 1.0)
+        norm = fixed.update(clip, loss)
+        expected = usual.clip(clip)
+        assert float(norm) == pytest.approx(expected, rel=1e-12)
+        if step not in (2, 3):
+            usual.step()
+        usual.zero_grad()
+        for name in mine:
+            torch.testing.assert_close(mine[name], other[name], rtol=0, atol=1e-12)
+            assert not mine[name].grad.any()
+    assert places == [p.grad.data_ptr() for p in mine.values()]
+    assert all(a is g["lr"] for a, g in zip(rates, fixed.inner.param_groups, strict=True))
+    assert {one["step"] for one in fixed.state_dict().values()} == {4}
+    for name, one in usual.state_dict().items():
+        for key in ("exp_avg", "exp_avg_sq"):
+            torch.testing.assert_close(fixed.state_dict()[name][key], one[key], rtol=0, atol=1e-12)
+    fixed.release()
+    assert all(p.grad is None for p in mine.values())
+
+
 # ---- shapes --------------------------------------------------------------------------------------
 
 
-def test_what_is_laid_out():
+def test_rows_are_packed_and_padded():
     """By hand: two texts of 5 and 3 ids, in a row of 12 with room for 6 targets and 5 texts."""
     rows = [([11, 12, 13, 14, 15], [0, 0, 0, 1, 1]), ([21, 22, 23], [0, 1, 1])]
-    found = laid(rows, captured.Shape(12, 6, 5, 4), 0.25, torch.float64)
+    found = pack_rows(rows, cuda_graph.Shape(12, 6, 5, 4), 0.25, torch.float64)
     assert found.tokens.tolist() == [[11, 12, 13, 14, 21, 22, 11, 12, 13, 14, 21, 22]]
     assert found.segments.tolist() == [[0] * 4 + [1] * 2 + [2] * 4 + [3] * 2]
-    assert found.ends.tolist() == [0, 4, 6, 10, 12, 12]
-    assert found.ends.dtype == torch.int32
-    assert found.wanted.tolist() == [2, 3, 4, 5, 0, 1]
+    assert found.cu_seqlens.tolist() == [0, 4, 6, 10, 12, 12]
+    assert found.cu_seqlens.dtype == torch.int32
+    assert found.selected.tolist() == [2, 3, 4, 5, 0, 1]
     assert found.targets.tolist() == [14, 15, 22, 23, 12, 13]
     assert found.weights.tolist() == [0.25] * 4 + [0, 0]
     assert found.weights.dtype == torch.float64
 
 
 @pytest.mark.parametrize("lengths", [RAGGED, [2], [65] * 4, [64] * 40, [2] * 7, [100, 2, 2]])
-@pytest.mark.parametrize("micro_tokens", [1, 64, 200, 4096])
-def test_every_step_of_those_rows_has_room(lengths, micro_tokens):
+@pytest.mark.parametrize("micro_batch_tokens", [1, 64, 200, 4096])
+def test_every_step_of_those_rows_has_room(lengths, micro_batch_tokens):
     rows = rows_of(lengths)
-    shape = shape_of(rows, 4, micro_tokens, alike=True)
+    shape = shape_of(rows, 4, micro_batch_tokens, group_by_length=True)
     assert shape.tokens % 64 == shape.targets % 64 == 0
     longest = max(lengths) - 1
     assert shape.longest == longest
-    assert shape.tokens <= rounded(max(longest, micro_tokens))
+    assert shape.tokens <= rounded(max(longest, micro_batch_tokens))
     assert shape.holds(rows)
     for k in range(0, len(rows), 4):
         step = rows[k : k + 4]
         parts = shape.cut(step)
         assert sorted(map(id, (row for part in parts for row in part))) == sorted(map(id, step))
         for part in parts:
-            found = laid(part, shape, 1.0, torch.float64)
+            found = pack_rows(part, shape, 1.0, torch.float64)
             assert found.tokens.shape == found.segments.shape == (1, shape.tokens)
-            assert len(found.wanted.unique()) == len(found.wanted) == shape.targets
+            assert len(found.selected.unique()) == len(found.selected) == shape.targets
             learned = sum(sum(mask[1:]) for _, mask in part)
             assert found.weights.tolist() == [1.0] * learned + [0.0] * (shape.targets - learned)
-            ends = found.ends.tolist()
+            ends = found.cu_seqlens.tolist()
             assert len(ends) == shape.texts + 1
             assert ends[-1] == shape.tokens
             sizes = [b - a for a, b in pairwise(ends)]
@@ -469,9 +529,9 @@ def test_every_step_of_those_rows_has_room(lengths, micro_tokens):
 def test_the_shape_is_the_cheapest():
     """Steps of one long row or of three short ones: not as wide as the largest step."""
     rows = rows_of([300] + [20] * 300)
-    assert shape_of(rows, 4, 4096, alike=True).tokens == 320
-    assert shape_of(rows_of([500] * 8), 4, 4096, alike=True).tokens == rounded(4 * 499)
-    assert shape_of(rows_of([500] * 8), 4, 1024, alike=True).tokens == 1024
+    assert shape_of(rows, 4, 4096, group_by_length=True).tokens == 320
+    assert shape_of(rows_of([500] * 8), 4, 4096, group_by_length=True).tokens == rounded(4 * 499)
+    assert shape_of(rows_of([500] * 8), 4, 1024, group_by_length=True).tokens == 1024
 
 
 # ---- what is refused -----------------------------------------------------------------------------
@@ -517,7 +577,7 @@ def test_what_cannot_be_fixed_is_refused(anywhere, tmp_path, model, text):
 
 def test_a_cpu_another_objective_and_readable_kernels_are_refused_together():
     class NoSFT:
-        rows, lengths = 1, None
+        rows, lengths, fits_cuda_graph, tokenizer = 1, None, False, None
 
         def check(self, model):
             pass
@@ -530,13 +590,3 @@ def test_a_cpu_another_objective_and_readable_kernels_are_refused_together():
     with using("reference"), pytest.raises(ConfigError) as error:
         fit(made(), NoSFT(), config)
     assert str(error.value) == text
-
-
-@pytest.mark.parametrize(("options", "text"), [
-    ({"graph": "yes"}, "graph: found yes, allowed off, on"),
-    ({"graph": "on", "checkpointing": True}, "graph: found on with checkpointing, allowed without"),
-    ({"graph": "on", "kernels": "reference"}, "graph: found on with kernels reference, allowed wi"),
-])  # fmt: skip
-def test_fields_that_do_not_go_together(options, text):
-    with pytest.raises(ConfigError, match=text):
-        TrainConfig(**options)

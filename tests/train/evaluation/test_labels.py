@@ -8,9 +8,8 @@ import torch
 from minift.errors import ConfigError
 from minift.model.config import ModelConfig
 from minift.model.transformer import Transformer
-from minift.train import evaluate
-from minift.train.evaluate import Accuracy, held_out_loss, label_logprobs, padded, wilson
-from minift.train.objectives import SFT, pieces
+from minift.train.evaluation import labels as module
+from minift.train.evaluation.labels import Accuracy, label_logprobs, padded, wilson
 
 PROMPTS = [[5, 6], [1], [9, 8, 7, 6, 5, 4], [2, 3, 4]]
 
@@ -96,8 +95,8 @@ def test_refusals(tiny, labels):
 
 @pytest.mark.parametrize(("rows", "tokens"), [(64, 2048), (3, 2048), (64, 12), (1, 1)])
 def test_padded_covers_each_row_once(monkeypatch, rows, tokens):
-    monkeypatch.setattr(evaluate, "ROWS", rows)
-    monkeypatch.setattr(evaluate, "TOKENS", tokens)
+    monkeypatch.setattr(module, "ROWS", rows)
+    monkeypatch.setattr(module, "TOKENS", tokens)
     given = [[k + 1] * n for k, n in enumerate([4, 1, 9, 2, 2, 6, 13, 3])]
     batches = padded(given)
     assert sorted(i for indices, _ in batches for i in indices) == list(range(8))
@@ -109,39 +108,10 @@ def test_padded_covers_each_row_once(monkeypatch, rows, tokens):
     assert padded([]) == []
 
 
-class Fixed:
-    """Held-out rows, whatever the tokenizer; fails on request."""
-
-    loss_sum = SFT.loss_sum
-
-    def __init__(self, rows, error=None):
-        self.rows, self.error = rows, error
-
-    def held_out_batches(self, max_tokens):
-        yield from pieces(self.rows, max_tokens) if self.rows else ()
-        if self.error:
-            raise self.error
-
-
-@pytest.mark.parametrize("most", [1, 8, 100])
-def test_held_out_loss_is_a_mean_over_targets(tiny, most):
-    rows = [([5, 6, 7, 8, 9], [0, 0, 0, 1, 1]), ([4, 3], [0, 1]), ([1, 2, 3, 4], [0, 1, 1, 1])]
-    expected = -sum(
-        by_hand(tiny, ids[:t], [ids[t]]) for ids, mask in rows for t in range(len(ids)) if mask[t]
-    ) / 6  # fmt: skip
-    assert held_out_loss(tiny, Fixed(rows), most) == pytest.approx(expected, rel=1e-12)
-    assert held_out_loss(tiny, Fixed([]), most) is None
-
-
 def test_the_training_flag_comes_back(tiny):
-    rows = [([4, 3], [0, 1])]
     tiny.train()
     try:
-        held_out_loss(tiny, Fixed(rows), 10)
         label_logprobs(tiny, PROMPTS, [[1]])
-        assert tiny.training
-        with pytest.raises(OSError, match="gone"):
-            held_out_loss(tiny, Fixed(rows, OSError("gone")), 10)
         assert tiny.training
         with pytest.raises(IndexError):
             label_logprobs(tiny, [[99]], [[1]])

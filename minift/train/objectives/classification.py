@@ -11,31 +11,25 @@ which score the last token) its beginning; of two texts the longer is cut first.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from minift.data.batches import micro_batches
 from minift.data.read import Records, open_records
 from minift.data.split import Rows
 from minift.errors import ConfigError, EncodeError, one_line
 from minift.model.transformer import Transformer
-from minift.peft.adapters import room_left
-from minift.runtime import tuned
 from minift.tokenizers.interface import Tokenizer
 from minift.tokenizers.text_format import TextFormat
 from minift.train import checks
 from minift.train.checks import Cuts, Data, Rowset, spelled
-from minift.train.evaluate import Accuracy
-from minift.train.objectives import WINDOW
+from minift.train.objectives.batch import Batch, Window, pad, split_rows, windows
 
 TEXT, LABEL = "{text}", "label"  # the template and the target of a file with these two columns
 LONGEST = 256  # tokens of a text in training
-AT_ONCE = 4096  # tokens of a batch that is only scored
 INSIDE = -1  # stands for a text where only what is around it matters
 
 
@@ -47,24 +41,6 @@ class Encoded(NamedTuple):
     label: int
 
 
-@dataclass(frozen=True)
-class Batch:
-    """Texts side by side, padded on the right."""
-
-    tokens: Tensor  # (B, T)
-    mask: Tensor  # (B, T) True where a token is real
-    labels: Tensor  # (B,)
-    types: Tensor | None = None  # (B, T) token types, where they are not all 0
-
-    @property
-    def count(self) -> int:
-        return len(self.labels)
-
-    @property
-    def real(self) -> int:
-        return int(self.mask.sum())
-
-
 class Classification:
     """Learn the label of a text.
 
@@ -72,6 +48,8 @@ class Classification:
     `labels`, or sequences of {"text", "label"}, with or without a "text_pair". `labels` may be left
     out where the records have them.
     """
+
+    packs = fits_cuda_graph = False
 
     def __init__(
         self,
@@ -98,7 +76,7 @@ class Classification:
         if not len(self.train):
             raise ConfigError("train: found no rows, allowed one or more")
         self.truncated: set[tuple[bool, int]] = set()
-        self.window: dict[int, Encoded] = {}  # rows whose ids are at hand
+        self.window = Window(self.encode)
         self.cuts: dict[bool, Cuts] = {}  # of the training data, and of what is held out
         self.checked: int | None = None
 
@@ -113,7 +91,7 @@ class Classification:
         usual, most = self.max_length, checks.check_room(self.max_length, model, self.by_default)
         if most == self.checked:
             return
-        self.max_length, self.window = most, {}
+        self.max_length, self.window = most, Window(self.encode)
         vocabulary = checks.Vocabulary(self.tokenizer)
         self.cuts = {False: self.check_rows(vocabulary, False)}
         if len(self.held_out):
@@ -163,13 +141,16 @@ class Classification:
 
     @property
     def rows(self) -> int:
+        """Texts to train on."""
         return len(self.train)
 
-    packs = False
+    def load_window(self, indices: Sequence[int]) -> None:
+        """Tokenize these training rows and keep their ids, in place of those kept before."""
+        self.window.load(indices)
 
     def lengths(self, indices: Sequence[int]) -> list[int]:
-        self.window = {i: self.encode(i) for i in indices}
-        return [len(row.ids) for row in self.window.values()]
+        """Tokens of these training rows."""
+        return [len(self.window[i].ids) for i in indices]
 
     def encode(self, i: int, held_out: bool = False) -> Encoded:
         """One row as the model reads it."""
@@ -185,22 +166,22 @@ class Classification:
         return Encoded(ids, types, label)
 
     def batches(self, indices: Sequence[int], max_tokens: int) -> list[Batch]:
-        """These rows of the training data, in pieces of at most `max_tokens` with padding."""
-        rows = [self.window[i] if i in self.window else self.encode(i) for i in indices]
-        return [batch for _, batch in pieces(rows, max_tokens)]
+        """These training rows as batches of at most `max_tokens` each, padding counted."""
+        rows = [self.window[i] for i in indices]
+        return [batch for _, batch in label_batches(rows, max_tokens)]
 
     def held_out_batches(self, max_tokens: int) -> Iterator[Batch]:
-        for start in range(0, len(self.held_out), WINDOW):
-            some = range(start, min(start + WINDOW, len(self.held_out)))
+        """All held-out texts in their order, those of like length of each window together."""
+        for some in windows(len(self.held_out)):
             rows = [self.encode(i, True) for i in some]
-            yield from (batch for _, batch in pieces(rows, max_tokens))
+            yield from (batch for _, batch in label_batches(rows, max_tokens))
 
     def loss_sum(self, model: Transformer, batch: Batch) -> Tensor:
         """Summed cross-entropy of the labels, in nats."""
         scores = scores_of(model, batch)  # (B, C)
-        if scores.shape != (batch.count, len(self.labels)):
+        if scores.shape != (batch.num_targets, len(self.labels)):
             raise self.no_head(model)
-        return F.cross_entropy(scores.float(), batch.labels.to(scores.device), reduction="sum")
+        return F.cross_entropy(scores.float(), batch.targets.to(scores.device), reduction="sum")
 
     def no_head(self, model: Transformer) -> ConfigError:
         return ConfigError(
@@ -237,63 +218,16 @@ class Classification:
         )  # fmt: skip
 
 
-def class_accuracy(
-    model: Transformer,
-    tokenizer: Tokenizer,
-    data: Data,
-    *,
-    max_length: int | None = None,
-    threads: int | None = None,
-    progress: Callable[[int], object] = lambda rows: None,
-) -> tuple[Accuracy, Tensor]:
-    """How often the highest score is that of the right label, and log p of every label (N, C).
-
-    `max_length`: tokens of a text, by default as many as the model has positions for.
-    """
-    labels = model.config.labels
-    if model.config.head != "label":
-        raise ConfigError(
-            f"class_accuracy: {model.source} has no labels; with_labels gives it some"
-        )
-    there = data.labels if isinstance(data, Records | Rows) else None
-    if there is not None and there != labels:
-        raise ConfigError(f"labels: found {', '.join(there)}, allowed the model's own, "
-                          f"{', '.join(labels)}")  # fmt: skip
-    most = room_left(model) if max_length is None else max_length
-    objective = Classification(tokenizer, data, labels=labels, max_length=most)
-    with tuned(threads, model.embed.weight.device):
-        logp = logprobs(model, objective, progress)
-    gold = torch.tensor([texts_and_label(objective.train, i)[2] for i in range(len(logp))])
-    return Accuracy(int((logp.argmax(1) == gold).sum()), len(gold)), logp
-
-
-@torch.no_grad()
-def logprobs(
-    model: Transformer, objective: Classification, progress: Callable[[int], object]
-) -> Tensor:
-    """log p(label | text) of the objective's rows: float32 (N, C)."""
-    out = torch.empty(objective.rows, len(objective.labels))
-    was = model.training
-    model.eval()
-    try:
-        for start in range(0, objective.rows, WINDOW):
-            some = range(start, min(start + WINDOW, objective.rows))
-            for places, batch in pieces([objective.encode(i) for i in some], AT_ONCE):
-                scores = scores_of(model, batch).float()  # (B, C)
-                out[[start + k for k in places]] = scores.log_softmax(-1).cpu()
-                progress(batch.count)
-    finally:
-        model.train(was)
-    return out
-
-
 def scores_of(model: Transformer, batch: Batch) -> Tensor:
-    """(B, C), where the model is."""
+    """The scores of every label (B, C), on the model's device."""
     device = model.embed.weight.device
     # A model with one token type, or none, has no use for those of its tokenizer.
-    used = batch.types is not None and model.config.token_types > 1
-    types = batch.types.to(device) if used and batch.types is not None else None
-    return model(batch.tokens.to(device), mask=batch.mask.to(device), token_types=types)
+    types = batch.token_types if model.config.token_types > 1 else None
+    return model(
+        batch.tokens.to(device),
+        mask=None if batch.mask is None else batch.mask.to(device),
+        token_types=None if types is None else types.to(device),
+    )
 
 
 # ---- rows ----------------------------------------------------------------------------------------
@@ -364,20 +298,19 @@ def shares(one: int, two: int, room: int) -> tuple[int, int]:
     return (short, long) if one <= two else (long, short)
 
 
-def pieces(rows: Sequence[Encoded], max_tokens: int) -> list[tuple[list[int], Batch]]:
-    """Rows of like length together: (their places among `rows`, the batch)."""
-    lengths = [len(row.ids) for row in rows]
-    cut = micro_batches(range(len(rows)), lengths, max(1, len(rows)), max_tokens)
-    return [(part.tolist(), collate([rows[i] for i in part])) for part in cut]
+def label_batches(rows: Sequence[Encoded], max_tokens: int) -> list[tuple[list[int], Batch]]:
+    """Rows of like length together: (their numbers among `rows`, the batch)."""
+    parts = split_rows([len(row.ids) for row in rows], max_tokens)
+    return [(part, label_batch([rows[i] for i in part])) for part in parts]
 
 
-def collate(rows: Sequence[Encoded]) -> Batch:
-    shape = len(rows), max(len(row.ids) for row in rows)
-    tokens, types = torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.long)
-    mask = torch.zeros(shape, dtype=torch.bool)
-    for i, row in enumerate(rows):
-        n = len(row.ids)
-        tokens[i, :n], types[i, :n] = torch.tensor(row.ids), torch.tensor(row.types)
-        mask[i, :n] = True
-    labels = torch.tensor([row.label for row in rows])
-    return Batch(tokens, mask, labels, types if bool(types.any()) else None)
+def label_batch(rows: Sequence[Encoded]) -> Batch:
+    """Texts side by side, padded on the right, with their labels."""
+    lengths, types = [len(row.ids) for row in rows], pad([row.types for row in rows])
+    return Batch(
+        pad([row.ids for row in rows]),
+        torch.tensor([row.label for row in rows]),
+        sum(lengths),
+        mask=pad([[1] * n for n in lengths], torch.bool),
+        token_types=types if bool(types.any()) else None,
+    )

@@ -1,9 +1,10 @@
-"""What a run keeps while it goes on: the best adapter, on disk from the moment it is found.
+"""What a run keeps while it goes on: the best weights, on disk from the moment they are found.
 
-    every new best evaluation    adapter/ written whole, then run.json with "ended": "unfinished"
+    every new best evaluation    adapter/ or model/ written whole, then run.json with "ended":
+                                 "unfinished"
     the end, whatever it is      run.json with "finished", "interrupted", "diverged" or "failed: .."
 
-So what ends a run, a `kill -9` too, leaves the best adapter that was found before. Without an
+So whatever ends a run, a `kill -9` too, leaves the best weights that were found before. Without an
 evaluation the weights of the last good step are written, at an interruption or an error as well.
 """
 
@@ -18,21 +19,15 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from minift.checkpoints.save import as_json
 from minift.errors import StorageError, notice, one_line
-from minift.interop.adapter_files import save_adapter
-from minift.model.transformer import Transformer
-from minift.peft.adapters import active
 from minift.storage import append_line, write_file
-from minift.train.run_folder import make_room
-
-if TYPE_CHECKING:
-    from minift.train.loop import Progress, Run
+from minift.train.run_folder import MODEL_FOLDER, TrainableFiles, finite_or_none, make_room
+from minift.train.step import Progress, Run
 
 STOPPING = b"minift: stopping after this step; again abandons the run\n"
 
@@ -45,28 +40,33 @@ class Diverged(RuntimeError):
 class Keeper:
     """Holds the best weights of a run, and writes them and run.json."""
 
-    model: Transformer
     parameters: Mapping[str, nn.Parameter]
     run: Run
+    files: TrainableFiles | None  # None where no weights are written
     record: Callable[[], Mapping[str, object]]  # what run.json says
     best: dict[str, Tensor] | None = None
     best_loss: float = math.inf
     good: int = 0  # the last step that changed the weights
-    settled: bool = True  # they are the model's, and not a later step's
-    on_disk: int | None = None  # the step whose weights adapter/ has
-    told: set[str] = field(default_factory=set)
+    synced: bool = True  # the model has the weights of the last step read, not a later one's
+    on_disk: int | None = None  # the step whose weights are on disk
+    said: set[str] = field(default_factory=set)
 
     @property
     def folder(self) -> Path | None:
-        """Of the adapter; None where none is written."""
+        """Of the weights; None where none are written."""
         out = self.run.out
-        return None if out is None or active(self.model) is None else out / "adapter"
+        return None if out is None or self.files is None else out / self.files.folder
+
+    @property
+    def what(self) -> str:
+        """What is kept, for a person: the adapter or the model."""
+        return self.files.folder if self.files is not None else "weights"
 
     def log(self, progress: Progress) -> None:
         """A line of metrics.jsonl. A full disk costs the line, not the run."""
         if self.run.out is not None:
             try:
-                row = {name: finite(value) for name, value in asdict(progress).items()}
+                row = {name: finite_or_none(value) for name, value in asdict(progress).items()}
                 append_line(self.run.out / "metrics.jsonl", json.dumps(row, allow_nan=False))
             except StorageError as problem:
                 self.tell("log", problem, "lines of metrics.jsonl are missing")
@@ -81,25 +81,27 @@ class Keeper:
                 self.write(step)
             except StorageError as problem:
                 if self.on_disk == step:
-                    self.tell("record", problem, f"the best adapter, of step {step}, is saved, but "
-                              "run.json does not say so yet")  # fmt: skip
+                    self.tell("record", problem, f"the best {self.what}, of step {step}, is saved, "
+                              "but run.json does not say so yet")  # fmt: skip
                     return
                 kept = "none" if self.on_disk is None else f"that of step {self.on_disk}"
-                self.tell("best", problem, f"the best adapter, of step {step}, is not saved yet, "
-                          f"{kept} is")  # fmt: skip
+                self.tell("best", problem, f"the best {self.what}, of step {step}, is not saved "
+                          f"yet, {kept} is")  # fmt: skip
 
     def tell(self, kind: str, problem: StorageError, what: str) -> None:
         """Say once what the disk did not take, and go on: it may take it later."""
-        if kind not in self.told and self.run.out is not None:
-            self.told.add(kind)
+        if kind not in self.said and self.run.out is not None:
+            self.said.add(kind)
             reason = os.strerror(problem.errno) if problem.errno else str(problem)
             notice(self.run.out, f"{what} ({reason}); training goes on")
 
     def write(self, step: int) -> None:
         """The weights that the model has, which are those of `step`, and run.json."""
-        if self.folder is not None and self.on_disk != step:
+        if self.files is not None and self.folder is not None and self.on_disk != step:
+            if self.on_disk is None and self.files.folder == MODEL_FOLDER:
+                self.write_record()  # which says whose the model/ is, should the run end now
             make_room(self.folder)
-            save_adapter(self.model, self.folder, overwrite=True)
+            self.files.write(self.folder)
             self.on_disk = step
         self.run.kept_step = step if self.folder is None else self.on_disk
         self.write_record()
@@ -137,7 +139,7 @@ class Keeper:
                 if self.best is not None and run.best_step != self.on_disk:
                     restore(self.parameters, self.best)
                     self.write(run.best_step or 0)
-                elif self.best is None and self.settled:
+                elif self.best is None and self.synced:
                     self.write(self.good)
         except (StorageError, ValueError) as also:
             failed = "" if isinstance(problem, StorageError) else f"; not saved: {also}"
@@ -145,14 +147,9 @@ class Keeper:
         with suppress(StorageError, ValueError):
             self.write_record()
         if self.on_disk is None:
-            return f"no adapter is saved{failed}"
-        what = "the adapter" if self.best is None else "the best adapter so far,"
+            return f"no {self.what} is saved{failed}"
+        what = f"the {self.what}" if self.best is None else f"the best {self.what} so far,"
         return f"{what} of step {self.on_disk} is in {one_line(str(self.folder), 200)}{failed}"
-
-
-def finite(value: float | None) -> float | None:
-    """The number; None where it is none, which JSON has no word for."""
-    return value if value is not None and math.isfinite(value) else None
 
 
 def ending(problem: BaseException) -> str:

@@ -1,104 +1,42 @@
-"""Objectives: each owns its data, how rows become tensors, its loss sum and its metrics.
+"""Supervised fine-tuning: rows of text, which of their tokens are targets, and the loss of those.
 
-`fit` asks an objective for rows by index, sums its losses over a whole optimizer step and divides
-once by the number of target tokens. Supervised fine-tuning is here, classification.py beside it.
+loss = - Σ log softmax(logits_t)_(token t + 1)        over the target tokens
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from minift.data.batches import micro_batches, packed_batches
 from minift.data.read import Records, open_records
 from minift.data.split import Rows
 from minift.errors import ConfigError, EncodeError
 from minift.model.transformer import Transformer
 from minift.tokenizers import chat
+from minift.tokenizers.bos import bos_ids
 from minift.tokenizers.chat_truncate import render_within
 from minift.tokenizers.interface import Tokenizer
 from minift.tokenizers.text_format import TextFormat
 from minift.train import checks
 from minift.train.checks import Cuts, Data, Rowset
 from minift.train.chunks import Chunks, count_of, part_of
+from minift.train.objectives.batch import Batch, Row, Window, token_batches, windows
 
 LONGEST = 1024  # tokens of a row, unless the model has room for fewer
-WINDOW = 512  # held-out rows tokenized at a time
 PACK = ("auto", "on", "off")
-GRAIN = 32  # tokens: a packed batch has a multiple of them
-FILL = 0.9  # "auto" packs where less of the padded tensors than this would be text
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Rows side by side, padded on the right; or packed, behind each other in one row."""
-
-    tokens: Tensor  # (B, T) what the model reads
-    targets: Tensor  # (B, T) what should follow each position
-    learned: Tensor  # (B, T) True where the prediction counts
-    real: int  # tokens that are no padding
-    segments: Tensor | None = None  # (1, T) of a packed batch: which of its rows each token is of
-
-    @property
-    def count(self) -> int:
-        """Target tokens."""
-        return int(self.learned.sum())
-
-
-class Counted(Protocol):
-    """What `fit` asks of a batch; the rest is between an objective's own methods."""
-
-    @property
-    def count(self) -> int:
-        """What the loss is a mean over: target tokens, or rows."""
-
-    @property
-    def real(self) -> int:
-        """Tokens that are no padding."""
-
-
-class Objective(Protocol):
-    """What `fit` needs."""
-
-    def check(self, model: Transformer) -> None:
-        """Raise, before the first step, for all that the data alone decides."""
-
-    @property
-    def rows(self) -> int:
-        """Rows to train on."""
-
-    @property
-    def packs(self) -> bool:
-        """Whether rows of unlike length may stand behind each other, without padding."""
-
-    def lengths(self, indices: Sequence[int]) -> Sequence[int]:
-        """Tokens of these rows; asked once for every window of rows, before its batches."""
-
-    def batches(self, indices: Sequence[int], max_tokens: int) -> Sequence[Counted]: ...
-
-    def held_out_batches(self, max_tokens: int) -> Iterator[Counted]: ...
-
-    def loss_sum(self, model: Transformer, batch: Any) -> Tensor: ...
-
-    def example(self) -> tuple[list[int], list[int]]:
-        """Ids of the first row, and a mask: 1 where a token is learned."""
-
-    def summary(self) -> dict[str, object]: ...
 
 
 class SFT:
     """Supervised fine-tuning: predict the answers, given what stands before them.
 
-    A row is {"prompt", "completion"}, {"messages": [...]} or {"text"}; of the first only the
-    completion and the end token are learned, of a conversation what the assistant says, of a text
-    everything. `train` and `held_out` are paths or sequences of such rows. Prompt and completion
-    are tokenized apart, so that no token straddles the border.
+    A row is {"prompt", "completion"}, {"messages": [...]} or {"text"}. The targets of the first are
+    the completion and the end token, of a conversation what the assistant says, of a text all.
+    `train` and `held_out` are paths or sequences of such rows. Prompt and completion are tokenized
+    apart, so that no token straddles the border.
 
     A text over `max_length` tokens becomes several rows (chunks.py), and nothing of it is lost. A
     prompt loses its beginning, a conversation its oldest turns (chat_truncate.py), BOS and the
@@ -109,6 +47,8 @@ class SFT:
     to the others; "off" pads them; "auto" packs where padding would cost more than packing does.
     The loss is the same.
     """
+
+    fits_cuda_graph = True
 
     def __init__(
         self,
@@ -130,7 +70,7 @@ class SFT:
         if not len(self.train):
             raise ConfigError("train: found no rows, allowed one or more")
         self.truncated: set[tuple[bool, int]] = set()
-        self.window: dict[int, tuple[list[int], list[int]]] = {}  # rows whose ids are at hand
+        self.window = Window(self.encode)
         self.long: dict[bool, dict[int, NDArray[np.int32]]] = {}  # ids of texts in parts
         self.chunks: dict[bool, Chunks] = {}
         self.cut_up()
@@ -165,7 +105,7 @@ class SFT:
         """Raise for what is wrong with a row or its length, and count what will be cut."""
         usual, most = self.max_length, checks.check_room(self.max_length, model, self.by_default)
         if most != self.max_length:
-            self.max_length, self.window = most, {}
+            self.max_length, self.window = most, Window(self.encode)
             self.cut_up()
         state = most, self.tokenizer.chat_template, self.tokenizer.template
         if state == self.checked:
@@ -247,13 +187,18 @@ class SFT:
 
     @property
     def packs(self) -> bool:
+        """True unless `pack` is "off"."""
         return self.pack != "off"
 
-    def lengths(self, indices: Sequence[int]) -> list[int]:
-        self.window = {i: self.encode(i) for i in indices}
-        return [len(ids) for ids, _ in self.window.values()]
+    def load_window(self, indices: Sequence[int]) -> None:
+        """Tokenize these training rows and keep their ids, in place of those kept before."""
+        self.window.load(indices)
 
-    def whole(self, i: int, held_out: bool = False) -> tuple[list[int], list[int]]:
+    def lengths(self, indices: Sequence[int]) -> list[int]:
+        """Tokens of these training rows, targets or not."""
+        return [len(self.window[i][0]) for i in indices]
+
+    def whole(self, i: int, held_out: bool = False) -> Row:
         """(ids, mask) of row i of the data, however long."""
         rows = self.side(held_out)
         try:
@@ -261,13 +206,13 @@ class SFT:
         except ConfigError as error:
             raise refused(rows, i, error) from None
 
-    def encode(self, i: int, held_out: bool = False) -> tuple[list[int], list[int]]:
-        """(ids, mask) of one row; mask is 1 on the tokens to be learned, the end token included."""
+    def encode(self, i: int, held_out: bool = False) -> Row:
+        """(ids, mask) of row i, cut to `max_length`; mask 1 = a target, the end token is one."""
         rows, most = self.side(held_out), self.max_length
         text, k = self.chunks[held_out].place(i)
-        opens = self.tokenizer.add_bos and self.tokenizer.bos is not None
+        opening = len(bos_ids(self.tokenizer))
         if text in self.chunks[held_out].counts:
-            return part_of(self.long[held_out][text], k, most, opens)
+            return part_of(self.long[held_out][text], k, most, opening > 0)
         ids, mask = self.whole(text, held_out)
         if len(ids) <= most:
             return ids, mask
@@ -277,39 +222,41 @@ class SFT:
                 return render_within(self.tokenizer, rows[text]["messages"], most)[:2]
             except ConfigError as error:
                 raise refused(rows, text, error) from None
-        return fit_length(ids, mask, most, int(opens))
+        return fit_length(ids, mask, most, opening)
 
-    def encoded(self, indices: Sequence[int]) -> list[tuple[list[int], list[int]]]:
-        """(ids, mask) of these rows of the training data."""
-        return [self.window[i] if i in self.window else self.encode(i) for i in indices]
+    def encode_rows(self, indices: Sequence[int]) -> list[Row]:
+        """(ids, mask) of these training rows."""
+        return [self.window[i] for i in indices]
 
     def batches(self, indices: Sequence[int], max_tokens: int) -> list[Batch]:
-        """These rows of the training data, in pieces of at most `max_tokens` with padding."""
-        return pieces(self.encoded(indices), max_tokens, self.pack)
+        """These training rows as batches of at most `max_tokens` each, padding counted."""
+        return token_batches(self.encode_rows(indices), max_tokens, self.pack)
 
     def held_out_batches(self, max_tokens: int) -> Iterator[Batch]:
+        """All held-out rows, those of like length together, `max_tokens` a batch."""
         chunks, parts = self.chunks[True], self.chunks[True].counts
         sizes = [size(row) // parts.get(k, 1) for k, row in enumerate(self.held_out)]
         order = sorted(range(len(chunks)), key=lambda i: sizes[chunks.place(i)[0]])
-        for k in range(0, len(order), WINDOW):
-            rows = [self.encode(i, True) for i in order[k : k + WINDOW]]
-            yield from pieces(rows, max_tokens, self.pack)
+        for some in windows(len(order)):
+            rows = [self.encode(order[k], True) for k in some]
+            yield from token_batches(rows, max_tokens, self.pack)
 
     def loss_sum(self, model: Transformer, batch: Batch) -> Tensor:
         """Summed negative log-likelihood of the target tokens, in nats."""
         device = model.embed.weight.device
-        targets = batch.targets[batch.learned].to(device)  # (N,)
+        assert batch.loss_mask is not None
+        targets = batch.targets[batch.loss_mask].to(device)  # (N,)
         segments = None if batch.segments is None else batch.segments.to(device)
-        # Padded on the right, a causal model needs no mask: no real position looks that far.
         hidden = model(
             batch.tokens.to(device),
             segments=segments,
-            wanted=batch.learned.to(device),
+            wanted=batch.loss_mask.to(device),
             hidden_only=True,
         )  # (N, D)
         return model.nll(hidden, targets)
 
-    def example(self) -> tuple[list[int], list[int]]:
+    def example(self) -> Row:
+        """(ids, mask) of the first training row."""
         return self.encode(0)
 
     def summary(self) -> dict[str, object]:
@@ -383,12 +330,12 @@ def refused(rows: Rowset, i: int, error: ConfigError) -> ValueError:
     return ConfigError(f"{rows.path} {rows.place(i)}: {error}")
 
 
-def encode_row(tokenizer: Tokenizer, row: Mapping[str, object]) -> tuple[list[int], list[int]]:
+def encode_row(tokenizer: Tokenizer, row: Mapping[str, object]) -> Row:
     """(ids, mask) of a row of any of the three kinds, ending with the end token."""
     kind = kind_of(row)
     if kind == "messages":
         return tokenizer.chat(row["messages"])  # type: ignore[arg-type]
-    head = [tokenizer.bos] if tokenizer.add_bos and tokenizer.bos is not None else []
+    head = bos_ids(tokenizer)
     if kind == "prompt":
         prompt = head + tokenizer.encode(str(row["prompt"]))
         last = prompt[-1] if prompt else None
@@ -398,9 +345,7 @@ def encode_row(tokenizer: Tokenizer, row: Mapping[str, object]) -> tuple[list[in
     return head + text, [0] * len(head) + [1] * len(text)
 
 
-def fit_length(
-    ids: list[int], mask: list[int], most: int, opening: int = 0
-) -> tuple[list[int], list[int]]:
+def fit_length(ids: list[int], mask: list[int], most: int, opening: int = 0) -> Row:
     """`most` tokens of a prompt and its answer: without the beginning, but for `opening` tokens.
 
     An answer that is longer than that loses its end; something stands before its first token.
@@ -412,53 +357,3 @@ def fit_length(
     start = answer - prompt
     ids, mask = ids[:opening] + ids[start:], mask[:opening] + mask[start:]
     return ids[:most], mask[:most]
-
-
-def pieces(
-    rows: Sequence[tuple[list[int], list[int]]], max_tokens: int, pack: str = "off"
-) -> list[Batch]:
-    """The rows in batches of at most `max_tokens`, padding counted."""
-    lengths = [len(ids) - 1 for ids, _ in rows]
-    if pack == "auto":  # a row without a neighbour gains nothing
-        area = len(rows) * max(lengths, default=0)
-        pack = "on" if len(rows) > 1 and sum(lengths) < FILL * area else "off"
-    if pack == "on":
-        cut = packed_batches(lengths, max_tokens)
-        return [packed([rows[i] for i in piece], max_tokens) for piece in cut]
-    cut = micro_batches(range(len(rows)), lengths, len(rows), max_tokens)
-    return [collate([rows[i] for i in piece]) for piece in cut]
-
-
-def collate(rows: Sequence[tuple[list[int], list[int]]]) -> Batch:
-    """Right-padded tensors, shifted by one: position t reads token t and predicts t + 1."""
-    longest = max(len(ids) for ids, _ in rows) - 1
-    tokens = torch.zeros(len(rows), longest, dtype=torch.long)
-    targets, learned = torch.zeros_like(tokens), torch.zeros_like(tokens, dtype=torch.bool)
-    for i, (ids, mask) in enumerate(rows):
-        n = len(ids) - 1
-        tokens[i, :n] = torch.tensor(ids[:-1])
-        targets[i, :n] = torch.tensor(ids[1:])
-        learned[i, :n] = torch.tensor(mask[1:], dtype=torch.bool)
-    return Batch(tokens, targets, learned, sum(len(ids) - 1 for ids, _ in rows))
-
-
-def packed(rows: Sequence[tuple[list[int], list[int]]], max_tokens: int) -> Batch:
-    """One row of all, shifted by one within each, and filled up to a multiple of GRAIN.
-
-    What fills are texts of their own, none longer than the longest, which nothing learns from and
-    no other sees. A CPU's library makes a program for every new shape of a product, half a megabyte
-    each, and keeps them: with every total of a few hundred tokens they cost more than what is
-    filled (benchmarks/LOG.md).
-    """
-    lengths = [len(ids) - 1 for ids, _ in rows]
-    real = sum(lengths)
-    spare = max(0, min(-real % GRAIN, max_tokens - real))
-    fill, longest = [0] * spare, max(1, *lengths)
-    texts = [*lengths, *(min(longest, spare - k) for k in range(0, spare, longest))]
-    return Batch(
-        torch.tensor([i for ids, _ in rows for i in ids[:-1]] + fill)[None],
-        torch.tensor([i for ids, _ in rows for i in ids[1:]] + fill)[None],
-        torch.tensor([bit == 1 for _, mask in rows for bit in mask[1:]] + [False] * spare)[None],
-        real,
-        torch.arange(len(texts)).repeat_interleave(torch.tensor(texts))[None],
-    )

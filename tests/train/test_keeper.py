@@ -20,10 +20,12 @@ from minift.interop.adapter_files import load_adapter
 from minift.peft.adapters import trainable
 from minift.peft.lora import LoRA
 from minift.peft.methods import attach
-from minift.train import kept, loop
-from minift.train.kept import Diverged, interruptible
-from minift.train.loop import TrainConfig, fit
-from minift.train.objectives import SFT, pieces
+from minift.train import keeper, loop, run_folder, step
+from minift.train.config import TrainConfig
+from minift.train.keeper import Diverged, interruptible
+from minift.train.loop import fit
+from minift.train.objectives.batch import token_batches
+from minift.train.objectives.sft import SFT
 
 LLAMA = Path(__file__).parents[1] / "golden" / "llama_gqa"
 ROWS = [([1, 2, 3, 4, 5], [0, 0, 1, 1, 1]), ([6, 7, 8, 9], [0, 1, 1, 1])]
@@ -32,13 +34,16 @@ ROWS = [([1, 2, 3, 4, 5], [0, 0, 1, 1, 1]), ([6, 7, 8, 9], [0, 1, 1, 1])]
 class Rows:
     """An objective over two rows; the step `broken` meets a bad one."""
 
-    rows, packs = 2, False
+    rows, packs, fits_cuda_graph, tokenizer = 2, False, False, None
     loss_sum = SFT.loss_sum
 
     def __init__(self, broken=None):
         self.broken, self.active_change = broken, 0
 
     def check(self, model):
+        pass
+
+    def load_window(self, indices):
         pass
 
     def lengths(self, indices):
@@ -48,10 +53,10 @@ class Rows:
         self.active_change += 1
         if self.active_change == self.broken:
             raise DataError("rows.jsonl", 7, "text", "nothing", "text")
-        return pieces([ROWS[i] for i in indices], max_tokens)
+        return token_batches([ROWS[i] for i in indices], max_tokens)
 
     def held_out_batches(self, max_tokens):
-        yield from pieces(ROWS[:1], max_tokens)
+        yield from token_batches(ROWS[:1], max_tokens)
 
     def example(self):
         return ROWS[0]
@@ -77,7 +82,7 @@ def held_out(monkeypatch):
 
 
 def config(steps, every=2, **more):
-    return TrainConfig(steps=steps, batch=2, lr=0.02, eval_every=every, threads=1, **more)
+    return TrainConfig(steps=steps, batch_size=2, lr=0.02, eval_every=every, threads=1, **more)
 
 
 def facts(out):
@@ -176,14 +181,14 @@ def test_without_an_evaluation_the_last_good_weights_are_saved(model, tmp_path):
 
 
 def test_a_guard_rail_leaves_the_weights_of_the_last_good_step(model, tmp_path, monkeypatch):
-    honest, calls = loop.gradients, []
+    honest, calls = step.accumulate_gradients, []
 
     def explode(*arguments):
         calls.append(1)
         found = honest(*arguments)
-        return found if len(calls) <= 2 else (float("nan"), *found[1:])
+        return found if len(calls) <= 2 else float("nan")
 
-    monkeypatch.setattr(loop, "gradients", explode)
+    monkeypatch.setattr(step, "accumulate_gradients", explode)
     out, at = tmp_path / "r", {}
     with pytest.raises(Diverged, match="step 5") as caught:
         fit(model, Rows(), config(9, every=0), out,
@@ -202,7 +207,7 @@ def test_an_error_before_the_first_step_leaves_no_record_and_no_note(model, tmp_
 
 def full_at(monkeypatch, calls):
     """The disk is full at these saves of an adapter, counted from 1."""
-    honest, count = kept.save_adapter, []
+    honest, count = run_folder.save_adapter, []
 
     def save(*arguments, **options):
         count.append(1)
@@ -210,7 +215,7 @@ def full_at(monkeypatch, calls):
             raise StorageError(arguments[1], "cannot write", errno.ENOSPC)
         honest(*arguments, **options)
 
-    monkeypatch.setattr(kept, "save_adapter", save)
+    monkeypatch.setattr(run_folder, "save_adapter", save)
 
 
 def test_a_save_that_fails_meanwhile_is_said_once_and_made_up_for(
@@ -231,7 +236,7 @@ def test_a_save_that_fails_meanwhile_is_said_once_and_made_up_for(
 
 def test_a_record_that_fails_after_its_adapter_says_so(model, held_out, tmp_path, monkeypatch):
     held_out(3.0, 2.0)
-    honest, count = kept.write_file, []
+    honest, count = keeper.write_file, []
 
     def write(path, content):
         count.append(1)
@@ -239,7 +244,7 @@ def test_a_record_that_fails_after_its_adapter_says_so(model, held_out, tmp_path
             raise StorageError(path, "cannot write", errno.ENOSPC)
         honest(path, content)
 
-    monkeypatch.setattr(kept, "write_file", write)
+    monkeypatch.setattr(keeper, "write_file", write)
     with pytest.warns(Notice, match="the best adapter, of step 2, is saved, but run.json does not"):
         fit(model, Rows(), config(4), tmp_path / "r")
     assert facts(tmp_path / "r")["kept_step"] == 4
@@ -256,7 +261,7 @@ def test_what_fails_in_the_first_step_costs_no_older_run(model, tmp_path):
 
 def test_records_are_json_whatever_the_numbers_are(model, tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "held_out_loss", lambda *rest: math.nan)
-    monkeypatch.setattr(loop, "RECORDED", 2)
+    monkeypatch.setattr(run_folder, "RECORDED", 2)
     out = tmp_path / "r"
     fit(model, Rows(), config(3, every=1), out)
 
@@ -286,7 +291,7 @@ def test_a_full_disk_costs_lines_of_the_log_not_the_run(model, tmp_path, monkeyp
     def full(path, text):
         raise StorageError(path, "cannot write", errno.ENOSPC)
 
-    monkeypatch.setattr(kept, "append_line", full)
+    monkeypatch.setattr(keeper, "append_line", full)
     with pytest.warns(Notice, match=r"lines of metrics\.jsonl are missing") as said:
         run = fit(model, Rows(), config(3, every=0), tmp_path / "r")
     assert len(said) == 1
@@ -306,8 +311,8 @@ def test_what_is_kept_does_not_depend_on_what_is_saved(held_out, tmp_path):
 SCRIPT = """
 import sys
 sys.path.insert(0, {folder!r})
-from test_kept import LLAMA, LoRA, Rows, TrainConfig, attach, fit, load_model
-config = TrainConfig(steps=10**6, batch=2, lr=1e-3, eval_every=2, threads=1)
+from test_keeper import LLAMA, LoRA, Rows, TrainConfig, attach, fit, load_model
+config = TrainConfig(steps=10**6, batch_size=2, lr=1e-3, eval_every=2, threads=1)
 run = fit(attach(load_model(LLAMA), LoRA(rank=2)), Rows(), config, sys.argv[1],
           watch=lambda progress: print(progress.step, flush=True))
 print(run.ended, run.kept_step, run.best_step, run.steps)

@@ -1,7 +1,8 @@
-"""Evaluation: held-out loss, and accuracy by the log-probability of label words.
+"""How often the right label scores highest: by label words, or by a head on the model.
 
-A label is scored as the text that would follow the prompt: log p(label | prompt), summed over the
-label's tokens. Where every label is one token, one pass over the prompts tells all.
+A label word is scored as the text that would follow the prompt: log p(label | prompt), summed over
+the label's tokens. Where every label is one token, one pass over the prompts scores all of them. A
+model `with_labels` has a head that scores every label at once.
 """
 
 from __future__ import annotations
@@ -16,29 +17,23 @@ from torch import Tensor
 from minift.data.read import Records
 from minift.data.split import Rows
 from minift.errors import ConfigError, EncodeError
-from minift.generation.decode import opened
 from minift.model.transformer import Transformer
+from minift.peft.adapters import room_left
 from minift.runtime import tuned
+from minift.tokenizers.bos import bos_ids, encode_with_bos
 from minift.tokenizers.interface import Tokenizer
-from minift.train.checks import check_room, spelled
-from minift.train.objectives import LONGEST, Objective
+from minift.train.checks import Data, check_room, spelled
+from minift.train.objectives.batch import pad, windows
+from minift.train.objectives.classification import (
+    Classification,
+    label_batches,
+    scores_of,
+    texts_and_label,
+)
+from minift.train.objectives.sft import LONGEST
 
 ROWS, TOKENS = 64, 1024  # at once: more would leave the cache, fewer slow the products
-
-
-@torch.no_grad()
-def held_out_loss(model: Transformer, objective: Objective, max_tokens: int) -> float | None:
-    """Mean negative log-likelihood a target token, in nats, or None where no row is held out."""
-    was = model.training
-    model.eval()
-    total, count = 0.0, 0
-    try:
-        for batch in objective.held_out_batches(max_tokens):
-            total += float(objective.loss_sum(model, batch))
-            count += batch.count
-    finally:
-        model.train(was)
-    return total / count if count else None
+CLASS_TOKENS = 4096  # of a batch of texts that are classified
 
 
 def label_accuracy(
@@ -65,6 +60,56 @@ def label_accuracy(
     return Accuracy(right, len(gold)), scores
 
 
+def class_accuracy(
+    model: Transformer,
+    tokenizer: Tokenizer,
+    data: Data,
+    *,
+    max_length: int | None = None,
+    threads: int | None = None,
+    progress: Callable[[int], object] = lambda rows: None,
+) -> tuple[Accuracy, Tensor]:
+    """How often the highest score is that of the right label, and log p of every label (N, C).
+
+    `max_length`: tokens of a text, by default as many as the model has positions for.
+    """
+    labels = model.config.labels
+    if model.config.head != "label":
+        raise ConfigError(
+            f"class_accuracy: {model.source} has no labels; with_labels gives it some"
+        )
+    there = data.labels if isinstance(data, Records | Rows) else None
+    if there is not None and there != labels:
+        raise ConfigError(f"labels: found {', '.join(there)}, allowed the model's own, "
+                          f"{', '.join(labels)}")  # fmt: skip
+    most = room_left(model) if max_length is None else max_length
+    objective = Classification(tokenizer, data, labels=labels, max_length=most)
+    with tuned(threads, model.embed.weight.device):
+        logp = class_logprobs(model, objective, progress)
+    gold = torch.tensor([texts_and_label(objective.train, i)[2] for i in range(len(logp))])
+    return Accuracy(int((logp.argmax(1) == gold).sum()), len(gold)), logp
+
+
+@torch.no_grad()
+def class_logprobs(
+    model: Transformer, objective: Classification, progress: Callable[[int], object]
+) -> Tensor:
+    """log p(label | text) of the objective's training rows: float32 (N, C)."""
+    out = torch.empty(objective.rows, len(objective.labels))
+    was = model.training
+    model.eval()
+    try:
+        for some in windows(objective.rows):
+            rows = [objective.encode(i) for i in some]
+            for numbers, batch in label_batches(rows, CLASS_TOKENS):
+                scores = scores_of(model, batch).float()  # (B, C)
+                out[[some[k] for k in numbers]] = scores.log_softmax(-1).cpu()
+                progress(batch.num_targets)
+    finally:
+        model.train(was)
+    return out
+
+
 def gold_of(records: Records | Rows) -> list[int]:
     """The index of every row's label."""
     gold = []
@@ -84,7 +129,7 @@ def label_ids(
     prompts = []
     for i, row in enumerate(rows):
         try:
-            prompts.append(opened(tokenizer, str(row["prompt"])))
+            prompts.append(encode_with_bos(tokenizer, str(row["prompt"])))
         except EncodeError as error:
             allowed = "text that the vocabulary spells"
             raise records.error(i, None, spelled(error), allowed) from None
@@ -93,7 +138,7 @@ def label_ids(
     last = next((prompt[-1] for prompt in prompts if prompt), None)
     words = [tokenizer.encode(" " + word if spaced else word, after=last) for word in labels]
     longest = max(map(len, words), default=0)
-    opening = int(tokenizer.add_bos and tokenizer.bos is not None)
+    opening = len(bos_ids(tokenizer))
     room = max_length - longest - opening
     if room < 1:
         raise ConfigError(f"max_length: found {max_length}, allowed {max_length - room + 1} or "
@@ -175,13 +220,7 @@ def padded(rows: list[list[int]]) -> list[tuple[list[int], Tensor]]:
         if full or (len(batches[-1]) + 1) * len(rows[i]) > TOKENS:
             batches.append([])
         batches[-1].append(i)
-    out = []
-    for indices in batches:
-        tokens = torch.zeros(len(indices), len(rows[indices[-1]]), dtype=torch.long)
-        for k, i in enumerate(indices):
-            tokens[k, : len(rows[i])] = torch.tensor(rows[i])
-        out.append((indices, tokens))
-    return out
+    return [(indices, pad([rows[i] for i in indices])) for indices in batches]
 
 
 @dataclass(frozen=True)
