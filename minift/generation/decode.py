@@ -203,6 +203,13 @@ def generate(
 ) -> str | list[str]:
     """The text that follows each prompt; of a single one, which need not be in a list, its text.
 
+    A prompt is a text, or ids as `tokenizer.chat` gives them. `max_new_tokens` are tokens a text,
+    `threads` of the CPU, by default one a core. At temperature 0, the default, the likeliest token
+    is taken every time, and the same prompts give the same texts on the same machine.
+
+    Raises ConfigError for an empty prompt, for one that leaves no room for the new tokens in the
+    model's context, and for options that are none.
+
     With `samples` that many of each, beside each other in a list; the prompt is read once for all.
     Options are the fields of Sampling, `temperature=0.7` and so on. `stream(row, text)` is called
     with whole characters as they come. Ends at the tokenizer's end token, at the token that ends an

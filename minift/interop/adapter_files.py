@@ -71,10 +71,14 @@ def save_adapter(
     tokenizer: Tokenizer | None = None,
     overwrite: bool = False,
 ) -> None:
-    """Write an adapter, by default the active one, as a folder; whole or not at all.
+    """Write an adapter, by default the active one, as a folder that PEFT loads (AdapterHub, for
+    bottlenecks); whole or not at all. The same adapter gives the same bytes.
 
     How its texts are made, the chat template and what ends an answer too, is written with it: as
     `fit` found it or `load_adapter` read it, and as `tokenizer` does it, where one is given.
+
+    Raises ConfigError where nothing is attached or `path` is a folder that is not to be replaced
+    (`overwrite` replaces only what minift wrote); StorageError where the disk refuses.
     """
     chosen = active(model) if name is None else name
     if chosen is None:

@@ -83,6 +83,14 @@ def export(
 ) -> Exported:
     """Write `path`, read it back and compare; the model stays as it was.
 
+    `to` is "hf" (a folder), "gguf" (a file for llama.cpp) or "gguf-lora" (the adapter alone);
+    `dtype` one of KINDS[to], by default the model's own for "hf", F16 for "gguf" and F32 for
+    "gguf-lora". An attached adapter is merged first, except for the last. The comparison is on
+    three short texts: largest difference of a logit, mean KL in nats, and greedy texts.
+
+    Raises ConfigError for a kind or a model that the format cannot hold, and where `path` holds
+    what minift did not write; StorageError where the disk refuses.
+
     Where that fails, or gives numbers that are not finite, what was at `path` before stands there.
     """
     if to not in KINDS:

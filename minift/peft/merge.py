@@ -28,11 +28,16 @@ BIASES = {"attn.qkv": "qkv_bias", "attn.out": "out_bias", "mlp.hidden": "mlp_bia
 
 
 def merge(model: Transformer, *, requantize: bool = False) -> Transformer:
-    """A plain new model with the active adapter folded into its weights.
+    """A plain new model with the active adapter folded into its weights: W + s B A for LoRA (Hu et
+    al. 2021, arXiv:2106.09685, section 4.1), and what each method's file says for the others.
 
-    Each sum is computed in float32 (or the change's precision) and rounded once. Tensors without a
-    change are shared with the original. `merge_error` says what rounding cost. A weight that is not
-    finite, of the base, of the adapter or made by rounding, is refused.
+    Each sum is computed in float32 (or the adapter's precision) and rounded once to the base's
+    dtype. Tensors without a change are shared with `model`, which stays as it was. `merge_error`
+    says what rounding cost.
+
+    Raises ConfigError where nothing is attached, where the method is no change of weights (prefix,
+    prompt, P-tuning, bottlenecks), and where a weight, of the base, of the adapter or after
+    rounding, is not finite.
 
     On a quantised base the linears that change become dense; with `requantize` they are encoded
     again, each as it was stored. That costs more than rounding: a small change is lost where it is
@@ -160,9 +165,14 @@ def apart(one: Tensor, other: Tensor, head: str) -> tuple[float, float | None]:
 def combine(
     model: Transformer, weights: Mapping[str, float], *, name: str = DEFAULT
 ) -> Transformer:
-    """A new LoRA adapter: the weighted sum of others, exact, at the sum of their ranks.
+    """A new LoRA adapter `name`: the weighted sum of others, exact, at the sum of their ranks.
 
-    Its change is Σ w s B A. It becomes the active one; those that it was made of stay.
+    `weights` has a number for each adapter by its name. The change is Σ w s B A, so the new A are
+    the old ones (R, in) below each other, and the new B (out, R) beside each other. It becomes the
+    active adapter, and is trainable; those that it was made of stay.
+
+    Raises ConfigError for an adapter that is not attached, that is no plain LoRA (DoRA, PiSSA,
+    trained biases or token rows), or a `name` that is taken.
     """
     parts: dict[str, dict[str, lora.LoRALayer | lora.LoRAEmbedding]] = {}
     for other in weights:

@@ -53,10 +53,18 @@ def attach(
     seed: int = 0,
     sized: bool = False,
 ) -> Transformer:
-    """Freeze the model, attach a method to it in place and make it active; returns the model.
+    """Freeze the model, attach a method to it in place and make it the active one; returns `model`.
 
-    Several adapters may be attached under different names; one is active (`minift.use`). `sized`:
-    a file has its tensors, which come next.
+    `config` is a method's: LoRA, Bottleneck, Prefix, Prompt, PTuning, IA3 or BitFit; the sources
+    are in their files. What is attached is float32 (float64 on a float64 base) and the only thing
+    that is trainable. `seed` decides its random start, whatever torch drew before. A model with a
+    head for labels gets a trainable copy of the head for each adapter.
+
+    Several adapters may be attached under different names, of which one is active (`minift.use`).
+    With `sized` the tensors of a file follow, which may have more ranks than a matrix can use.
+
+    Raises ConfigError where the model has no such targets or an adapter of that name; the model is
+    then as it was before.
     """
     method = method_of(config)
     check_new(model, name)
