@@ -16,7 +16,15 @@ import torch
 from minift.checkpoints import safetensors
 from minift.errors import ConfigError, Notice, StorageError
 from minift.train import run_folder
-from minift.train.run_folder import LOCK, check_out, claimed, clear, make_room
+from minift.train.run_folder import (
+    LOCK,
+    TrainableFiles,
+    check_out,
+    check_weights,
+    claimed,
+    clear,
+    make_room,
+)
 
 STEP = json.dumps({"step": 1, "steps": 2, "loss": 0.5}) + "\n"
 FACTS = json.dumps({"steps": 2, "versions": {"minift": "0.1"}})
@@ -119,6 +127,52 @@ def test_what_comes_into_the_adapter_of_a_run_that_goes_on_is_moved_beside_it(tm
     assert {path.name: path.read_bytes() for path in adapter.iterdir()} == ours
     (beside,) = (tmp_path / "r").glob("minift-kept-*")
     assert (beside / ".DS_Store").read_text() == (beside / "deep" / "file").read_text() == "mine"
+
+
+def of_full_training(folder: Path) -> Path:
+    """What a run leaves that trained no adapter."""
+    (folder / "model").mkdir(parents=True)
+    (folder / "run.json").write_text(json.dumps(json.loads(FACTS) | {"weights": "model"}))
+    (folder / "metrics.jsonl").write_text(STEP)
+    (folder / "model/config.json").write_text("{}")
+    mark = {"format": "pt"} | safetensors.MARK
+    safetensors.write(folder / "model/model.safetensors", {"a": torch.zeros(1)}, mark)
+    return folder
+
+
+def test_the_model_of_full_training_gives_way_only_if_told(tmp_path):
+    folder = of_full_training(tmp_path / "r")
+    with pytest.raises(ConfigError, match="holds a run already"):
+        check_out(folder, False)
+    check_out(folder, True)
+    clear(folder)
+    assert not os.listdir(folder)
+
+
+@pytest.mark.parametrize("name", ["notes.csv", ".hidden", "pytorch_model.bin"])
+def test_a_foreign_file_in_the_model_of_a_run_is_refused_by_name(name, tmp_path):
+    folder = of_full_training(tmp_path / "r")
+    (folder / "model" / name).write_text("mine")
+    with pytest.raises(ConfigError, match=f"holds {name}, which minift did not write"):
+        check_out(folder, True)
+    with pytest.warns(Notice, match=f"{name} came in while the run went on"):
+        make_room(folder / "model")
+    check_out(folder, True)
+
+
+@pytest.mark.parametrize("record", [None, FACTS])
+def test_a_model_that_no_run_json_claims_stays(record, tmp_path):
+    folder = of_full_training(tmp_path / "r")
+    (folder / "run.json").unlink()
+    if record is not None:
+        (folder / "run.json").write_text(record)
+    check_out(folder, True)
+    clear(folder)
+    assert sorted(os.listdir(folder / "model")) == ["config.json", "model.safetensors"]
+    files = TrainableFiles("model", 0, lambda path: None)
+    with pytest.raises(ConfigError, match="holds model, which minift did not write"):
+        check_weights(folder, files)
+    check_weights(folder, TrainableFiles("adapter", 0, lambda path: None))
 
 
 # ---- the lock ------------------------------------------------------------------------------------
