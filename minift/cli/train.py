@@ -37,7 +37,7 @@ from minift.train.loop import fit
 from minift.train.objectives.classification import Classification
 from minift.train.objectives.protocol import Objective
 from minift.train.objectives.sft import SFT
-from minift.train.run_folder import ADAPTER_FOLDER, claimed
+from minift.train.run_folder import ADAPTER_FOLDER, claim
 from minift.train.step import Run
 
 # What a step takes beside its products, on a machine of RATE GFLOP/s in float32: seconds a linear,
@@ -57,7 +57,7 @@ def in_run_folder(command: Callable[[Parsed, Screen], int]) -> Callable[[Parsed,
             os.path.realpath(place) for place in run_folders(adapter)
         ):
             raise ConfigError(f"out: {out} is where --adapter comes from; choose another")
-        with claimed(out, parsed.flag("overwrite")):
+        with claim(out, parsed.flag("overwrite")):
             return command(parsed, screen)
 
     return run

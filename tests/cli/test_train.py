@@ -19,7 +19,7 @@ from minift.peft.methods import attach
 from minift.runtime import Rates
 from minift.train import step
 from minift.train.config import TrainConfig
-from minift.train.run_folder import claimed
+from minift.train.run_folder import claim
 from minift.train.step import Run
 
 
@@ -264,7 +264,7 @@ def test_an_out_that_cannot_be_written_is_found_before_anything_is_loaded(
 
 
 def test_two_runs_on_one_folder(tiny_model, data, tmp_path, cli):
-    with claimed(tmp_path / "r", False):
+    with claim(tmp_path / "r", False):
         told = []
         words = ("sft", "--model", tiny_model, "--data", data, "--out", tmp_path / "r")
         thread = threading.Thread(target=lambda: told.append(cli(*words)))

@@ -21,7 +21,7 @@ from minift.train.run_folder import (
     TrainableFiles,
     check_out,
     check_weights,
-    claimed,
+    claim,
     clear,
     make_room,
 )
@@ -55,7 +55,7 @@ def test_foreign_files_of_a_run_folder_stay(tmp_path):
     folder = finished(tmp_path / "r")
     (folder / "notes.csv").write_text("mine")
     (folder / "plots" / "old").mkdir(parents=True)
-    with claimed(folder, True):
+    with claim(folder, True):
         clear(folder)
     assert sorted(os.listdir(folder)) == ["notes.csv", "plots"]
 
@@ -179,8 +179,8 @@ def test_a_model_that_no_run_json_claims_stays(record, tmp_path):
 
 HOLD = """
 import sys, time
-from minift.train.run_folder import claimed
-with claimed(sys.argv[1], False):
+from minift.train.run_folder import claim
+with claim(sys.argv[1], False):
     print("held", flush=True)
     time.sleep(60)
 """
@@ -201,14 +201,14 @@ def other(tmp_path):
 def test_a_second_run_is_refused_and_told_of_the_first(other, tmp_path):
     for overwrite in (False, True):
         with pytest.raises(ConfigError, match=f"another run writes .*, process {other.pid};"):
-            claimed(tmp_path / "r", overwrite).__enter__()
+            claim(tmp_path / "r", overwrite).__enter__()
     assert os.listdir(tmp_path / "r") == [LOCK]
 
 
 def test_a_dead_runs_lock_holds_nobody_up(other, tmp_path):
     os.kill(other.pid, signal.SIGKILL)
     other.wait()
-    with claimed(tmp_path / "r", False) as folder:
+    with claim(tmp_path / "r", False) as folder:
         assert (folder / LOCK).read_text() == f"{os.getpid()}\n"
     assert os.listdir(tmp_path / "r") == []
 
@@ -218,12 +218,12 @@ def test_a_thread_may_claim_again_what_it_has_and_another_may_not(tmp_path):
 
     def second():
         try:
-            with claimed(tmp_path / "r", False):
+            with claim(tmp_path / "r", False):
                 told.append("held")
         except ConfigError as error:
             told.append(str(error))
 
-    with claimed(tmp_path / "r", False), claimed(tmp_path / "." / "r", False):
+    with claim(tmp_path / "r", False), claim(tmp_path / "." / "r", False):
         thread = threading.Thread(target=second)
         thread.start()
         thread.join()
@@ -233,10 +233,10 @@ def test_a_thread_may_claim_again_what_it_has_and_another_may_not(tmp_path):
 
 
 def test_a_folder_that_nothing_was_written_to_is_gone_again(tmp_path):
-    with claimed(tmp_path / "a" / "b", False) as folder:
+    with claim(tmp_path / "a" / "b", False) as folder:
         assert folder.is_dir()
     assert not os.listdir(tmp_path)
-    with claimed(tmp_path / "a" / "b", False) as folder:
+    with claim(tmp_path / "a" / "b", False) as folder:
         (folder / "metrics.jsonl").write_text(STEP)
     assert os.listdir(tmp_path / "a" / "b") == ["metrics.jsonl"]
 
@@ -244,5 +244,5 @@ def test_a_folder_that_nothing_was_written_to_is_gone_again(tmp_path):
 def test_a_users_own_file_by_the_locks_name_stays(tmp_path):
     (tmp_path / LOCK).write_text("mine")
     with pytest.raises(ConfigError, match=f"holds {LOCK}, which minift did not write"):
-        claimed(tmp_path, True).__enter__()
+        claim(tmp_path, True).__enter__()
     assert (tmp_path / LOCK).read_text() == "mine"
