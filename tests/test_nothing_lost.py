@@ -50,6 +50,7 @@ def here(tiny_tokenizer, tmp_path_factory) -> Path:
     (place / "rows.csv").write_text("text,label\n" + "".join(f"a{i},{i % 2}\n" for i in range(40)))
     assert main(["sft", *on(place), "--data", str(place / "rows.jsonl"), *STEPS, "--out",
                  str(place / "run")]) == 0  # fmt: skip
+    trained_whole(place, place / "whole", False)
     return place
 
 
@@ -88,11 +89,19 @@ def trained(here: Path, path: Path, overwrite: bool) -> None:
     fit(model, SFT(tokenizer, rows), config, path, overwrite=overwrite)
 
 
+def trained_whole(here: Path, path: Path, overwrite: bool) -> None:
+    model, tokenizer = load(here / "model")
+    objective = SFT(tokenizer, [{"prompt": "1:", "completion": " yes"}])
+    config = TrainConfig(steps=1, batch_size=1, lr=1e-3, threads=1)
+    fit(model, objective, config, path, overwrite=overwrite)
+
+
 WRITERS = {
     "save": lambda h, path, o: minift.save(*load(h / "model"), path, overwrite=o),
     "save_adapter": lambda h, path, o: minift.save_adapter(adapted(h)[0], path, overwrite=o),
     "save_trace": lambda h, path, o: save_trace(load_model(h / "model"), path, overwrite=o),
     "fit": trained,
+    "fit whole": trained_whole,
 } | {f"export {to}": lambda h, path, o, to=to: exported(to, h, path, o)
      for to in ("hf", "gguf", "gguf-lora")}  # fmt: skip
 
@@ -155,6 +164,7 @@ FOLDERS = {  # those whose files are all minift's, so that only MINE must stay
     "model": lambda here, folder: shutil.copytree(here / "model", folder),
     "adapter": lambda here, folder: shutil.copytree(here / "run" / "adapter", folder),
     "run": lambda here, folder: shutil.copytree(here / "run", folder),
+    "run of a whole model": lambda here, folder: shutil.copytree(here / "whole", folder),
 }
 
 
@@ -274,6 +284,7 @@ def test_single_files_of_ones_own(name, here, tmp_path):
     ("name", "source"),
     [
         ("sft", "run"), ("classify", "run"), ("python fit", "run"),
+        ("python fit", "whole"), ("python fit whole", "run"), ("python fit whole", "whole"),
         ("merge", "model"), ("export hf", "model"), ("python save", "model"),
         ("python export hf", "model"), ("python save_adapter", "run/adapter"),
         ("export gguf", "model.gguf"), ("export gguf-lora", "model.gguf"),

@@ -37,7 +37,7 @@ from minift.train.loop import fit
 from minift.train.objectives.classification import Classification
 from minift.train.objectives.protocol import Objective
 from minift.train.objectives.sft import SFT
-from minift.train.run_folder import ADAPTER_FOLDER, claimed
+from minift.train.run_folder import ADAPTER_FOLDER, claim
 from minift.train.step import Run
 
 Data = Records | Rows
@@ -54,7 +54,7 @@ def in_run_folder(command: Callable[[Parsed, Console], int]) -> Callable[[Parsed
             os.path.realpath(place) for place in run_folders(adapter)
         ):
             raise ConfigError(f"out: {out} is where --adapter comes from; choose another")
-        with claimed(out, parsed.flag("overwrite")):
+        with claim(out, parsed.flag("overwrite")):
             return command(parsed, console)
 
     return run

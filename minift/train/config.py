@@ -123,7 +123,7 @@ class TrainConfig:
             raise ConfigError("; ".join(problems))
 
     def resolved_steps(self, rows: int) -> int:
-        """As told; else one epoch, and on few rows as many as change something."""
+        """The steps of a run over so many rows: as given, else one epoch and LEAST at least."""
         per_epoch = math.ceil(rows / self.batch_size)
         if self.steps is not None:
             return self.steps
@@ -132,7 +132,7 @@ class TrainConfig:
         return max(LEAST, per_epoch)
 
     def resolved_eval_every(self, rows: int, held_out: int) -> int:
-        """As told; else often enough to find the best step, while it costs little.
+        """Steps between evaluations: as given, else enough to find the best step at little cost.
 
         A row takes about three times as long to train on as to evaluate.
         """

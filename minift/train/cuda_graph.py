@@ -12,7 +12,7 @@ changes the weights is decided on the device (`GraphAdamW.update`). And nothing 
 `NoSync` refuses an operation that would, once, before the capture. The result of step k is read
 after step k + 1 is queued, so the CPU never waits for the GPU.
 
-The loss and its gradients are those of `EagerStep`, rounded elsewhere. On a CPU nothing is
+The loss and its gradients are those of `EagerStep`, round_up elsewhere. On a CPU nothing is
 captured: there the same step runs as it is, for tests alone (DEVICES).
 """
 
@@ -160,10 +160,12 @@ def tokens_of(row: Row) -> int:
 
 
 def targets_of(row: Row) -> int:
+    """How many of its tokens are targets: the first never is."""
     return sum(row[1][1:])
 
 
-def rounded(count: int) -> int:
+def round_up(count: int) -> int:
+    """To a multiple of EACH."""
     return -(-max(1, count) // EACH) * EACH
 
 
@@ -178,8 +180,8 @@ def shape_of(
     steps = [rows[k : k + batch_size] for k in range(0, len(rows), batch_size)]
     longest = max(map(tokens_of, rows))
     most = min(max(longest, micro_batch_tokens), max(sum(map(tokens_of, step)) for step in steps))
-    least, most = rounded(longest), rounded(most)
-    apart = rounded((most - least) // SHAPES)
+    least, most = round_up(longest), round_up(most)
+    apart = round_up((most - least) // SHAPES)
 
     def cost(tokens: int) -> int:
         cut = Shape(tokens, tokens).cut
@@ -189,7 +191,7 @@ def shape_of(
     parts = [part for step in steps for part in Shape(tokens, tokens).cut(step)]
     targets = max((sum(map(targets_of, part)) for part in parts), default=1)
     padding = -(-tokens // min(EACH, max(1, longest)))
-    return Shape(tokens, min(tokens, rounded(targets)), batch_size + padding, longest)
+    return Shape(tokens, min(tokens, round_up(targets)), batch_size + padding, longest)
 
 
 @dataclass(frozen=True)

@@ -71,7 +71,7 @@ class Keeper:
             except StorageError as problem:
                 self.tell("log", problem, "lines of metrics.jsonl are missing")
 
-    def evaluated(self, step: int, loss: float) -> None:
+    def keep_if_best(self, step: int, loss: float) -> None:
         """Keep the weights of this step where none was better."""
         self.run.evaluations.append((step, loss))
         if self.good and loss < self.best_loss:
@@ -119,17 +119,17 @@ class Keeper:
         self.write(run.best_step or self.good or run.steps)
 
     @contextmanager
-    def whatever_happens(self) -> Iterator[None]:
+    def save_on_error(self) -> Iterator[None]:
         """An error inside leaves the best on disk, and a line with it that says where."""
         try:
             yield
         except BaseException as problem:
-            self.run.ended = ending(problem)
+            self.run.ended = how_it_ended(problem)
             if self.run.out is not None and self.run.losses:
-                problem.add_note(self.rescued(problem))
+                problem.add_note(self.rescue(problem))
             raise
 
-    def rescued(self, problem: BaseException) -> str:
+    def rescue(self, problem: BaseException) -> str:
         """Write what there is after an error; -> a line that says what, and where."""
         run, failed = self.run, ""
         try:
@@ -152,7 +152,7 @@ class Keeper:
         return f"{what} of step {self.on_disk} is in {one_line(str(self.folder), 200)}{failed}"
 
 
-def ending(problem: BaseException) -> str:
+def how_it_ended(problem: BaseException) -> str:
     """What run.json says of an error."""
     if isinstance(problem, Diverged):
         return "diverged"
@@ -168,7 +168,7 @@ def restore(parameters: Mapping[str, nn.Parameter], best: Mapping[str, Tensor]) 
 
 
 @contextmanager
-def interruptible() -> Iterator[threading.Event]:
+def catch_signals() -> Iterator[threading.Event]:
     """Ctrl-C, SIGTERM and SIGHUP set the event, and say so; a second Ctrl-C or SIGTERM ends the
     process as usual.
 

@@ -34,10 +34,10 @@ from minift.storage import free_space
 from minift.tokenizers.text_format import TextFormat
 from minift.train.config import TrainConfig
 from minift.train.evaluation.loss import held_out_loss
-from minift.train.keeper import Diverged, Keeper, interruptible
+from minift.train.keeper import Diverged, Keeper, catch_signals
 from minift.train.objectives.protocol import Objective
 from minift.train.optimizer import AdamW, learning_rate
-from minift.train.run_folder import check_weights, claimed, clear, record, trainable_files
+from minift.train.run_folder import check_weights, claim, clear, record, trainable_files
 from minift.train.step import EagerStep, LossModule, OptimizerStep, PlannedStep, Progress, Run
 
 
@@ -75,7 +75,7 @@ def fit(
     on, a step is read when the next one is under way, so all of that is a step late; evaluation and
     the end are not.
     """
-    with nullcontext() if out is None else claimed(out, overwrite) as folder:
+    with nullcontext() if out is None else claim(out, overwrite) as folder:
         return train(model, objective, config, folder, watch)
 
 
@@ -110,7 +110,7 @@ def train(
     step = new_step(model, objective, parameters, config)
     weight = model.embed.weight
     training, checkpointing = model.training, model.checkpointing
-    torch.manual_seed(config.seed)  # dropout
+    torch.manual_seed(config.seed)  # of dropout where no key decides (kernels/dropout.py)
     begin, bad_in_a_row = time.perf_counter(), 0
     started: deque[PlannedStep] = deque()  # whose result is not read yet
     try:
@@ -118,17 +118,18 @@ def train(
         model.checkpointing = config.checkpointing
         # "auto" leaves the kernels to the caller's choice.
         kernels = nullcontext() if config.kernels == "auto" else using(config.kernels)
-        with kernels, tuned(config.threads, weight.device), interruptible() as interrupted:
+        with kernels, tuned(config.threads, weight.device), catch_signals() as interrupted:
 
             def facts() -> dict[str, object]:
                 here = numerics(weight.dtype, weight.device, word(weight))
                 return record(model, run, files) | {"data": summary, "numerics": here}
 
             keeper = Keeper(parameters, run, files, facts)
-            with keeper.whatever_happens():
+            with keeper.save_on_error():
                 for planned in plan_steps(objective, config, steps, rate):
                     step.start(planned.rows, planned.lr)
                     started.append(planned)
+                    # Read what is due: all of it before an evaluation, and once interrupted.
                     while started and (
                         len(started) > step.overlap or planned.evaluate or interrupted.is_set()
                     ):
@@ -137,19 +138,15 @@ def train(
                         if out is not None and not run.losses:
                             clear(out)  # not before: an older run outlives a failing first step
                         keeper.synced = not started  # the weights are those of this step
+                        run.add(result, time.perf_counter() - begin)
                         if result.changed_weights:
                             bad_in_a_row, keeper.good = 0, number
                         else:  # the weights stay as they are
-                            run.skipped += 1
                             bad_in_a_row += result.num_targets > 0
-                        run.losses.append(result.loss)
-                        run.norms.append(result.norm)
-                        run.tokens += result.num_tokens
-                        run.seconds = time.perf_counter() - begin
                         if keeper.synced and (done.evaluate or interrupted.is_set()):
                             held_out = held_out_loss(model, objective, config.micro_batch_tokens)
                         if held_out is not None:
-                            keeper.evaluated(number, held_out)
+                            keeper.keep_if_best(number, held_out)
                         progress = Progress(
                             number, steps, result.loss, done.lr, result.norm, result.num_tokens,
                             result.num_targets, run.seconds, held_out,

@@ -128,7 +128,7 @@ def owns_model(folder: Path) -> bool:
 
 
 @contextmanager
-def claimed(out: str | os.PathLike[str], overwrite: bool) -> Iterator[Path]:
+def claim(out: str | os.PathLike[str], overwrite: bool) -> Iterator[Path]:
     """The run's folder, made, and nobody else's until the end; what is in it stays as it is.
 
     Raises ConfigError where another run has it, in this process or in another, and as `check_out`

@@ -88,6 +88,14 @@ class Run:
         """Steps that were taken."""
         return len(self.losses)
 
+    def add(self, result: StepResult, seconds: float) -> None:
+        """Note the result of the next step; `seconds` since the start of the run."""
+        self.losses.append(result.loss)
+        self.norms.append(result.norm)
+        self.tokens += result.num_tokens
+        self.skipped += not result.changed_weights
+        self.seconds = seconds
+
     @property
     def interrupted(self) -> bool:
         return self.ended == "interrupted"

@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from minift.train.run_folder import claimed
+from minift.train.run_folder import claim
 
 
 def test_a_run_does_not_replace_the_adapter_that_it_starts_from(tiny_model, data, run_folder, cli):
@@ -70,7 +70,7 @@ def test_an_out_that_cannot_be_written_is_found_before_anything_is_loaded(
 
 
 def test_two_runs_on_one_folder(tiny_model, data, tmp_path, cli):
-    with claimed(tmp_path / "r", False):
+    with claim(tmp_path / "r", False):
         told = []
         words = ("sft", "--model", tiny_model, "--data", data, "--out", tmp_path / "r")
         thread = threading.Thread(target=lambda: told.append(cli(*words)))

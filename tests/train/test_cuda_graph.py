@@ -32,7 +32,7 @@ from minift.train import cuda_graph, loop
 from minift.train import optimizer as optimizer_module
 from minift.train.chunks import Chunks
 from minift.train.config import TrainConfig
-from minift.train.cuda_graph import GraphAdamW, GraphStep, NoSync, pack_rows, rounded, shape_of
+from minift.train.cuda_graph import GraphAdamW, GraphStep, NoSync, pack_rows, round_up, shape_of
 from minift.train.keeper import Diverged
 from minift.train.loop import fit
 from minift.train.objectives.batch import Window, token_batches
@@ -505,7 +505,7 @@ def test_every_step_of_those_rows_has_room(lengths, micro_batch_tokens):
     assert shape.tokens % 64 == shape.targets % 64 == 0
     longest = max(lengths) - 1
     assert shape.longest == longest
-    assert shape.tokens <= rounded(max(longest, micro_batch_tokens))
+    assert shape.tokens <= round_up(max(longest, micro_batch_tokens))
     assert shape.holds(rows)
     for k in range(0, len(rows), 4):
         step = rows[k : k + 4]
@@ -530,7 +530,7 @@ def test_the_shape_is_the_cheapest():
     """Steps of one long row or of three short ones: not as wide as the largest step."""
     rows = rows_of([300] + [20] * 300)
     assert shape_of(rows, 4, 4096, group_by_length=True).tokens == 320
-    assert shape_of(rows_of([500] * 8), 4, 4096, group_by_length=True).tokens == rounded(4 * 499)
+    assert shape_of(rows_of([500] * 8), 4, 4096, group_by_length=True).tokens == round_up(4 * 499)
     assert shape_of(rows_of([500] * 8), 4, 1024, group_by_length=True).tokens == 1024
 
 

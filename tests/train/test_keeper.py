@@ -22,7 +22,7 @@ from minift.peft.lora import LoRA
 from minift.peft.methods import attach
 from minift.train import keeper, loop, run_folder, step
 from minift.train.config import TrainConfig
-from minift.train.keeper import Diverged, interruptible
+from minift.train.keeper import Diverged, catch_signals
 from minift.train.loop import fit
 from minift.train.objectives.batch import token_batches
 from minift.train.objectives.sft import SFT
@@ -358,7 +358,7 @@ def test_kill_9_after_an_evaluation_leaves_an_adapter_that_loads(tmp_path):
 
 @pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="Windows has no hangup")
 def test_hangups_come_in_numbers_and_never_abandon():
-    with interruptible() as event:
+    with catch_signals() as event:
         os.kill(os.getpid(), signal.SIGHUP)
         os.kill(os.getpid(), signal.SIGHUP)
         assert event.is_set()
@@ -368,7 +368,7 @@ def test_hangups_come_in_numbers_and_never_abandon():
 def test_a_hangup_that_is_ignored_stays_ignored():
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with interruptible() as event:
+        with catch_signals() as event:
             os.kill(os.getpid(), signal.SIGHUP)
             assert not event.is_set()
     finally:

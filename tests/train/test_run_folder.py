@@ -16,7 +16,15 @@ import torch
 from minift.errors import ConfigError, Notice, StorageError
 from minift.formats import safetensors
 from minift.train import run_folder
-from minift.train.run_folder import LOCK, check_out, claimed, clear, make_room
+from minift.train.run_folder import (
+    LOCK,
+    TrainableFiles,
+    check_out,
+    check_weights,
+    claim,
+    clear,
+    make_room,
+)
 
 STEP = json.dumps({"step": 1, "steps": 2, "loss": 0.5}) + "\n"
 FACTS = json.dumps({"steps": 2, "versions": {"minift": "0.1"}})
@@ -47,7 +55,7 @@ def test_foreign_files_of_a_run_folder_stay(tmp_path):
     folder = finished(tmp_path / "r")
     (folder / "notes.csv").write_text("mine")
     (folder / "plots" / "old").mkdir(parents=True)
-    with claimed(folder, True):
+    with claim(folder, True):
         clear(folder)
     assert sorted(os.listdir(folder)) == ["notes.csv", "plots"]
 
@@ -121,12 +129,58 @@ def test_what_comes_into_the_adapter_of_a_run_that_goes_on_is_moved_beside_it(tm
     assert (beside / ".DS_Store").read_text() == (beside / "deep" / "file").read_text() == "mine"
 
 
+def of_full_training(folder: Path) -> Path:
+    """What a run leaves that trained no adapter."""
+    (folder / "model").mkdir(parents=True)
+    (folder / "run.json").write_text(json.dumps(json.loads(FACTS) | {"weights": "model"}))
+    (folder / "metrics.jsonl").write_text(STEP)
+    (folder / "model/config.json").write_text("{}")
+    mark = {"format": "pt"} | safetensors.MARK
+    safetensors.write(folder / "model/model.safetensors", {"a": torch.zeros(1)}, mark)
+    return folder
+
+
+def test_the_model_of_full_training_gives_way_only_if_told(tmp_path):
+    folder = of_full_training(tmp_path / "r")
+    with pytest.raises(ConfigError, match="holds a run already"):
+        check_out(folder, False)
+    check_out(folder, True)
+    clear(folder)
+    assert not os.listdir(folder)
+
+
+@pytest.mark.parametrize("name", ["notes.csv", ".hidden", "pytorch_model.bin"])
+def test_a_foreign_file_in_the_model_of_a_run_is_refused_by_name(name, tmp_path):
+    folder = of_full_training(tmp_path / "r")
+    (folder / "model" / name).write_text("mine")
+    with pytest.raises(ConfigError, match=f"holds {name}, which minift did not write"):
+        check_out(folder, True)
+    with pytest.warns(Notice, match=f"{name} came in while the run went on"):
+        make_room(folder / "model")
+    check_out(folder, True)
+
+
+@pytest.mark.parametrize("record", [None, FACTS])
+def test_a_model_that_no_run_json_claims_stays(record, tmp_path):
+    folder = of_full_training(tmp_path / "r")
+    (folder / "run.json").unlink()
+    if record is not None:
+        (folder / "run.json").write_text(record)
+    check_out(folder, True)
+    clear(folder)
+    assert sorted(os.listdir(folder / "model")) == ["config.json", "model.safetensors"]
+    files = TrainableFiles("model", 0, lambda path: None)
+    with pytest.raises(ConfigError, match="holds model, which minift did not write"):
+        check_weights(folder, files)
+    check_weights(folder, TrainableFiles("adapter", 0, lambda path: None))
+
+
 # ---- the lock ------------------------------------------------------------------------------------
 
 HOLD = """
 import sys, time
-from minift.train.run_folder import claimed
-with claimed(sys.argv[1], False):
+from minift.train.run_folder import claim
+with claim(sys.argv[1], False):
     print("held", flush=True)
     time.sleep(60)
 """
@@ -147,14 +201,14 @@ def other(tmp_path):
 def test_a_second_run_is_refused_and_told_of_the_first(other, tmp_path):
     for overwrite in (False, True):
         with pytest.raises(ConfigError, match=f"another run writes .*, process {other.pid};"):
-            claimed(tmp_path / "r", overwrite).__enter__()
+            claim(tmp_path / "r", overwrite).__enter__()
     assert os.listdir(tmp_path / "r") == [LOCK]
 
 
 def test_a_dead_runs_lock_holds_nobody_up(other, tmp_path):
     os.kill(other.pid, signal.SIGKILL)
     other.wait()
-    with claimed(tmp_path / "r", False) as folder:
+    with claim(tmp_path / "r", False) as folder:
         assert (folder / LOCK).read_text() == f"{os.getpid()}\n"
     assert os.listdir(tmp_path / "r") == []
 
@@ -164,12 +218,12 @@ def test_a_thread_may_claim_again_what_it_has_and_another_may_not(tmp_path):
 
     def second():
         try:
-            with claimed(tmp_path / "r", False):
+            with claim(tmp_path / "r", False):
                 told.append("held")
         except ConfigError as error:
             told.append(str(error))
 
-    with claimed(tmp_path / "r", False), claimed(tmp_path / "." / "r", False):
+    with claim(tmp_path / "r", False), claim(tmp_path / "." / "r", False):
         thread = threading.Thread(target=second)
         thread.start()
         thread.join()
@@ -179,10 +233,10 @@ def test_a_thread_may_claim_again_what_it_has_and_another_may_not(tmp_path):
 
 
 def test_a_folder_that_nothing_was_written_to_is_gone_again(tmp_path):
-    with claimed(tmp_path / "a" / "b", False) as folder:
+    with claim(tmp_path / "a" / "b", False) as folder:
         assert folder.is_dir()
     assert not os.listdir(tmp_path)
-    with claimed(tmp_path / "a" / "b", False) as folder:
+    with claim(tmp_path / "a" / "b", False) as folder:
         (folder / "metrics.jsonl").write_text(STEP)
     assert os.listdir(tmp_path / "a" / "b") == ["metrics.jsonl"]
 
@@ -190,5 +244,5 @@ def test_a_folder_that_nothing_was_written_to_is_gone_again(tmp_path):
 def test_a_users_own_file_by_the_locks_name_stays(tmp_path):
     (tmp_path / LOCK).write_text("mine")
     with pytest.raises(ConfigError, match=f"holds {LOCK}, which minift did not write"):
-        claimed(tmp_path, True).__enter__()
+        claim(tmp_path, True).__enter__()
     assert (tmp_path / LOCK).read_text() == "mine"

@@ -190,7 +190,7 @@ class Classification:
         )
 
     def example(self) -> tuple[list[int], list[int]]:
-        """The first text, of which no token is learned: what is learned is `labels[i]`."""
+        """The first text and a mask of 0: no token of it is a target, its label is."""
         ids = self.encode(0).ids
         return ids, [0] * len(ids)
 

@@ -83,9 +83,9 @@ class SFT:
             if held_out and self.held_out is self.train:
                 self.long[True], self.chunks[True] = self.long[False], self.chunks[False]
             else:
-                self.chunks[held_out] = self.chunked(held_out)
+                self.chunks[held_out] = self.find_chunks(held_out)
 
-    def chunked(self, held_out: bool) -> Chunks:
+    def find_chunks(self, held_out: bool) -> Chunks:
         """Which texts of a side are over the length, and into how many rows each is cut."""
         rows, counts = self.held_out if held_out else self.train, dict[int, int]()
         before, self.long[held_out] = self.long.get(held_out, {}), {}
@@ -204,7 +204,7 @@ class SFT:
         try:
             return encode_row(self.tokenizer, rows[i])
         except ConfigError as error:
-            raise refused(rows, i, error) from None
+            raise row_error(rows, i, error) from None
 
     def encode(self, i: int, held_out: bool = False) -> Row:
         """(ids, mask) of row i, cut to `max_length`; mask 1 = a target, the end token is one."""
@@ -221,7 +221,7 @@ class SFT:
             try:
                 return render_within(self.tokenizer, rows[text]["messages"], most)[:2]
             except ConfigError as error:
-                raise refused(rows, text, error) from None
+                raise row_error(rows, text, error) from None
         return fit_length(ids, mask, most, opening)
 
     def encode_rows(self, indices: Sequence[int]) -> list[Row]:
@@ -318,7 +318,7 @@ def kind_of(row: Mapping[str, object]) -> str:
                       "messages, or text")  # fmt: skip
 
 
-def refused(rows: Rowset, i: int, error: ConfigError) -> ValueError:
+def row_error(rows: Rowset, i: int, error: ConfigError) -> ValueError:
     """The error of a row by its file and line, or by its number."""
     if isinstance(error, chat.Unwritten):
         messages: Any = rows[i]["messages"]
