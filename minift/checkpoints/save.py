@@ -18,8 +18,8 @@ from minift.checkpoints.mapping import HOW, fill, pairs
 from minift.checkpoints.overwrite import MODEL, own_files
 from minift.errors import ConfigError
 from minift.kernels.quantized.linear import dense_tensors
+from minift.model.on_meta import on_meta
 from minift.model.transformer import Transformer
-from minift.model.unfilled import unfilled
 from minift.storage import Check, write_folder
 from minift.tokenizers import chat, text_format
 from minift.tokenizers.interface import Tokenizer
@@ -98,7 +98,7 @@ def folder_files(
 
 def is_changed(model: Transformer) -> bool:
     """Whether the model has parameters that its configuration knows nothing of."""
-    own = {name for name, _ in unfilled(model.config).named_parameters()}
+    own = {name for name, _ in on_meta(model.config).named_parameters()}
     return any(name not in own for name, _ in model.named_parameters())
 
 

@@ -16,7 +16,7 @@ from minift.cli.method import known, refuse_others
 from minift.cli.options import Parsed
 from minift.cli.screen import Screen
 from minift.errors import ConfigError
-from minift.model.unfilled import unfilled
+from minift.model.on_meta import on_meta
 from minift.peft.methods import METHODS, count
 
 COLUMNS = "{:<11} {:<20} {:>11}  {:<6}  {:>6}  {:<14} {}"
@@ -55,7 +55,7 @@ def trainable_counts(parsed: Parsed, configs: Mapping[str, Any]) -> dict[str, di
     if name is None:
         return {}
     config = headers(name).config
-    model = unfilled(config)
+    model = on_meta(config)
     total = sum(p.numel() for p in model.parameters())
     counted = {word: count(model, config) for word, config in configs.items()}
     return {word: {"trainable": n, "parameters": total} for word, n in counted.items()}

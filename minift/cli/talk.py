@@ -14,7 +14,7 @@ from minift.cli.screen import Screen, spoken
 from minift.data.read import parse_template, unescape_template
 from minift.errors import ConfigError, one_line
 from minift.generation.decode import generate as continue_text
-from minift.generation.prepared import obstacle
+from minift.generation.decode_weights import obstacle
 from minift.generation.sampling import Sampling
 from minift.kernels.quantized.linear import base_of
 from minift.model.transformer import Transformer

@@ -41,7 +41,8 @@ from torch.nn import functional as F
 
 from minift.errors import ConfigError
 from minift.kernels.activations import ACTIVATIONS
-from minift.model.transformer import MLP, Attention, Shared, Transformer, branch
+from minift.model.attention_mask import ForwardContext
+from minift.model.transformer import MLP, Attention, Transformer, branch
 from minift.peft.lora import precise
 from minift.peft.names import tuples_of
 from minift.peft.places import hang
@@ -155,8 +156,8 @@ class Change(nn.Module):
         self.up = nn.Parameter(self.down.new_zeros(dim, width))
         self.up_bias = nn.Parameter(self.down.new_zeros(dim))
 
-    def forward(self, sublayer: Attention | MLP, x: Tensor, shared: Shared) -> Tensor:
-        y = branch(sublayer, x, shared)  # (B, T, D)
+    def forward(self, sublayer: Attention | MLP, x: Tensor, context: ForwardContext) -> Tensor:
+        y = branch(sublayer, x, context)  # (B, T, D)
         match self.config.design:
             case "houlsby":
                 z = y

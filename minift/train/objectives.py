@@ -304,7 +304,7 @@ class SFT:
         hidden = model(
             batch.tokens.to(device),
             segments=segments,
-            wanted=batch.learned.to(device),
+            selected=batch.learned.to(device),
             hidden_only=True,
         )  # (N, D)
         return model.nll(hidden, targets)

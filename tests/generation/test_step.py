@@ -10,7 +10,7 @@ import torch
 from minift.checkpoints.open import load_model
 from minift.generation.cache import KVCache
 from minift.generation.decode import decode
-from minift.generation.prepared import prepared
+from minift.generation.decode_weights import prepared
 from minift.generation.step import Step, step_of
 from minift.kernels.choice import using
 from minift.kernels.quantized.linear import QuantizedLinear

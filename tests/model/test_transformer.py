@@ -14,7 +14,7 @@ from minift.errors import ConfigError
 from minift.generation.cache import KVCache
 from minift.kernels.attention import varlen
 from minift.kernels.attention.dispatch import attend
-from minift.kernels.attention.varlen import Texts
+from minift.kernels.attention.packed import PackedSequences
 from minift.kernels.choice import using
 from minift.model import transformer
 from minift.model.config import ModelConfig
@@ -132,7 +132,7 @@ def test_cached_pieces_equal_one_pass(pieces, pad):
 
 @pytest.mark.parametrize(("fields", "windows"), [
     ({}, {None}), ({"local": (True, False), "window": 2}, {2, None}),
-    ({"attention_cap": 3.0}, set()), ({"causal": False}, set()),
+    ({"attention_softcap": 3.0}, set()), ({"causal": False}, set()),
 ])  # fmt: skip
 def test_packed_rows_go_to_a_kernel_that_knows_texts_where_there_is_one(
     fields, windows, monkeypatch
@@ -223,7 +223,7 @@ def test_hidden_only_stops_before_the_head():
 @pytest.mark.parametrize("learned", [False, True])
 @pytest.mark.parametrize("cap", [None, 3.0])
 def test_logprobs_are_those_of_the_logits_at_a_temperature(cap, learned):
-    model = tiny(logit_cap=cap).requires_grad_(learned)
+    model = tiny(logit_softcap=cap).requires_grad_(learned)
     tokens = torch.tensor([[3, 1, 4, 1, 5, 9], [2, 6, 5, 3, 5, 8]])
     hidden = model(tokens, hidden_only=True)[:, :-1].flatten(0, 1)  # (N, D)
     logp, entropy = model.logprobs(hidden, tokens[:, 1:].flatten(), 0.7)
@@ -236,7 +236,7 @@ def test_logprobs_are_those_of_the_logits_at_a_temperature(cap, learned):
 @pytest.mark.parametrize("norm_at", ["pre", "post", "sandwich", "parallel"])
 @pytest.mark.parametrize("fields", [
     {}, {"window": 3, "local": (False, True)}, {"qk_norm": True}, {"positions": "learned"},
-    {"causal": False}, {"attention_cap": 3.0}, {"norm": "layer", "heads": 4, "kv_heads": 1},
+    {"causal": False}, {"attention_softcap": 3.0}, {"norm": "layer", "heads": 4, "kv_heads": 1},
 ], ids=str)  # fmt: skip
 def test_wanted_rows_of_every_kind_of_block(fields, norm_at, monkeypatch):
     """All that is trained, against the whole pass; recomputed in the backward pass, too."""
@@ -250,7 +250,7 @@ def test_wanted_rows_of_every_kind_of_block(fields, norm_at, monkeypatch):
         exact = model(tokens, **given)[wanted]
         expected = torch.autograd.grad((exact * weights).sum(), list(model.parameters()))
         for model.checkpointing in (False, True):
-            rows = model(tokens, wanted=wanted, **given)
+            rows = model(tokens, selected=wanted, **given)
             torch.testing.assert_close(rows, exact, rtol=0, atol=1e-12)
             grads = torch.autograd.grad((rows * weights).sum(), list(model.parameters()))
             for one, other in zip(grads, expected, strict=True):
@@ -270,7 +270,7 @@ def test_wanted_rows_with_a_cache(pad):
     with torch.no_grad():
         caches = [KVCache(model.config, 2, 8, dtype=torch.float64) for _ in range(2)]
         whole = model(tokens, mask=mask, cache=caches[0])[:, -1]
-        short = model(tokens, mask=mask, cache=caches[1], wanted=last)
+        short = model(tokens, mask=mask, cache=caches[1], selected=last)
         torch.testing.assert_close(short, whole, rtol=0, atol=1e-12)
         then = [model(more, cache=cache) for cache in caches]
         torch.testing.assert_close(then[0], then[1], rtol=0, atol=1e-12)
@@ -281,7 +281,7 @@ def test_wanted_may_be_nothing_or_everything(count):
     model = tiny()
     tokens = torch.arange(3 * 8).view(3, 8) * 7 % 50
     wanted = (torch.arange(24) < count).view(3, 8)
-    rows = model(tokens, wanted=wanted, hidden_only=True)
+    rows = model(tokens, selected=wanted, hidden_only=True)
     torch.testing.assert_close(rows, model(tokens, hidden_only=True)[wanted], rtol=0, atol=1e-12)
     loss = model.nll(rows, tokens[wanted])
     assert all(g.isfinite().all() for g in torch.autograd.grad(loss, list(model.parameters())))
@@ -291,11 +291,11 @@ def test_wanted_that_cannot_be_is_refused():
     model, tokens = tiny(), torch.zeros(2, 3, dtype=torch.long)
     for wanted in (torch.ones(2, 4).bool(), torch.ones(2, 3)):
         with pytest.raises(ConfigError, match=r"wanted is .*, allowed bool \(2, 3\)"):
-            model(tokens, wanted=wanted)
+            model(tokens, selected=wanted)
     labelled = tiny(head="label", labels=("a", "b"))
     with pytest.raises(ConfigError, match="a label head reads a position of its own"):
-        labelled(tokens, wanted=torch.ones(2, 3).bool())
-    assert labelled(tokens, wanted=torch.ones(2, 3).bool(), hidden_only=True).shape == (6, 24)
+        labelled(tokens, selected=torch.ones(2, 3).bool())
+    assert labelled(tokens, selected=torch.ones(2, 3).bool(), hidden_only=True).shape == (6, 24)
 
 
 def test_parameter_names_are_frozen():
@@ -330,11 +330,11 @@ def packed_texts(sizes=(3, 1, 5)):
     """Three texts in a row, and two that have no position."""
     ends = torch.tensor([0, *sizes, 0, 0]).cumsum(0).int()
     segments = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))[None]
-    return Texts(segments, ends, max(sizes))
+    return PackedSequences(segments, ends, max(sizes))
 
 
 @pytest.mark.parametrize("fields", [
-    {}, {"positions": "learned"}, {"local": (True, False), "window": 2}, {"attention_cap": 3.0},
+    {}, {"positions": "learned"}, {"local": (True, False), "window": 2}, {"attention_softcap": 3.0},
     {"causal": False}, {"embed_scale": 3.0, "norm_at": "sandwich"},
 ])  # fmt: skip
 def test_texts_of_a_fixed_row_equal_separate_rows(fields):
@@ -347,7 +347,7 @@ def test_texts_of_a_fixed_row_equal_separate_rows(fields):
 
 def test_texts_do_not_go_with_a_mask_or_beyond_the_context():
     model, tokens = tiny(positions="learned"), torch.zeros(1, 9, dtype=torch.long)
-    with pytest.raises(ConfigError, match="Texts and a mask do not go together"):
+    with pytest.raises(ConfigError, match="PackedSequences and a mask do not go together"):
         model(tokens, segments=packed_texts(), mask=torch.ones(1, 9))
     with pytest.raises(ConfigError, match="position 64 is beyond the context, 64"):
         model(tokens, segments=replace(packed_texts(), longest=65))
@@ -359,7 +359,7 @@ def test_positions_wanted_by_number_come_in_that_order(norm_at, at):
     """Few of them, which the last block hears of, and all."""
     model = tiny(norm_at=norm_at, final_norm=norm_at != "post")
     tokens, at = torch.randint(50, (2, 9)), torch.tensor(at)
-    y = model(tokens, wanted=at)
+    y = model(tokens, selected=at)
     torch.testing.assert_close(y, model(tokens).flatten(0, 1)[at])
     weight = model.blocks[0].mlp.hidden.up.weight
     found, expected = (
@@ -372,4 +372,4 @@ def test_positions_wanted_by_number_come_in_that_order(norm_at, at):
 @pytest.mark.parametrize("wanted", [torch.ones(9).bool(), torch.ones(2, 9).long(), torch.ones(3)])
 def test_positions_wanted_in_any_other_way_are_refused(wanted):
     with pytest.raises(ConfigError, match=r"allowed bool \(2, 9\) or int64 \(N,\)"):
-        tiny()(torch.zeros(2, 9, dtype=torch.long), wanted=wanted)
+        tiny()(torch.zeros(2, 9, dtype=torch.long), selected=wanted)

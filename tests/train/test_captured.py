@@ -143,7 +143,7 @@ FORMS = {
     "gpt2-like": {"positions": "learned", "norm": "layer", "qkv_bias": True, "gated": False},
     "window": {"local": (True, False), "window": 5},
     "scaled rope": {"rope_scaling": RopeScaling("linear", factor=4.0)},
-    "gemma2-like": {"attention_cap": 5.0, "logit_cap": 3.0, "embed_scale": 24**0.5,
+    "gemma2-like": {"attention_softcap": 5.0, "logit_softcap": 3.0, "embed_scale": 24**0.5,
                     "norm_at": "sandwich", "local": (True, False), "window": 9},
     "parallel": {"norm_at": "parallel"},
     "one head each": {"kv_heads": 4, "qk_norm": True},

@@ -8,7 +8,7 @@ import torch
 import torch.nn.attention.varlen as theirs
 
 from minift.kernels.attention import dispatch, varlen
-from minift.kernels.attention.varlen import Texts
+from minift.kernels.attention.packed import PackedSequences
 
 T, ENDS = 9, (0, 4, 5, 9, 9, 9)
 
@@ -23,7 +23,7 @@ def texts(window=None, device="cpu"):
     sizes = torch.tensor(ENDS).diff()
     segments = torch.arange(len(sizes)).repeat_interleave(sizes)[None]
     ends = torch.tensor(ENDS, dtype=torch.int32)
-    return Texts(segments.to(device), ends.to(device), 4, window)
+    return PackedSequences(segments.to(device), ends.to(device), 4, window)
 
 
 def documented(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, scale, window_size,
@@ -79,7 +79,7 @@ def test_what_is_asked_is_the_mask(window, scale, kernel, monkeypatch):
     ([5], [0, 1], 1), ([0, 0, 0, 0], [0, 4], 4), ([3, 3, 1, 0, 0, 0, 3], [0, 2, 3, 6, 7], 3),
 ])  # fmt: skip
 def test_an_ordinary_row_is_asked_where_its_texts_end(segments, ends, longest):
-    found = Texts.of(torch.tensor([segments]))
+    found = PackedSequences.of(torch.tensor([segments]))
     assert found.ends.tolist() == ends
     assert found.ends.dtype == torch.int32
     assert found.longest == longest

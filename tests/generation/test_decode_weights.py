@@ -10,7 +10,7 @@ import torch
 from minift.checkpoints.open import load_model
 from minift.generation.cache import KVCache
 from minift.generation.decode import decode
-from minift.generation.prepared import Group, obstacle, prepared
+from minift.generation.decode_weights import Group, obstacle, prepared
 from minift.kernels.choice import using
 from minift.kernels.linear.packed import CALLS, Packed, possible
 from minift.kernels.quantized.linear import QuantizedLinear

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from minift.model.sight import count, look, right_padded
+from minift.model.attention_mask import count, look, right_padded
 
 CPU = torch.device("cpu")
 
