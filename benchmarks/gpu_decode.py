@@ -4,7 +4,7 @@ Random weights of a model's shape in bf16, prompts of random tokens, the same to
 side, 1, 8 and 32 rows:
 
     growing     a token's pass call by call, its cache growing
-    captured    the same as one CUDA graph over a cache of fixed size (minift/generation/static_cache.py)
+    captured    the same as one CUDA graph over a static cache (minift/generation/static_cache.py)
 
 `apart` is the largest difference between their hidden states, beside `size`, the largest of those.
 A GPU's libraries choose other kernels for other shapes, so the two round differently. The sides
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from minift.generation.cache import KVCache
-from minift.generation.decode_weights import prepared
+from minift.generation.decode_weights import decode_weights
 from minift.generation.static_cache import DynamicPass, StaticPass
 from minift.kernels.choice import using
 from minift.model.config import ModelConfig
@@ -88,7 +88,7 @@ def compared(
         prompts, tokens = drawn[:, :prompt], drawn[:, prompt:].T.contiguous()
         times: dict[str, list[float]] = {"growing": [], "captured": []}
         states: dict[str, Tensor] = {}
-        with using(ours), prepared(model, new):
+        with using(ours), decode_weights(model, new):
             for n in range(rounds):
                 for name in list(times) if n % 2 == 0 else list(times)[::-1]:
                     took, states[name] = told(side(model, prompts, new, name == "captured"), tokens)

@@ -98,10 +98,8 @@ class ForwardContext:
         return self.local if local else self.full
 
 
-def selected_positions(selected: Tensor | None, B: int, T: int) -> Tensor | None:
+def selected_positions(selected: Tensor, B: int, T: int) -> Tensor:
     """Indices (N,) int64 into the B T positions, from those or from a bool mask (B, T)."""
-    if selected is None:
-        return None
     if selected.dtype == torch.bool and selected.shape == (B, T):
         return selected.flatten().nonzero()[:, 0]
     if selected.dtype == torch.int64 and selected.dim() == 1:

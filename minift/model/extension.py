@@ -12,10 +12,8 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
-from minift.model.attention_mask import ForwardContext
-
 if TYPE_CHECKING:
-    from minift.model.transformer import MLP, Attention, Projections
+    from minift.model.transformer import MLP, Projections
 
 
 class Extension(Protocol):
@@ -40,12 +38,6 @@ class LinearChange(Protocol):
     def adapted(self, linear: nn.Linear) -> object | None:
         """The Linear with the low-rank product that is added to it, as the kernels take it; None
         if the change is anything else."""
-
-
-class SublayerChange(Protocol):
-    """Called instead of `branch`: what an Attention or MLP adds to the residual stream."""
-
-    def __call__(self, sublayer: Attention | MLP, x: Tensor, context: ForwardContext) -> Tensor: ...
 
 
 class FusedGroup(Protocol):

@@ -88,7 +88,7 @@ class Attention(nn.Module):
         self.k_norm = make_norm(config, config.head_dim) if config.qk_norm else None
         self.out = Projections(q, {"o": config.dim}, bias=config.out_bias)
         self.post = config.norm_at == "post"
-        self.change: nn.Module | None = None  # a SublayerChange
+        self.change: nn.Module | None = None  # called as change(self, x, context)
 
     def forward(self, x: Tensor, context: ForwardContext) -> Tensor:
         return residual(self, x, context)
@@ -144,7 +144,7 @@ class MLP(nn.Module):
         self.out = Projections(config.ff, {"down": config.dim}, bias=config.mlp_bias)
         self.act = ACTIVATIONS[config.act]
         self.post = config.norm_at == "post"
-        self.change: nn.Module | None = None  # a SublayerChange
+        self.change: nn.Module | None = None  # called as change(self, x, context)
         self.together: FusedMLP | None = None
 
     def forward(self, x: Tensor, context: ForwardContext) -> Tensor:
@@ -203,7 +203,7 @@ class Transformer(nn.Module):
     def __init__(self, config: ModelConfig, source: str = ""):
         super().__init__()
         self.config, self.source = config, source
-        self.text_format: Any = None  # the chat template and its settings that it was trained with
+        self.text_format: Any = None  # how the texts of its training were made
         self.embed = nn.Embedding(config.vocab, config.dim)
         rows = config.context + config.position_offset
         # Position and token type embeddings; their names are those of the parameters.
@@ -264,7 +264,8 @@ class Transformer(nn.Module):
         elif embeds is not None:
             x = embeds.to(self.embed.weight.dtype)
         B, T, _ = x.shape
-        selected = selected_positions(selected, B, T)  # (N,)
+        if selected is not None:
+            selected = selected_positions(selected, B, T)  # (N,)
         if isinstance(self.head, LabelHead) and not hidden_only:
             if selected is not None:
                 raise ConfigError("model: a label head selects its own position, give no selected")

@@ -25,7 +25,7 @@ from minift.errors import ConfigError
 from minift.kernels.lora.dispatch import adapted_linears, adapted_rows
 from minift.kernels.lora.reference import Adapted, watched
 from minift.kernels.mlp.dispatch import mlp
-from minift.model.attention_mask import ForwardContext
+from minift.model.attention_mask import ForwardContext, selected_positions
 from minift.model.transformer import MLP, Attention, Projections, Transformer, branch
 from minift.peft.copies import Copy
 from minift.tokenizers.text_format import TextFormat
@@ -117,7 +117,7 @@ class Adapters(nn.Module):
         self.parts = nn.ModuleDict()  # what a method keeps for the model as a whole
         self.slots = nn.ModuleDict()  # ModuleSlots, by path with "/" for "."
         self.mixture: tuple[str | None, ...] | None = None
-        self.selected: Tensor | None = None  # (B, T) positions, of a pass of mixed rows
+        self.selected: Tensor | None = None  # positions, of a pass of mixed rows
 
     def before(self, model: Transformer, args: tuple[Any, ...], given: dict[str, Any]) -> Any:
         """A forward pre-hook: the rows' adapters, and what the active one's part adds."""
@@ -136,7 +136,8 @@ class Adapters(nn.Module):
         self.switch.rows = None
         selected, self.selected = self.selected, None
         if selected is not None:
-            return out[selected]
+            at = selected_positions(selected, *out.shape[:2])
+            return out.flatten(0, 1).index_select(0, at)
         part = self.part
         return None if part is None else part.after(out)  # type: ignore[operator]
 

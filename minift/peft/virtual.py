@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from minift.errors import ConfigError
 from minift.kernels.attention.packed import MoveRows, sequence_bounds
+from minift.model.attention_mask import selected_positions
 from minift.model.transformer import Transformer
 
 
@@ -59,7 +60,8 @@ class Virtual(nn.Module):
         if mask is not None:
             changed["mask"] = torch.cat((mask.new_ones(B, P), mask), dim=1)
         if selected is not None:
-            changed["selected"] = torch.cat((selected.new_zeros(B, P), selected), dim=1)
+            at = selected_positions(selected, B, T)  # (N,)
+            changed["selected"] = at + (at // T + 1) * P  # P virtual tokens before every row's text
         if types is not None:
             changed["token_types"] = torch.cat((types.new_zeros(B, P), types), dim=1)
         if cache is not None:
@@ -90,10 +92,13 @@ class Virtual(nn.Module):
             "segments": text[None].to(x.device),
             "mask": None,
         }
-        for key in ("token_types", "selected"):
-            found = given.get(key)
-            if found is not None:
-                changed[key] = torch.cat((found.new_zeros(P), found.flatten()))[source][None]
+        if given.get("token_types") is not None:
+            types = given["token_types"]
+            changed["token_types"] = torch.cat((types.new_zeros(P), types.flatten()))[source][None]
+        if given.get("selected") is not None:
+            at = torch.full((B * T,), -1, device=x.device)  # no place for padding
+            at[taken] = self.moved[0]
+            changed["selected"] = at[selected_positions(given["selected"], B, T)]  # (N,)
         return changed
 
     def after(self, out: Tensor) -> Tensor | None:

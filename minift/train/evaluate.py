@@ -16,7 +16,7 @@ from torch import Tensor
 from minift.data.read import Records
 from minift.data.split import Rows
 from minift.errors import ConfigError, EncodeError
-from minift.generation.decode import opened
+from minift.generation.decode import encode_prompt
 from minift.model.transformer import Transformer
 from minift.runtime import tuned
 from minift.tokenizers.interface import Tokenizer
@@ -84,7 +84,7 @@ def label_ids(
     prompts = []
     for i, row in enumerate(rows):
         try:
-            prompts.append(opened(tokenizer, str(row["prompt"])))
+            prompts.append(encode_prompt(tokenizer, str(row["prompt"])))
         except EncodeError as error:
             allowed = "text that the vocabulary spells"
             raise records.error(i, None, spelled(error), allowed) from None

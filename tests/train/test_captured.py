@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from minift.errors import ConfigError
 from minift.kernels.attention import varlen
 from minift.kernels.choice import using
-from minift.model import transformer
+from minift.model import attention_mask
 from minift.model.config import ModelConfig, RopeScaling
 from minift.model.transformer import Transformer
 from minift.peft import methods
@@ -343,7 +343,7 @@ def test_all_of_it_is_on_the_device(form, monkeypatch):
     shape = shape_of(rows_of(RAGGED), 4, 128, alike=True)
     buffers = laid(rows_of([30, 8]), shape, 0.1, torch.float32)
     called, real = [], varlen.attention
-    monkeypatch.setattr(transformer, "suits", lambda dtype, device, width: True)
+    monkeypatch.setattr(attention_mask, "suits", lambda dtype, device, width: True)
     monkeypatch.setattr(varlen, "attention", lambda *a: called.append(1) or real(*a))
     one = taker(model)
     one.shape = shape
