@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from minift.kernels import choice
 from minift.kernels.activations import ACTIVATIONS
 from minift.kernels.attention import dispatch as attention
-from minift.kernels.attention.varlen import Texts, suits
+from minift.kernels.attention.packed import PackedSequences
+from minift.kernels.attention.varlen import suits
 from minift.kernels.choice import using
 from minift.kernels.cross_entropy.dispatch import linear_cross_entropy
 from minift.kernels.lora.dispatch import adapted_linears
@@ -27,8 +28,8 @@ from minift.kernels.lora.reference import Adapted
 from minift.kernels.mlp.dispatch import mlp
 from minift.kernels.norm.dispatch import rms_norm
 from minift.kernels.rope.dispatch import rotate_both
+from minift.model.attention_mask import dense_mask
 from minift.model.config import ModelConfig
-from minift.model.sight import look
 from minift.model.transformer import Transformer
 from minift.peft.lora import LoRA
 from minift.peft.methods import attach
@@ -172,13 +173,13 @@ def texts_case(
     T = ends[-1]
     sizes = torch.tensor(ends).diff()
     segments = torch.arange(len(sizes)).repeat_interleave(sizes)[None].to(on.device)
-    texts = Texts(
+    texts = PackedSequences(
         segments,
         torch.tensor(ends, dtype=torch.int32, device=on.device),
         int(sizes.max()),
         window,
     )
-    visible = look(None, segments, T, 0, 0, True, window, torch.device(on.device))
+    mask = dense_mask(None, segments, T, 0, 0, True, window, torch.device(on.device))
     told = None if on.device != "cuda" or not suits(dtype, torch.device(on.device), E) else texts
     q, k, v = (
         on.drawn(1, T, n, E, dtype=dtype).transpose(1, 2).requires_grad_() for n in (H, K, K)
@@ -186,7 +187,7 @@ def texts_case(
 
     def run() -> Sequence[Tensor]:
         by = told if choice.fused() else None
-        return [attention.attend(q, k, v, visible, False, texts=by)]
+        return [attention.attend(q, k, v, mask, False, packed=by)]
 
     return run, [q, k, v], []
 

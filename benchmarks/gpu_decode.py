@@ -4,7 +4,7 @@ Random weights of a model's shape in bf16, prompts of random tokens, the same to
 side, 1, 8 and 32 rows:
 
     growing     a token's pass call by call, its cache growing
-    captured    the same as one CUDA graph over a cache of fixed size (minift/generation/fixed.py)
+    captured    the same as one CUDA graph over a static cache (minift/generation/static_cache.py)
 
 `apart` is the largest difference between their hidden states, beside `size`, the largest of those.
 A GPU's libraries choose other kernels for other shapes, so the two round differently. The sides
@@ -22,8 +22,8 @@ import torch
 from torch import Tensor, nn
 
 from minift.generation.cache import KVCache
-from minift.generation.fixed import FixedPass, GrowingPass
-from minift.generation.prepared import prepared
+from minift.generation.decode_weights import decode_weights
+from minift.generation.static_cache import DynamicPass, StaticPass
 from minift.kernels.choice import using
 from minift.model.config import ModelConfig
 from minift.model.transformer import Transformer
@@ -40,21 +40,21 @@ def model_of(sizes: dict[str, Any], device: str, dtype: torch.dtype) -> Transfor
     return model.eval()
 
 
-def side(model: Transformer, prompts: Tensor, new: int, fixed: bool) -> GrowingPass | FixedPass:
+def side(model: Transformer, prompts: Tensor, new: int, fixed: bool) -> DynamicPass | StaticPass:
     """A pass that goes on after the prompts (B, T)."""
     B, T = prompts.shape
     weight = model.embed.weight
     cache = KVCache(model.config, B, T + new, dtype=weight.dtype, device=weight.device)
     model(prompts, cache=cache, hidden_only=True)
     if not fixed:
-        return GrowingPass(model, cache)
-    found = FixedPass(model, cache)
+        return DynamicPass(model, cache)
+    found = StaticPass(model, cache)
     if weight.device.type != "cuda":
         found.replay = found.plain
     return found
 
 
-def told(one: GrowingPass | FixedPass, tokens: Tensor) -> tuple[float, Tensor]:
+def told(one: DynamicPass | StaticPass, tokens: Tensor) -> tuple[float, Tensor]:
     """Milliseconds a token after the first two, and all hidden states (new, B, D)."""
     hidden = [one(tokens[0]), one(tokens[1])]
     hidden = [h.clone() for h in hidden]
@@ -88,7 +88,7 @@ def compared(
         prompts, tokens = drawn[:, :prompt], drawn[:, prompt:].T.contiguous()
         times: dict[str, list[float]] = {"growing": [], "captured": []}
         states: dict[str, Tensor] = {}
-        with using(ours), prepared(model, new):
+        with using(ours), decode_weights(model, new):
             for n in range(rounds):
                 for name in list(times) if n % 2 == 0 else list(times)[::-1]:
                     took, states[name] = told(side(model, prompts, new, name == "captured"), tokens)

@@ -292,8 +292,8 @@ GEMMA_FIELDS = (
 GEMMA_2_FIELDS = (
     *other(GEMMA_FIELDS, layers=26, heads=8, kv_heads=4),
     Field("hidden_activation", "act", str, "gelu_tanh", GEMMA_ACTIVATIONS),
-    Field("final_logit_softcapping", "logit_cap", float, 30.0, null=None),
-    Field("attn_logit_softcapping", "attention_cap", float, 50.0, null=None),
+    Field("final_logit_softcapping", "logit_softcap", float, 30.0, null=None),
+    Field("attn_logit_softcapping", "attention_softcap", float, 50.0, null=None),
 )
 SANDWICH = (
     Row(MLP_NORM, "blocks.{i}.attn.after.weight"),
@@ -343,8 +343,8 @@ GEMMA2 = like_llama(
         GEMMA_GGUF,
         fields=(
             *LLAMA_GGUF_FIELDS,
-            Field("attn_logit_softcapping", "attention_cap", float, 50.0),
-            Field("final_logit_softcapping", "logit_cap", float, 30.0),
+            Field("attn_logit_softcapping", "attention_softcap", float, 50.0),
+            Field("final_logit_softcapping", "logit_softcap", float, 30.0),
         ),
         weights=norms_plus_one(GGUF_BODY + GGUF_SANDWICH),
         parts=(GGUF_ROPE, gguf_windows(every_other, 4096), GGUF_GEMMA),
@@ -358,7 +358,11 @@ GEMMA3 = like_llama(
     replace(
         GEMMA_2_3,
         fields=other(
-            GEMMA_2_FIELDS, vocab=262_208, context=131_072, logit_cap=None, attention_cap=None
+            GEMMA_2_FIELDS,
+            vocab=262_208,
+            context=131_072,
+            logit_softcap=None,
+            attention_softcap=None,
         ),
         parts=(TWO_ROPES, windows(five_of_six), GEMMA, LABELS),
         renames={

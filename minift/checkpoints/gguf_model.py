@@ -55,7 +55,7 @@ def facts(config: ModelConfig) -> dict[str, Value]:
     if "attention.key_length" in data:
         data["attention.value_length"] = config.head_dim
     if config.positions == "rope":
-        data["rope.dimension_count"] = config.turned
+        data["rope.dimension_count"] = config.rotated
     named: dict[str, Value] = {ARCHITECTURE: name}
     return named | {f"{name}.{key}": value for key, value in data.items()}
 

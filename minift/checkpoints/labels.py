@@ -22,8 +22,8 @@ from minift.checkpoints.save import is_changed
 from minift.errors import ConfigError
 from minift.kernels.quantized.linear import quantized
 from minift.model.config import ModelConfig
+from minift.model.on_meta import on_meta
 from minift.model.transformer import Transformer
-from minift.model.unfilled import unfilled
 
 SPREAD = 0.02  # of a new head's weights, as BERT's own were drawn; Devlin et al. 2019's code
 
@@ -40,7 +40,7 @@ def with_labels(model: Transformer, labels: Sequence[str], *, seed: int = 0) -> 
     if is_changed(model):
         raise ConfigError("with_labels: the model has an adapter attached; it comes after the head")
     config = labelled(model.config, names)
-    new = unfilled(config, model.source)
+    new = on_meta(config, model.source)
     new.text_format = model.text_format
     for path, linear in quantized(model):
         new.set_submodule(path, linear.twin(linear.bias))

@@ -34,8 +34,8 @@ from minift.formats.gguf_split import SplitFile
 from minift.kernels.quantized.linear import OWN, base_of
 from minift.kernels.quantized.reference import BLOCKS
 from minift.model.config import ModelConfig
+from minift.model.on_meta import on_meta
 from minift.model.transformer import Transformer
-from minift.model.unfilled import unfilled
 from minift.runtime import trim_memory
 from minift.tokenizers import text_format
 from minift.tokenizers.interface import Tokenizer
@@ -232,7 +232,7 @@ def assemble(
     base: str | None = None,
 ) -> Transformer:
     """Fill a transformer from a weight file that has what `check_tensors` asks for."""
-    model = unfilled(config)
+    model = on_meta(config)
     wanted = {pair.theirs: pair for pair in pairs(layout, config, prefix)}
     small = frozen_base.weights(model) if base is not None else set()
     for name, pair in wanted.items():

@@ -49,7 +49,9 @@ def scaling(rope: Mapping[str, Any], context: int, path: str) -> RopeScaling | N
             values = read_fields(table, rope, path)
             original = max(1, values["original_context"])
             values["factor"] = values["factor"] or context / original
-            return made(values | {"gain": yarn_gain(rope, values["factor"], path)}, "yarn", path)
+            return made(
+                values | {"attention_factor": yarn_gain(rope, values["factor"], path)}, "yarn", path
+            )
         case "longrope" if rope.get("short_factor") == rope.get("long_factor"):
             factors = rope.get("long_factor")
             if not isinstance(factors, list) or not factors:
@@ -57,12 +59,12 @@ def scaling(rope: Mapping[str, Any], context: int, path: str) -> RopeScaling | N
             numbers = tuple(finite(f, path, f"{where}.long_factor") for f in factors)
             more = (
                 Field("factor", "factor", float, None),
-                Field("attention_factor", "gain", float, None),
+                Field("attention_factor", "attention_factor", float, None),
             )
             values = read_fields((*more, whole), rope, path)
             original, factor = max(1, values["original_context"]), values.pop("factor")
-            if values["gain"] is None:
-                values["gain"] = longrope_gain(factor or context / original, original)
+            if values["attention_factor"] is None:
+                values["attention_factor"] = longrope_gain(factor or context / original, original)
             return made(values | {"factors": numbers}, "factors", path)
     known = "default, linear, dynamic, llama3, yarn, or longrope with one list of factors"
     raise FormatError(path, f"{where}.rope_type", kind, known, "out-of-range")
@@ -126,7 +128,7 @@ def written(rope: RopeScaling | None) -> Values:
                 "factor": rope.factor,
                 "beta_slow": rope.low,
                 "beta_fast": rope.high,
-                "attention_factor": rope.gain,
+                "attention_factor": rope.attention_factor,
                 **original,
             }
     factors = list(rope.factors)
@@ -134,7 +136,7 @@ def written(rope: RopeScaling | None) -> Values:
         "rope_type": "longrope",
         "short_factor": factors,
         "long_factor": factors,
-        "attention_factor": rope.gain,
+        "attention_factor": rope.attention_factor,
         **original,
     }
 
@@ -249,7 +251,7 @@ def _read_partial_rope(data: Mapping[str, Any], values: Values, path: str) -> Va
 
 
 def _write_partial_rope(config: ModelConfig) -> Values:
-    share = config.turned / config.head_dim
+    share = config.rotated / config.head_dim
     found = {"rope_theta": config.rope_base, "partial_rotary_factor": share}
     return {
         "rope_parameters": {**found, **written(config.rope_scaling)},

@@ -19,8 +19,8 @@ from minift.formats import safetensors
 from minift.formats.overwrite import MODEL, own_files
 from minift.kernels.quantized.linear import dense_tensors
 from minift.model.finite import check_finite
+from minift.model.on_meta import on_meta
 from minift.model.transformer import Transformer
-from minift.model.unfilled import unfilled
 from minift.storage import Check, write_folder
 from minift.tokenizers import chat, text_format
 from minift.tokenizers.interface import Tokenizer
@@ -102,7 +102,7 @@ def folder_files(
 
 def is_changed(model: Transformer) -> bool:
     """Whether the model has parameters that its configuration knows nothing of."""
-    own = {name for name, _ in unfilled(model.config).named_parameters()}
+    own = {name for name, _ in on_meta(model.config).named_parameters()}
     return any(name not in own for name, _ in model.named_parameters())
 
 

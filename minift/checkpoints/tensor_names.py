@@ -30,7 +30,7 @@ from minift.checkpoints.mapping import (
 )
 from minift.errors import FormatError, notice, one_line
 from minift.model.config import ModelConfig
-from minift.model.unfilled import unfilled
+from minift.model.on_meta import on_meta
 
 SHOWN = 4  # names in one notice
 
@@ -185,7 +185,7 @@ def check_layers(config: ModelConfig, file: TensorFile) -> None:
 def shapes_wanted(config: ModelConfig, layout: Layout, prefix: str) -> dict[str, tuple[int, ...]]:
     """The shape of each tensor of a file; every layer has those of the first."""
     first = replace(config, layers=1, local=config.local[:1])
-    parameters = dict(unfilled(first).named_parameters())
+    parameters = dict(on_meta(first).named_parameters())
     shapes = {}
     for row, pair in zip(rows(layout, first), pairs(layout, first, prefix), strict=True):
         theirs = TRANSFORMS[pair.transform].save(first, [parameters[name] for name in pair.ours])

@@ -11,7 +11,7 @@ from minift.cli.console import Console
 from minift.cli.method import check_method, refuse_other_options
 from minift.cli.options import Parsed
 from minift.interop.methods import FORMATS
-from minift.model.unfilled import unfilled
+from minift.model.on_meta import on_meta
 from minift.peft.about import About
 from minift.peft.methods import METHODS, count
 
@@ -85,7 +85,7 @@ def trainable_counts(parsed: Parsed, configs: Mapping[str, Any]) -> dict[str, di
     if name is None:
         return {}
     config = headers(name).config
-    model = unfilled(config)
+    model = on_meta(config)
     total = sum(p.numel() for p in model.parameters())
     counted = {word: count(model, config) for word, config in configs.items()}
     return {word: {"trainable": n, "parameters": total} for word, n in counted.items()}

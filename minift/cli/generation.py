@@ -10,7 +10,7 @@ from minift.cli.models import open_language_model
 from minift.cli.options import Parsed
 from minift.data.read import unescape_template
 from minift.errors import ConfigError
-from minift.generation.prepared import obstacle
+from minift.generation.decode_weights import obstacle
 from minift.generation.sampling import Sampling
 from minift.kernels.quantized.linear import base_of
 from minift.model.transformer import Transformer

@@ -1,8 +1,8 @@
 """The key/value cache: every layer's keys and values so far, written in place.
 
-Memory is reserved once for `capacity` columns: 2 · layers · K · E numbers a column and row.
-Columns are filled from the left; a row that is padded on the left keeps a note of which of its
-columns are real, so that positions and masks come out as without padding.
+Memory is reserved once for `capacity` columns: 2 · layers · K · E numbers per column and row.
+Columns are filled from the left. For rows padded on the left, `keep` says which columns are real,
+so that positions and masks are the same as without padding.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ Pair = tuple[Tensor, Tensor]  # keys and values
 
 
 class KVCache:
-    """Keys are stored as they are looked at: turned by their positions already.
+    """Keys are stored as attention reads them: after rotation by their positions.
 
-    On a CPU bf16 and float16 models keep float32 columns: attention computes its scores in float32,
-    and would convert every column again for every token.
+    On a CPU, bf16 and float16 models have a float32 cache: attention computes its scores in
+    float32, and would convert every column again for every token.
     """
 
     def __init__(
@@ -33,31 +33,31 @@ class KVCache:
         device: torch.device | str = "cpu",
     ):
         shape = (config.layers, batch, config.kv_heads, capacity, config.head_dim)
-        # On a CPU a channel's columns of k stand beside each other in memory, as a product with
-        # them reads them; a GPU's attention wants the channels there, as in v.
-        self.turned = torch.device(device).type == "cpu"
-        dtype = torch.float32 if self.turned and dtype.itemsize < 4 else dtype
+        # On a CPU the columns of a channel of k are contiguous in memory, as the matrix product
+        # reads them; a GPU's attention needs contiguous channels, as in v.
+        self.transposed = torch.device(device).type == "cpu"
+        dtype = torch.float32 if self.transposed and dtype.itemsize < 4 else dtype
         self.v = torch.empty(shape, dtype=dtype, device=device)
-        self.k = self.room(shape)
+        self.k = self.empty_keys(shape)
         self.keep = torch.ones(batch, capacity, dtype=torch.bool, device=device)
-        self.rows = torch.arange(batch)  # which row of the first call each row now is
+        self.rows = torch.arange(batch)  # the row of the first call that each row was
         self.length = 0
         self.counted = torch.zeros(batch, 1, dtype=torch.long, device=device)  # real so far
         self.padded = False
-        self.opened: tuple[int, int] | None = None  # the columns that `layers` is cut out for
+        self.opened: tuple[int, int] | None = None  # the columns that `layers` are views for
         self.layers: list[tuple[Pair, Pair]] = []
 
-    def room(self, shape: tuple[int, ...]) -> Tensor:
-        """Unwritten keys (..., S, E), laid out as they are kept."""
-        if not self.turned:
+    def empty_keys(self, shape: tuple[int, ...]) -> Tensor:
+        """Uninitialized keys (..., S, E), in the cache's memory layout."""
+        if not self.transposed:
             return self.v.new_empty(shape)
         return self.v.new_empty((*shape[:-2], shape[-1], shape[-2])).mT
 
     def enlarge(self, rows: int, columns: int) -> None:
-        """Room for so many; what is there stays where it is."""
+        """Reserve memory for so many, and keep what is stored."""
         layers, B, K, S, E = self.v.shape
         shape = (layers, rows, K, columns, E)
-        k, v = self.room(shape), self.v.new_empty(shape)
+        k, v = self.empty_keys(shape), self.v.new_empty(shape)
         k[:, :B, :, :S], v[:, :B, :, :S] = self.k, self.v
         self.k, self.v = k, v
 
@@ -80,9 +80,9 @@ class KVCache:
         return (self.keep[:, :stop] if self.padded else None), counted
 
     def write(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Store (B, K, T, E) after what is there; -> all keys and values (B, K, S, E)."""
+        """Store (B, K, T, E) after the columns so far; -> all keys and values (B, K, S, E)."""
         T = k.shape[2]
-        if torch.is_grad_enabled():  # which does not let views of several at once be written
+        if torch.is_grad_enabled():  # autograd refuses writes to one of several views made at once
             stop, filled = self.length + T, (self.k[layer], self.v[layer])
             for whole, new in zip(filled, (k, v), strict=True):
                 whole.narrow(2, self.length, T).copy_(new)
@@ -95,9 +95,9 @@ class KVCache:
         return filled
 
     def open(self, columns: int) -> None:
-        """Cut out what each layer will write next, and what will then be there to read.
+        """Make each layer's views: the columns to write next, and all columns to read then.
 
-        Of all layers in one call: for single tokens views cost as much as what is done with them.
+        For all layers in one call: for single tokens, views cost as much as the writes.
         """
         self.opened, stop = (self.length, columns), self.length + columns
         room, filled = (
@@ -110,26 +110,26 @@ class KVCache:
         self.length += columns
 
     def select(self, rows: Tensor) -> None:
-        """Go on with these rows only, in this order; a row may be taken more than once."""
+        """Keep only these rows, in this order; a row may be taken more than once."""
         self.keep, self.counted = self.keep[rows], self.counted[rows]
         self.rows = self.rows[rows.cpu()]
         self.move(rows)
 
     def move(self, rows: Tensor) -> None:
-        """Columns that hold something, to where they are needed; reserved room stays."""
+        """Move the filled columns of these rows to the front; the reserved memory stays."""
         stay = torch.arange(len(rows), device=rows.device)
         first = int((rows == stay).long().cumprod(0).sum())  # rows before it stay where they are
         if len(rows) > self.k.shape[1]:
             self.enlarge(len(rows), self.k.shape[3])
         for pair in self.views():
-            for whole in pair:  # one at a time: what moves is copied out first
+            for whole in pair:  # one at a time: indexing copies the rows first
                 filled = whole[:, :, : self.length]
                 filled[first : len(rows)] = filled[rows[first:]]
         self.k, self.v = self.k[:, : len(rows)], self.v[:, : len(rows)]
         self.opened = None
 
     def reserve(self, columns: int) -> None:
-        """Make room for more columns than were planned."""
+        """Reserve more columns."""
         B, S = self.keep.shape
         self.enlarge(self.k.shape[1], S + columns)
         self.keep = torch.cat((self.keep, self.keep.new_ones(B, columns)), dim=1)

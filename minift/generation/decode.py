@@ -1,8 +1,8 @@
-"""Batched decoding: prompts are padded on the left, read once, and go on token by token.
+"""Batched decoding: prompts are padded on the left, read once, and continued token by token.
 
-Equal prompts are one row until the first token is drawn, and then as many as were asked. Finished
-rows leave the batch. A row ends at a stop token, at a stop string (which is cut off), or
-after `max_new_tokens`.
+Equal prompts share one row until the first token is sampled; then each gets its own. Finished rows
+leave the batch. A row ends at a stop token, at a stop string (which is cut off), or after
+`max_new_tokens`.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from typing import Any, overload
 import torch
 
 from minift.errors import ConfigError, one_line
-from minift.generation import fixed
+from minift.generation import static_cache
 from minift.generation.cache import KVCache
-from minift.generation.prepared import prepared
+from minift.generation.decode_weights import decode_weights
 from minift.generation.sampling import Sampling, adjust, draw
 from minift.model.transformer import Transformer
 from minift.runtime import tuned, unrouted
@@ -26,7 +26,7 @@ from minift.tokenizers.bos import encode_with_bos
 from minift.tokenizers.interface import Tokenizer
 from minift.tokenizers.stream import TextStream
 
-Emit = Callable[[int, int], object]  # (row, token), as soon as a token is there
+Emit = Callable[[int, int], object]  # (row, token), called as soon as a token is sampled
 
 
 @torch.no_grad()
@@ -41,13 +41,14 @@ def decode(
     emit: Emit = lambda row, token: None,
     graph: bool = False,
 ) -> list[list[int]]:
-    """New ids of every prompt, the stop token left out. Rows of any length, none empty.
+    """The new ids of every prompt, without the stop token. Prompts of any length, none empty.
 
-    `finished(row, ids)` may end a row after any token; `emit` hears of each token that counts.
-    `graph`: a token's pass is one CUDA graph (fixed.py); ConfigError where it cannot be.
+    `finished(row, ids)` may end a row after any token; `emit` is called with each token kept.
+    `graph`: a token's forward pass is one CUDA graph (static_cache.py); ConfigError if it
+    cannot be.
     """
     if graph:
-        fixed.check(model)
+        static_cache.check(model)
     config = sampling or Sampling()
     longest = max(map(len, prompts), default=0)
     check(model, prompts, longest, max_new_tokens)
@@ -55,7 +56,7 @@ def decode(
         return []
     device = model.embed.weight.device
     dtype = model.embed.weight.dtype
-    first, of = alike(model, prompts)
+    first, of = distinct_rows(model, prompts)
     capacity = longest + max_new_tokens - 1  # nothing follows the last
     cache = KVCache(model.config, len(first), capacity, dtype=dtype, device=device)
     cache.rows = torch.tensor(first)
@@ -77,16 +78,17 @@ def decode(
     model.eval()
     with ExitStack() as after:
         after.callback(model.train, was)
-        ready = after.enter_context(prepared(model, max_new_tokens))
+        weights = after.enter_context(decode_weights(model, max_new_tokens))
         hidden = model(tokens, mask=mask, cache=cache, hidden_only=True)[:, -1]  # (B, D)
         if len(first) < len(prompts):
             every = torch.tensor(of, device=device)
             hidden = hidden[every]
             cache.select(every)
         cache.rows = torch.arange(len(prompts))
-        proceed = fixed.FixedPass(model, cache) if graph else fixed.GrowingPass(model, cache)
+        step_pass = static_cache.StaticPass if graph else static_cache.DynamicPass
+        next_hidden = step_pass(model, cache)
         for step in range(max_new_tokens):
-            logits = ready.logits(hidden)  # (B, V)
+            logits = weights.logits(hidden)  # (B, V)
             if penalized or config.temperature > 0:
                 logits = adjust(logits.float(), seen, config)
             next_tokens = draw(logits, config, generator)  # (B,)
@@ -104,39 +106,42 @@ def decode(
                 break
             if len(going) < len(rows):
                 kept = torch.tensor(going, device=device)
-                proceed.select(kept)
+                next_hidden.select(kept)
                 next_tokens = next_tokens[kept]
                 seen = seen[kept] if penalized else seen
                 rows = [rows[i] for i in going]
-            with unrouted(ready.whole or len(rows) == 1), plain(ready.whole):
-                hidden = proceed(next_tokens)  # (B, D)
+            with unrouted(weights.complete or len(rows) == 1), no_autograd(weights.complete):
+                hidden = next_hidden(next_tokens)  # (B, D)
     return out
 
 
-def plain(prepared: bool) -> AbstractContextManager[None]:
-    """Around the step of a prepared model, which leaves nothing to autograd.
+def no_autograd(complete: bool) -> AbstractContextManager[None]:
+    """Around a step that runs on decode weights completely, so nothing of it needs autograd.
 
-    Without its bookkeeping an operation is a little cheaper: 4 % of a token. Only here, since what
-    the step makes cannot be kept for a backward pass, as what a caller's `emit` makes may be.
+    Without autograd's bookkeeping an operation is a little cheaper: 4 % of a token. Only around the
+    step: tensors made in inference mode cannot be used in a backward pass, and those that a
+    caller's `emit` makes may have to be.
     """
-    return torch.inference_mode() if prepared else nullcontext()
+    return torch.inference_mode() if complete else nullcontext()
 
 
-def alike(model: Transformer, prompts: Sequence[Sequence[int]]) -> tuple[list[int], list[int]]:
-    """The first row of each kind, and of every row which kind it is.
+def distinct_rows(
+    model: Transformer, prompts: Sequence[Sequence[int]]
+) -> tuple[list[int], list[int]]:
+    """The first row of each distinct kind, and the kind of every row.
 
-    Rows are of one kind where their prompts are equal, and their adapters where rows have their
-    own: what hangs on the model then has a `mixture`, a name for each row.
+    Two rows are of one kind if their prompts are equal, and if what is attached to the model
+    treats them alike.
     """
-    mixture = getattr(getattr(model, "adapters", None), "mixture", None)
-    if mixture is not None and len(mixture) != len(prompts):
+    keys = [extension.row_keys for extension in model.extensions]
+    given = [each for each in keys if each is not None]
+    if any(len(each) != len(prompts) for each in given):
         return list(range(len(prompts))), list(range(len(prompts)))
-    names = mixture or (None,) * len(prompts)
     kinds: dict[object, int] = {}
     first: list[int] = []
     of: list[int] = []
-    for row, (ids, name) in enumerate(zip(prompts, names, strict=True)):
-        kind = kinds.setdefault((tuple(ids), name), len(first))
+    for row, ids in enumerate(prompts):
+        kind = kinds.setdefault((tuple(ids), *(each[row] for each in given)), len(first))
         if kind == len(first):
             first.append(row)
         of.append(kind)
@@ -162,7 +167,7 @@ def check(
 
 @dataclass(frozen=True)
 class Stops:
-    """Where text ends: at these strings, which are not part of it."""
+    """The strings at which a text ends, which are not part of it."""
 
     strings: tuple[str, ...] = field(default=())
 
@@ -178,7 +183,7 @@ class Stops:
         return text[: min(found)] if found else None
 
 
-Prompt = str | Sequence[int]  # text, or ids as `tokenizer.chat` gives them
+Prompt = str | Sequence[int]  # text, or ids as `tokenizer.chat` returns them
 
 
 @overload
@@ -201,7 +206,7 @@ def generate(
     sampling: Sampling | None = None,
     **options: float,
 ) -> str | list[str]:
-    """The text that follows each prompt; of a single one, which need not be in a list, its text.
+    """The text that follows each prompt: a list, or for a single prompt outside a list its text.
 
     A prompt is a text, or ids as `tokenizer.chat` gives them. `max_new_tokens` are tokens a text,
     `threads` of the CPU, by default one a core. At temperature 0, the default, the likeliest token
@@ -210,11 +215,11 @@ def generate(
     Raises ConfigError for an empty prompt, for one that leaves no room for the new tokens in the
     model's context, and for options that are none.
 
-    With `samples` that many of each, beside each other in a list; the prompt is read once for all.
+    With `samples`, that many texts per prompt, adjacent in the list; the prompt is read once.
     Options are the fields of Sampling, `temperature=0.7` and so on. `stream(row, text)` is called
-    with whole characters as they come. Ends at the tokenizer's end token, at the token that ends an
-    answer in its chat template, and at any `stop` string. `graph`: on a GPU, a token's pass as one
-    CUDA graph.
+    with whole characters as they come. A text ends at the tokenizer's end token, at the token that
+    ends an answer in its chat template, and at any `stop` string. `graph`: on a GPU, run a token's
+    forward pass as one CUDA graph.
     """
     known = [item.name for item in fields(Sampling)]
     for name in options:
@@ -227,18 +232,18 @@ def generate(
             f"samples: found {samples} at temperature {config.temperature:g}, allowed 1, or more "
             "at a temperature above 0"
         )
-    alone = isinstance(prompts, str) or (len(prompts) > 0 and type(prompts[0]) is int)
-    each: Sequence[Any] = [prompts] if alone else prompts
+    single = isinstance(prompts, str) or (len(prompts) > 0 and type(prompts[0]) is int)
+    each: Sequence[Any] = [prompts] if single else prompts
     read = [encode_with_bos(tokenizer, p) if isinstance(p, str) else list(p) for p in each]
     ids = [one for one in read for _ in range(samples)]
     streams = [TextStream(tokenizer) for _ in ids]
-    texts, told, ended = [""] * len(ids), [0] * len(ids), [False] * len(ids)
-    held = max((len(s) for s in stops.strings), default=1) - 1  # what may yet become a stop string
+    texts, streamed, ended = [""] * len(ids), [0] * len(ids), [False] * len(ids)
+    held = max((len(s) for s in stops.strings), default=1) - 1  # may yet become a stop string
 
-    def tell(row: int, upto: int) -> None:
-        if stream is not None and upto > told[row]:
-            stream(row, texts[row][told[row] : upto])
-            told[row] = upto
+    def emit_text(row: int, upto: int) -> None:
+        if stream is not None and upto > streamed[row]:
+            stream(row, texts[row][streamed[row] : upto])
+            streamed[row] = upto
 
     def emit(row: int, token: int) -> None:
         texts[row] += streams[row].push(token)
@@ -247,7 +252,7 @@ def generate(
         cut = stops.cut(texts[row])
         if cut is not None:
             texts[row], ended[row] = cut, True
-        tell(row, len(texts[row]) - (held if cut is None else 0))
+        emit_text(row, len(texts[row]) - (held if cut is None else 0))
         return cut is not None
 
     with tuned(threads, model.embed.weight.device):
@@ -264,5 +269,5 @@ def generate(
     for row, rest in enumerate(streams):
         if not ended[row]:
             texts[row] += rest.close()
-        tell(row, len(texts[row]))
-    return texts[0] if alone and samples == 1 else texts
+        emit_text(row, len(texts[row]))
+    return texts[0] if single and samples == 1 else texts

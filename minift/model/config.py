@@ -20,14 +20,15 @@ CHOICES = {
 
 @dataclass(frozen=True)
 class RopeScaling:
-    """How rotary angles are stretched beyond the context that a model was first trained on.
+    """How rotary angles are scaled for contexts longer than those of the first training.
 
     linear    every angle / factor (Chen et al. 2023, arXiv:2306.15595)
-    dynamic   the base grows with the length of the row at hand, once it is over `original_context`
+    dynamic   the base grows with the length of the row, once it exceeds `original_context`
     llama3    waves above original_context / low are slowed by `factor`, those below
               original_context / high are kept, the band between is blended (Llama 3.1)
     yarn      the same idea by turns over the original context, `high` and `low` (the paper's beta),
-              and cos and sin times `gain` (Peng et al. 2023, arXiv:2309.00071, section 3.2 to 3.4)
+              and cos and sin times `attention_factor` (Peng et al. 2023, arXiv:2309.00071,
+              section 3.2 to 3.4)
     factors   one divisor a frequency, as GGUF files of Llama 3 and longrope configs list them
     """
 
@@ -36,7 +37,7 @@ class RopeScaling:
     low: float = 1.0
     high: float = 1.0
     original_context: int = 1
-    gain: float = 1.0
+    attention_factor: float = 1.0
     factors: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
@@ -50,8 +51,8 @@ class RopeScaling:
             problems.append(f"low {self.low} and high {self.high}, allowed 0 < low < high")
         if not 1 <= self.original_context <= 2**31:
             problems.append(f"original context {self.original_context}, allowed 1 or more")
-        if not 0 < self.gain < inf:
-            problems.append(f"gain {self.gain}, allowed above 0")
+        if not 0 < self.attention_factor < inf:
+            problems.append(f"attention factor {self.attention_factor}, allowed above 0")
         if not all(0 < factor < inf for factor in self.factors):
             problems.append("factors, allowed above 0")
         if (self.kind == "factors") != bool(self.factors):
@@ -86,16 +87,16 @@ class ModelConfig:
     positions: str = "rope"
     position_offset: int = 0  # row of the table that position 0 takes (RoBERTa: 2)
     rope_base: float = 10_000.0
-    rope_dims: int | None = None  # channels of a head that turn; None: all
+    rope_dims: int | None = None  # channels of a head that are rotated; None: all
     rope_scaling: RopeScaling | None = None
     local_rope_base: float | None = None  # of the layers with a window, where it differs
 
-    window: int | None = None  # positions a local layer sees, itself included
+    window: int | None = None  # positions a query of a local layer attends to, its own included
     local: tuple[bool, ...] = ()  # which layers are local; empty: none
     qk_norm: bool = False
     attention_scale: float | None = None  # of the scores; None: head_dim ^ -1/2
-    attention_cap: float | None = None  # scores become cap * tanh(score / cap)
-    logit_cap: float | None = None
+    attention_softcap: float | None = None  # c: scores become c * tanh(score / c)
+    logit_softcap: float | None = None
     embed_scale: float = 1.0
     embed_norm: bool = False
     token_types: int = 0
@@ -130,14 +131,14 @@ class ModelConfig:
         widest = max(widest, self.context if self.positions == "learned" else 0)
         if not problems and widest * self.dim >= 2**60:  # torch counts bytes in 64 bits
             problems.append(f"matrices of {widest:,} by {self.dim:,}, allowed below 2^60 numbers")
-        if self.positions == "rope" and (self.turned < 2 or self.turned > self.head_dim):
-            problems.append(f"rope_dims: found {self.turned}, allowed 2 to {self.head_dim}")
-        if self.positions == "rope" and self.turned % 2:
-            problems.append(f"rope_dims: found {self.turned}, allowed an even number")
+        if self.positions == "rope" and (self.rotated < 2 or self.rotated > self.head_dim):
+            problems.append(f"rope_dims: found {self.rotated}, allowed 2 to {self.head_dim}")
+        if self.positions == "rope" and self.rotated % 2:
+            problems.append(f"rope_dims: found {self.rotated}, allowed an even number")
         factors = self.rope_scaling.factors if self.rope_scaling is not None else ()
-        if factors and len(factors) != self.turned // 2:
-            problems.append(f"rope factors: found {len(factors)}, allowed {self.turned // 2}")
-        for name in ("attention_scale", "attention_cap", "logit_cap", "embed_scale"):
+        if factors and len(factors) != self.rotated // 2:
+            problems.append(f"rope factors: found {len(factors)}, allowed {self.rotated // 2}")
+        for name in ("attention_scale", "attention_softcap", "logit_softcap", "embed_scale"):
             value = getattr(self, name)
             if value is not None and not 0 < value < inf:
                 problems.append(f"{name}: found {value}, allowed above 0")
@@ -159,6 +160,6 @@ class ModelConfig:
             raise ConfigError("model config: " + "; ".join(problems))
 
     @property
-    def turned(self) -> int:
-        """Channels of a head that rotary positions turn."""
+    def rotated(self) -> int:
+        """Channels of a head that rotary position embedding rotates."""
         return self.head_dim if self.rope_dims is None else self.rope_dims

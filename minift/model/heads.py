@@ -1,4 +1,4 @@
-"""What stands on the last hidden states, beside the plain matrix of a language model.
+"""Heads on the last hidden states, beside the plain matrix of a language model.
 
     masked words   decoder(norm(act(dense(h)))) + bias        Devlin et al. 2019, arXiv:1810.04805
     labels         out(act(pooler(h_p))), or out(h_p)         h_p: the first or last real position
@@ -39,15 +39,15 @@ class LabelHead(nn.Module):
         self.last = config.pool == "last"
         self.act = ACTIVATIONS[config.pool_act]
 
-    def reads(self, mask: Tensor | None, B: int, T: int, device: torch.device) -> Tensor:
-        """(B, T): True at the position that it reads, the first or last real one of a row."""
+    def select(self, mask: Tensor | None, B: int, T: int, device: torch.device) -> Tensor:
+        """(B,) int64: which of the B T positions it reads, the first or last real one of a row."""
         place = torch.arange(T, device=device)
         real = torch.ones(B, T, dtype=torch.bool, device=device) if mask is None else mask.bool()
         if self.last:
             at = torch.where(real, place, -1).amax(1)
         else:
             at = torch.where(real, place, T).amin(1)
-        return place == at.clamp(0, T - 1)[:, None]
+        return torch.arange(B, device=device) * T + at.clamp(0, T - 1)
 
     def forward(self, x: Tensor, pooler: nn.Linear | None) -> Tensor:
         if pooler is not None:

@@ -38,7 +38,8 @@ from torch.nn import functional as F
 
 from minift.errors import ConfigError
 from minift.kernels.activations import ACTIVATIONS
-from minift.model.transformer import MLP, Attention, Shared, Transformer, branch
+from minift.model.attention_mask import ForwardContext
+from minift.model.transformer import MLP, Attention, Transformer, branch
 from minift.peft.about import About
 from minift.peft.module_copy import trainable_options
 from minift.peft.names import as_tuples
@@ -162,8 +163,8 @@ class BottleneckLayer(nn.Module):
         self.up = nn.Parameter(self.down.new_zeros(dim, width))
         self.up_bias = nn.Parameter(self.down.new_zeros(dim))
 
-    def forward(self, sublayer: Attention | MLP, x: Tensor, shared: Shared) -> Tensor:
-        y = branch(sublayer, x, shared)  # (B, T, D)
+    def forward(self, sublayer: Attention | MLP, x: Tensor, context: ForwardContext) -> Tensor:
+        y = branch(sublayer, x, context)  # (B, T, D)
         match self.config.design:
             case "houlsby":
                 z = y

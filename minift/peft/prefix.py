@@ -26,9 +26,8 @@ from torch import Tensor, nn
 
 from minift.errors import ConfigError
 from minift.generation.cache import KVCache
-from minift.kernels.attention.packed import texts
-from minift.kernels.attention.varlen import Texts
-from minift.model.transformer import Past, Transformer
+from minift.model.attention_mask import Past, max_seqlen
+from minift.model.transformer import Transformer
 from minift.peft.about import About
 from minift.peft.module_copy import trainable_options
 from minift.peft.slots import get_or_create_adapters
@@ -117,10 +116,8 @@ class PrefixEncoder(nn.Module):
             raise ConfigError("model: past and a prefix do not go together")
         tensor = given["tokens"] if given.get("tokens") is not None else given["embeds"]
         T, segments = tensor.shape[1], given.get("segments")
-        if isinstance(segments, Texts):
-            T = segments.longest
-        elif segments is not None:  # each text has the context to itself
-            T = max(texts(segments, given.get("mask"))[1].tolist(), default=0)
+        if segments is not None:  # each text has the context to itself
+            T = max_seqlen(segments, given.get("mask"))
         check_context(model, self.start.shape[0], T)
         return given | {"past": self.past()}
 

@@ -3,7 +3,7 @@
 | place | path | what hangs there |
 |---|---|---|
 | a linear of a projection group | `blocks.0.attn.qkv.q` | `change(linear, x)`, asked instead |
-| a sublayer | `blocks.0.mlp` | `change(sublayer, x, shared)`, asked what it adds |
+| a sublayer | `blocks.0.mlp` | `change(sublayer, x, context)`, asked what it adds |
 | the embedding, a norm, the head | `embed` | `change(module, x, out)`, asked after it |
 | any of these modules | `embed` | a `Copy` of its weights, in place of its own, under the rest |
 | the whole model | | a part: `before(model, given)` and `after(out)` of every forward pass |
@@ -26,7 +26,8 @@ from minift.errors import ConfigError
 from minift.kernels.lora.dispatch import adapted_linears, adapted_rows
 from minift.kernels.lora.reference import Adapted, watched
 from minift.kernels.mlp.dispatch import mlp
-from minift.model.transformer import MLP, Attention, Projections, Shared, Transformer, branch
+from minift.model.attention_mask import ForwardContext, selected_positions
+from minift.model.transformer import MLP, Attention, Projections, Transformer, branch
 from minift.peft.module_copy import Copy
 from minift.tokenizers.text_format import TextFormat
 
@@ -89,9 +90,9 @@ class LinearSlot(Slot):
 
 
 class SublayerSlot(Slot):
-    def forward(self, sublayer: Attention | MLP, x: Tensor, shared: Shared) -> Tensor:
+    def forward(self, sublayer: Attention | MLP, x: Tensor, context: ForwardContext) -> Tensor:
         change = self.active_change
-        return branch(sublayer, x, shared) if change is None else change(sublayer, x, shared)
+        return branch(sublayer, x, context) if change is None else change(sublayer, x, context)
 
 
 class ModuleSlot(Slot):
@@ -119,26 +120,27 @@ class Adapters(nn.Module):
         self.parts = nn.ModuleDict()  # what a method keeps for the model as a whole
         self.slots = nn.ModuleDict()  # ModuleSlots, by path with "/" for "."
         self.adapter_per_row: tuple[str | None, ...] | None = None
-        self.wanted: Tensor | None = None  # (B, T) what is picked after a pass of mixed rows
+        self.selected: Tensor | None = None  # positions, of a pass of mixed rows
 
     def before(self, model: Transformer, args: tuple[Any, ...], given: dict[str, Any]) -> Any:
         """A forward pre-hook: the rows' adapters, and what the active one's part adds."""
         if args:
             given = given | {"tokens": args[0]}
         # Set anew every time: a pass that failed has left its rows behind.
-        self.switch.rows, self.wanted = None, None
+        self.switch.rows, self.selected = None, None
         if self.adapter_per_row is not None:
             self.switch.rows = self.rows_of(given)
-            # The model would pick them before its last block, where rows still matter.
-            given, self.wanted = given | {"wanted": None}, given.get("wanted")
+            # The model would gather them before its last block, where rows still matter.
+            given, self.selected = given | {"selected": None}, given.get("selected")
         part = self.part
         return ((), given if part is None else part.before(model, given))  # type: ignore[operator]
 
     def after(self, model: Transformer, args: Any, given: dict[str, Any], out: Tensor) -> Any:
         self.switch.rows = None
-        wanted, self.wanted = self.wanted, None
-        if wanted is not None:
-            return out[wanted]
+        selected, self.selected = self.selected, None
+        if selected is not None:
+            at = selected_positions(selected, *out.shape[:2])
+            return out.flatten(0, 1).index_select(0, at)
         part = self.part
         return None if part is None else part.after(out)  # type: ignore[operator]
 
@@ -159,9 +161,13 @@ class Adapters(nn.Module):
             self.switch.active, self.switch.rows = before
 
     @property
-    def idle(self) -> bool:
-        """Whether `before` and `after` leave a pass as it is."""
+    def is_identity(self) -> bool:
+        """True if `before` and `after` leave a forward pass as it is."""
         return self.part is None and self.adapter_per_row is None
+
+    @property
+    def row_keys(self) -> tuple[str | None, ...] | None:
+        return self.adapter_per_row
 
     @property
     def part(self) -> nn.Module | None:
@@ -194,6 +200,7 @@ def get_or_create_adapters(model: Transformer) -> Adapters:
     if found is None:
         found = Adapters()
         model.adapters = found
+        model.extensions.append(found)
         model.checkpoint_contexts = found.checkpoint_contexts
         for module in model.modules():
             if isinstance(module, Projections):

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from minift.errors import ConfigError
-from minift.kernels.attention.packed import Move, texts
+from minift.kernels.attention.packed import MoveRows, sequence_bounds
+from minift.model.attention_mask import selected_positions
 from minift.model.transformer import Transformer
 
 
@@ -55,11 +56,12 @@ class SoftPrompt(nn.Module):
         (B, T, _), P = x.shape, first.shape[0]
         check_context(model, P, T)
         changed = {"tokens": None, "embeds": torch.cat((first.expand(B, -1, -1), x), dim=1)}
-        mask, types, wanted = (given.get(key) for key in ("mask", "token_types", "wanted"))
+        mask, types, selected = (given.get(key) for key in ("mask", "token_types", "selected"))
         if mask is not None:
             changed["mask"] = torch.cat((mask.new_ones(B, P), mask), dim=1)
-        if wanted is not None:
-            changed["wanted"] = torch.cat((wanted.new_zeros(B, P), wanted), dim=1)
+        if selected is not None:
+            at = selected_positions(selected, B, T)  # (N,)
+            changed["selected"] = at + (at // T + 1) * P  # P virtual tokens before every row's text
         if types is not None:
             changed["token_types"] = torch.cat((types.new_zeros(B, P), types), dim=1)
         if cache is not None:
@@ -72,7 +74,7 @@ class SoftPrompt(nn.Module):
     ) -> dict[str, Any]:
         """All texts of the batch behind each other in one row, each after its virtual tokens."""
         mask = given.get("mask")
-        starts, lengths = texts(given["segments"], None if mask is None else mask.bool())
+        starts, lengths = sequence_bounds(given["segments"], None if mask is None else mask.bool())
         (B, T, _), P, n = x.shape, first.shape[0], len(lengths)
         check_context(model, P, max(lengths.tolist(), default=0))
         text = torch.arange(n).repeat_interleave(torch.from_numpy(lengths + P))  # (N,)
@@ -90,17 +92,20 @@ class SoftPrompt(nn.Module):
             "segments": text[None].to(x.device),
             "mask": None,
         }
-        for key in ("token_types", "wanted"):
-            found = given.get(key)
-            if found is not None:
-                changed[key] = torch.cat((found.new_zeros(P), found.flatten()))[source][None]
+        if given.get("token_types") is not None:
+            types = given["token_types"]
+            changed["token_types"] = torch.cat((types.new_zeros(P), types.flatten()))[source][None]
+        if given.get("selected") is not None:
+            at = torch.full((B * T,), -1, device=x.device)  # no place for padding
+            at[taken] = self.moved[0]
+            changed["selected"] = at[selected_positions(given["selected"], B, T)]  # (N,)
         return changed
 
     def after(self, out: Tensor) -> Tensor | None:
-        """(B, P + T, ...) -> (B, T, ...); wanted rows and (B, C) stay."""
+        """(B, P + T, ...) -> (B, T, ...); selected rows and (B, C) stay."""
         if self.moved is not None and out.dim() == 3:
             at, taken, B, T = self.moved
-            back: Tensor = Move.apply(out[0], at, taken, B * T)
+            back: Tensor = MoveRows.apply(out[0], at, taken, B * T)
             return back.view(B, T, -1)
         return out[:, self.added :] if self.added and out.dim() == 3 else None
 

@@ -32,7 +32,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from minift.data.batches import fixed_batches
 from minift.errors import ConfigError
 from minift.kernels import choice
-from minift.kernels.attention.varlen import Texts
+from minift.kernels.attention.packed import PackedSequences
 from minift.kernels.cross_entropy.dispatch import frozen_matrix
 from minift.kernels.lora.reference import hooks_of
 from minift.model.transformer import Transformer
@@ -371,8 +371,10 @@ class GraphStep:
     def micro(self) -> None:
         """Forward, loss and backward of what is in the buffers."""
         b = self.buffers
-        texts = Texts(b.segments, b.cu_seqlens, self.shape.longest)
-        hidden = self.model(b.tokens, segments=texts, wanted=b.selected, hidden_only=True)  # (N, D)
+        packed = PackedSequences(b.segments, b.cu_seqlens, self.shape.longest)
+        hidden = self.model(
+            b.tokens, segments=packed, selected=b.selected, hidden_only=True
+        )  # (N, D)
         loss = self.model.nll(hidden, b.targets, b.weights)
         loss.backward()
         self.loss += loss.detach()

@@ -24,8 +24,8 @@ def test_keys_left_out_or_null_mean_what_transformers_takes_them_for(case):
     points = torch.tensor(DEFAULTS["points"], dtype=torch.float64)
     act = ACTIVATIONS[config.act](points)
     torch.testing.assert_close(act, torch.tensor(expected.pop("act"), dtype=torch.float64))
-    gain, scaled = expected.pop("gain", 1.0), config.rope_scaling
-    assert (scaled.gain if scaled else 1.0) == pytest.approx(gain, rel=1e-12)
+    gain, scaled = expected.pop("attention_factor", 1.0), config.rope_scaling
+    assert (scaled.attention_factor if scaled else 1.0) == pytest.approx(gain, rel=1e-12)
     for key, local in (("frequencies", False), ("local_frequencies", True)):
         if key in expected:
             theirs = torch.tensor(expected.pop(key), dtype=torch.float64)

@@ -26,7 +26,7 @@ def test_yarn_by_hand():
     found = scaling({"type": "yarn", "factor": 4.0}, 64, "f")
     assert found == RopeScaling("yarn", 4.0, 1.0, 32.0, 64, 0.1 * math.log(4) + 1)
     both = {"rope_type": "yarn", "factor": 4.0, "mscale": 1.0, "mscale_all_dim": 1.0}
-    assert scaling(both, 64, "f").gain == 1.0
+    assert scaling(both, 64, "f").attention_factor == 1.0
     ratio = {"rope_type": "yarn", "original_max_position_embeddings": 16}
     assert scaling(ratio, 64, "f").factor == 4.0
 
@@ -34,10 +34,10 @@ def test_yarn_by_hand():
 def test_longrope_by_hand():
     factors = {"short_factor": [1.0, 2.0], "long_factor": [1.0, 2.0], "rope_type": "longrope"}
     eighth = {"original_max_position_embeddings": 8}  # of 64: the square root of 1 + ln 8 / ln 8
-    assert scaling(factors | eighth, 64, "f").gain == pytest.approx(2**0.5)
-    assert scaling(factors | eighth | {"attention_factor": 1.5}, 64, "f").gain == 1.5
-    assert scaling(factors | {"factor": 64.0}, 64, "f").gain == pytest.approx(2**0.5)
-    assert scaling(factors, 64, "f").gain == 1.0
+    assert scaling(factors | eighth, 64, "f").attention_factor == pytest.approx(2**0.5)
+    assert scaling(factors | eighth | {"attention_factor": 1.5}, 64, "f").attention_factor == 1.5
+    assert scaling(factors | {"factor": 64.0}, 64, "f").attention_factor == pytest.approx(2**0.5)
+    assert scaling(factors, 64, "f").attention_factor == 1.0
 
 
 def test_scaling_enlarges_the_context_where_the_original_is_known():
@@ -142,7 +142,7 @@ def test_gguf_yarn_has_a_factor_on_its_own_factor():
     data = {"rope.scaling.factor": 4.0, "rope.scaling.type": "yarn"}
     more = {"rope.scaling.attn_factor": 0.5, "rope.scaling.yarn_beta_fast": 16.0}
     found = GGUF_ROPE.read(data | more, {"context": 64}, "f")["rope_scaling"]
-    assert found.gain == pytest.approx(0.5 * 1.1386294361)  # 0.1 ln 4 + 1
+    assert found.attention_factor == pytest.approx(0.5 * 1.1386294361)  # 0.1 ln 4 + 1
     assert (found.high, found.low) == (16.0, 1.0)
 
 

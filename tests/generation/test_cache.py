@@ -44,11 +44,11 @@ def test_channels_stand_beside_each_other_where_attention_wants_them():
     assert on_gpu.k.is_contiguous()
 
 
-@pytest.mark.parametrize("turned", [True, False])
-def test_rows_and_columns_grow_in_either_layout(turned):
+@pytest.mark.parametrize("transposed", [True, False])
+def test_rows_and_columns_grow_in_either_layout(transposed):
     made = cache(1, 2)
-    made.turned = turned
-    made.k = made.room(tuple(made.v.shape))
+    made.transposed = transposed
+    made.k = made.empty_keys(tuple(made.v.shape))
     k = torch.arange(16.0, dtype=torch.float64).view(1, 2, 2, 4)
     for layer in range(3):
         made.write(layer, k + layer, -k)
@@ -56,7 +56,7 @@ def test_rows_and_columns_grow_in_either_layout(turned):
     made.select(torch.tensor([0, 0, 0]))
     made.reserve(1)
     assert made.k.shape == made.v.shape == (3, 3, 2, 3, 4)
-    assert made.k.stride(-2 if turned else -1) == 1
+    assert made.k.stride(-2 if transposed else -1) == 1
     for layer in range(3):
         assert torch.equal(made.k[layer, :, :, :2], (k + layer).expand(3, 2, 2, 4))
         assert torch.equal(made.v[layer, :, :, :2], -k.expand(3, 2, 2, 4))

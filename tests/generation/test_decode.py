@@ -132,7 +132,9 @@ def test_rows_draw_as_if_every_prompt_had_been_read(tiny, monkeypatch, options):
 
     shared = drawn()
     every = list(range(len(REPEATED)))
-    monkeypatch.setattr("minift.generation.decode.alike", lambda model, prompts: (every, every))
+    monkeypatch.setattr(
+        "minift.generation.decode.distinct_rows", lambda model, prompts: (every, every)
+    )
     assert drawn() == shared
     assert list(map(len, shared)) == ends
     assert shared[0] != shared[3][:4]  # equal prompts have draws of their own

@@ -10,7 +10,7 @@ import torch
 from minift.checkpoints.open import load_model
 from minift.generation.cache import KVCache
 from minift.generation.decode import decode
-from minift.generation.prepared import prepared
+from minift.generation.decode_weights import decode_weights
 from minift.generation.step import Step, step_of
 from minift.kernels.choice import using
 from minift.kernels.quantized.linear import QuantizedLinear
@@ -47,7 +47,7 @@ def both(model, padded, columns=4):
     text = torch.arange(2 * (6 + columns)).view(2, -1) % model.config.vocab
     mask = torch.ones(2, 6, dtype=torch.bool)
     mask[1, :3] = not padded
-    with prepared(model, 1000):
+    with decode_weights(model, 1000):
         caches = [KVCache(model.config, 2, 6 + columns, dtype=model.embed.weight.dtype)
                   for _ in range(2)]  # fmt: skip
         for cache in caches:
@@ -159,7 +159,7 @@ def test_lora_comes_this_way(dtype, base, padded):
 def test_not_before_everything_is_ready():
     model = tiny()
     assert step_of(model) is None
-    with torch.no_grad(), prepared(model, 1000):
+    with torch.no_grad(), decode_weights(model, 1000):
         assert step_of(model) is None
 
 

@@ -166,8 +166,8 @@ def expected(c):
     if kind.startswith("gemma"):
         scalar = c.head_dim if kind == "gemma" else c.query_pre_attn_scalar
         found["attention_scale"] = scalar**-0.5
-        found["attention_cap"] = getattr(c, "attn_logit_softcapping", None)
-        found["logit_cap"] = getattr(c, "final_logit_softcapping", None)
+        found["attention_softcap"] = getattr(c, "attn_logit_softcapping", None)
+        found["logit_softcap"] = getattr(c, "final_logit_softcapping", None)
     window = getattr(c, "sliding_window", None)
     kinds = getattr(c, "layer_types", None) or ["sliding_attention"] * c.num_hidden_layers
     local = [window is not None and kind == "sliding_attention" for kind in kinds]
@@ -177,7 +177,7 @@ def expected(c):
         return found
     if kind == "gemma3_text":
         found["local_frequencies"], _ = rope(c, "sliding_attention")
-    found["frequencies"], found["gain"] = rope(
+    found["frequencies"], found["attention_factor"] = rope(
         c, "full_attention" if kind == "gemma3_text" else None
     )
     return found

@@ -31,7 +31,7 @@ def test_every_linear_has_one_name_which_is_the_checkpoints(name):
     for path, linear in linears(model):
         theirs = found.by_ours[path]
         rows, columns = sum(theirs.outputs), theirs.inputs
-        shape = (columns, rows) if theirs.turned else (rows, columns)
+        shape = (columns, rows) if theirs.transposed else (rows, columns)
         assert file.tensors[f"{theirs.path}.weight"].shape == shape
         assert theirs.outputs[theirs.ours.index(path)] == linear.out_features
     assert found.by_ours["embed"].ours == ("embed",)

@@ -9,7 +9,7 @@ GOOD = {"family": "llama", "context": 64, **SIZES}
 
 @pytest.mark.parametrize(("field", "value"), [
     ("vocab", 0), ("layers", 2**40), ("kv_heads", 3), ("rope_dims", 5), ("norm_eps", 0.0),
-    ("rope_dims", 8), ("norm", "batch"), ("window", 0), ("logit_cap", 0.0), ("head", "tail"),
+    ("rope_dims", 8), ("norm", "batch"), ("window", 0), ("logit_softcap", 0.0), ("head", "tail"),
     ("labels", None), ("local", (True,)),
     ("rope_base", 0.5), ("rope_base", float("inf")), ("norm_eps", float("nan")),
 ])  # fmt: skip

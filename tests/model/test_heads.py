@@ -32,8 +32,8 @@ LABELS = ModelConfig("llama", 8, 4, 1, 2, 2, 2, 8, 16, head="label", labels=("re
 def test_the_first_or_last_real_position(mask, last, expected):
     head = LabelHead(replace(LABELS, pool="last" if last else "first"))
     mask = None if mask is None else torch.tensor(mask).bool()
-    reads = head.reads(mask, 2, 3, torch.device("cpu"))
-    assert reads.tolist() == [[place == at for place in range(3)] for at in expected]
+    indices = head.select(mask, 2, 3, torch.device("cpu"))
+    assert indices.tolist() == [3 * row + at for row, at in enumerate(expected)]
 
 
 @pytest.mark.parametrize("name", ["bert_labels", "roberta_labels", "distilbert_labels"])

@@ -14,9 +14,9 @@ from minift.errors import ConfigError
 from minift.generation.cache import KVCache
 from minift.kernels.attention import varlen
 from minift.kernels.attention.dispatch import attend
-from minift.kernels.attention.varlen import Texts
+from minift.kernels.attention.packed import PackedSequences
 from minift.kernels.choice import using
-from minift.model import transformer
+from minift.model import attention_mask
 from minift.model.config import ModelConfig
 from minift.model.transformer import Transformer
 
@@ -132,34 +132,34 @@ def test_cached_pieces_equal_one_pass(pieces, pad):
 
 @pytest.mark.parametrize(("fields", "windows"), [
     ({}, {None}), ({"local": (True, False), "window": 2}, {2, None}),
-    ({"attention_cap": 3.0}, set()), ({"causal": False}, set()),
+    ({"attention_softcap": 3.0}, set()), ({"causal": False}, set()),
 ])  # fmt: skip
-def test_packed_rows_go_to_a_kernel_that_knows_texts_where_there_is_one(
-    fields, windows, monkeypatch
-):
-    """Which no CPU has: a stand-in cuts the row at `ends`."""
+def test_packed_rows_go_to_the_varlen_kernel_where_there_is_one(fields, windows, monkeypatch):
+    """Which no CPU has: a stand-in cuts the row at `cu_seqlens`."""
     asked = set()
 
-    def attention(q, k, v, texts, scale):
-        asked.add(texts.window)
+    def attention(q, k, v, packed, scale):
+        asked.add(packed.window)
         parts = []
-        for piece in zip(*(x.split(texts.ends.diff().tolist(), 2) for x in (q, k, v)), strict=True):
+        for piece in zip(
+            *(x.split(packed.cu_seqlens.diff().tolist(), 2) for x in (q, k, v)), strict=True
+        ):
             at = torch.arange(piece[0].shape[2])
             far = at[:, None] - at
-            visible = (far >= 0) & (far < (texts.window or 99))
-            parts.append(attend(*piece, visible[None, None], False, scale))
+            mask = (far >= 0) & (far < (packed.window or 99))
+            parts.append(attend(*piece, mask[None, None], False, scale))
         return torch.cat(parts, 2)
 
     model, tokens = tiny(**fields), torch.randint(50, (1, 9))
-    segments = packed_texts().segments
-    bundled = model(tokens, segments=segments)
-    monkeypatch.setattr(transformer, "suits", lambda dtype, device, width: True)
+    segments = packed_sequences().segments
+    bucketed = model(tokens, segments=segments)
+    monkeypatch.setattr(attention_mask, "suits", lambda dtype, device, width: True)
     monkeypatch.setattr(varlen, "attention", attention)
     told = model(tokens, segments=segments)
     assert asked == windows
-    torch.testing.assert_close(told, bundled, rtol=0, atol=1e-12)
+    torch.testing.assert_close(told, bucketed, rtol=0, atol=1e-12)
     padded = torch.arange(9)[None] > 0
-    model(tokens, segments=segments, mask=padded)  # which the kernel is not told
+    model(tokens, segments=segments, mask=padded)  # which the kernel cannot be told
     with using("reference"):
         model(tokens, segments=segments)
     assert asked == windows
@@ -223,7 +223,7 @@ def test_hidden_only_stops_before_the_head():
 @pytest.mark.parametrize("learned", [False, True])
 @pytest.mark.parametrize("cap", [None, 3.0])
 def test_logprobs_are_those_of_the_logits_at_a_temperature(cap, learned):
-    model = tiny(logit_cap=cap).requires_grad_(learned)
+    model = tiny(logit_softcap=cap).requires_grad_(learned)
     tokens = torch.tensor([[3, 1, 4, 1, 5, 9], [2, 6, 5, 3, 5, 8]])
     hidden = model(tokens, hidden_only=True)[:, :-1].flatten(0, 1)  # (N, D)
     logp, entropy = model.logprobs(hidden, tokens[:, 1:].flatten(), 0.7)
@@ -236,21 +236,21 @@ def test_logprobs_are_those_of_the_logits_at_a_temperature(cap, learned):
 @pytest.mark.parametrize("norm_at", ["pre", "post", "sandwich", "parallel"])
 @pytest.mark.parametrize("fields", [
     {}, {"window": 3, "local": (False, True)}, {"qk_norm": True}, {"positions": "learned"},
-    {"causal": False}, {"attention_cap": 3.0}, {"norm": "layer", "heads": 4, "kv_heads": 1},
+    {"causal": False}, {"attention_softcap": 3.0}, {"norm": "layer", "heads": 4, "kv_heads": 1},
 ], ids=str)  # fmt: skip
-def test_wanted_rows_of_every_kind_of_block(fields, norm_at, monkeypatch):
+def test_selected_positions_of_every_kind_of_block(fields, norm_at, monkeypatch):
     """All that is trained, against the whole pass; recomputed in the backward pass, too."""
     model = tiny(norm_at=norm_at, **fields)
     tokens = torch.arange(3 * 8).view(3, 8) * 7 % 50
-    wanted = torch.zeros(3, 8, dtype=torch.bool)
-    wanted[0, 1], wanted[0, 7], wanted[2, 3:6] = True, True, True
+    selected = torch.zeros(3, 8, dtype=torch.bool)
+    selected[0, 1], selected[0, 7], selected[2, 3:6] = True, True, True
     past = [(torch.randn(1, model.config.kv_heads, 2, 6).double(),) * 2 for _ in range(2)]
     weights = torch.sin(torch.arange(5.0 * 50)).view(5, 50).double()
     for given in ({}, {"past": past}):
-        exact = model(tokens, **given)[wanted]
+        exact = model(tokens, **given)[selected]
         expected = torch.autograd.grad((exact * weights).sum(), list(model.parameters()))
         for model.checkpointing in (False, True):
-            rows = model(tokens, wanted=wanted, **given)
+            rows = model(tokens, selected=selected, **given)
             torch.testing.assert_close(rows, exact, rtol=0, atol=1e-12)
             grads = torch.autograd.grad((rows * weights).sum(), list(model.parameters()))
             for one, other in zip(grads, expected, strict=True):
@@ -259,7 +259,7 @@ def test_wanted_rows_of_every_kind_of_block(fields, norm_at, monkeypatch):
 
 
 @pytest.mark.parametrize("pad", [0, 2])
-def test_wanted_rows_with_a_cache(pad):
+def test_selected_positions_with_a_cache(pad):
     model = tiny()
     tokens = torch.arange(2 * 6).view(2, 6) * 7 % 50
     mask = torch.ones(2, 6, dtype=torch.bool)
@@ -270,32 +270,32 @@ def test_wanted_rows_with_a_cache(pad):
     with torch.no_grad():
         caches = [KVCache(model.config, 2, 8, dtype=torch.float64) for _ in range(2)]
         whole = model(tokens, mask=mask, cache=caches[0])[:, -1]
-        short = model(tokens, mask=mask, cache=caches[1], wanted=last)
+        short = model(tokens, mask=mask, cache=caches[1], selected=last)
         torch.testing.assert_close(short, whole, rtol=0, atol=1e-12)
         then = [model(more, cache=cache) for cache in caches]
         torch.testing.assert_close(then[0], then[1], rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("count", [0, 1, 24])
-def test_wanted_may_be_nothing_or_everything(count):
+def test_selected_may_be_nothing_or_everything(count):
     model = tiny()
     tokens = torch.arange(3 * 8).view(3, 8) * 7 % 50
-    wanted = (torch.arange(24) < count).view(3, 8)
-    rows = model(tokens, wanted=wanted, hidden_only=True)
-    torch.testing.assert_close(rows, model(tokens, hidden_only=True)[wanted], rtol=0, atol=1e-12)
-    loss = model.nll(rows, tokens[wanted])
+    selected = (torch.arange(24) < count).view(3, 8)
+    rows = model(tokens, selected=selected, hidden_only=True)
+    torch.testing.assert_close(rows, model(tokens, hidden_only=True)[selected], rtol=0, atol=1e-12)
+    loss = model.nll(rows, tokens[selected])
     assert all(g.isfinite().all() for g in torch.autograd.grad(loss, list(model.parameters())))
 
 
-def test_wanted_that_cannot_be_is_refused():
+def test_selected_that_cannot_be_is_refused():
     model, tokens = tiny(), torch.zeros(2, 3, dtype=torch.long)
-    for wanted in (torch.ones(2, 4).bool(), torch.ones(2, 3)):
-        with pytest.raises(ConfigError, match=r"wanted is .*, allowed bool \(2, 3\)"):
-            model(tokens, wanted=wanted)
+    for selected in (torch.ones(2, 4).bool(), torch.ones(2, 3)):
+        with pytest.raises(ConfigError, match=r"selected is .*, allowed bool \(2, 3\)"):
+            model(tokens, selected=selected)
     labelled = tiny(head="label", labels=("a", "b"))
-    with pytest.raises(ConfigError, match="a label head reads a position of its own"):
-        labelled(tokens, wanted=torch.ones(2, 3).bool())
-    assert labelled(tokens, wanted=torch.ones(2, 3).bool(), hidden_only=True).shape == (6, 24)
+    with pytest.raises(ConfigError, match="a label head selects its own position"):
+        labelled(tokens, selected=torch.ones(2, 3).bool())
+    assert labelled(tokens, selected=torch.ones(2, 3).bool(), hidden_only=True).shape == (6, 24)
 
 
 def test_parameter_names_are_frozen():
@@ -326,40 +326,40 @@ def test_wrong_calls_are_refused():
             model(**call)
 
 
-def packed_texts(sizes=(3, 1, 5)):
-    """Three texts in a row, and two that have no position."""
-    ends = torch.tensor([0, *sizes, 0, 0]).cumsum(0).int()
+def packed_sequences(sizes=(3, 1, 5)):
+    """Three sequences in a row, and two without a position."""
+    cu_seqlens = torch.tensor([0, *sizes, 0, 0]).cumsum(0).int()
     segments = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))[None]
-    return Texts(segments, ends, max(sizes))
+    return PackedSequences(segments, cu_seqlens, max(sizes))
 
 
 @pytest.mark.parametrize("fields", [
-    {}, {"positions": "learned"}, {"local": (True, False), "window": 2}, {"attention_cap": 3.0},
+    {}, {"positions": "learned"}, {"local": (True, False), "window": 2}, {"attention_softcap": 3.0},
     {"causal": False}, {"embed_scale": 3.0, "norm_at": "sandwich"},
 ])  # fmt: skip
-def test_texts_of_a_fixed_row_equal_separate_rows(fields):
+def test_sequences_of_a_fixed_row_equal_separate_rows(fields):
     model = tiny(**fields)
     tokens = torch.randint(50, (1, 9))
-    y = model(tokens, segments=packed_texts())[0]
+    y = model(tokens, segments=packed_sequences())[0]
     for begin, end in ((0, 3), (3, 4), (4, 9)):
         torch.testing.assert_close(y[begin:end], model(tokens[:, begin:end])[0])
 
 
-def test_texts_do_not_go_with_a_mask_or_beyond_the_context():
+def test_packed_sequences_do_not_go_with_a_mask_or_beyond_the_context():
     model, tokens = tiny(positions="learned"), torch.zeros(1, 9, dtype=torch.long)
-    with pytest.raises(ConfigError, match="Texts and a mask do not go together"):
-        model(tokens, segments=packed_texts(), mask=torch.ones(1, 9))
+    with pytest.raises(ConfigError, match="PackedSequences and a mask do not go together"):
+        model(tokens, segments=packed_sequences(), mask=torch.ones(1, 9))
     with pytest.raises(ConfigError, match="position 64 is beyond the context, 64"):
-        model(tokens, segments=replace(packed_texts(), longest=65))
+        model(tokens, segments=replace(packed_sequences(), max_seqlen=65))
 
 
 @pytest.mark.parametrize("norm_at", ["pre", "post", "sandwich", "parallel"])
 @pytest.mark.parametrize("at", [[4, 1, 13], list(range(17, -1, -1))])
-def test_positions_wanted_by_number_come_in_that_order(norm_at, at):
-    """Few of them, which the last block hears of, and all."""
+def test_positions_selected_by_index_come_in_that_order(norm_at, at):
+    """Few of them, gathered before the last block, and all."""
     model = tiny(norm_at=norm_at, final_norm=norm_at != "post")
     tokens, at = torch.randint(50, (2, 9)), torch.tensor(at)
-    y = model(tokens, wanted=at)
+    y = model(tokens, selected=at)
     torch.testing.assert_close(y, model(tokens).flatten(0, 1)[at])
     weight = model.blocks[0].mlp.hidden.up.weight
     found, expected = (
@@ -369,7 +369,7 @@ def test_positions_wanted_by_number_come_in_that_order(norm_at, at):
     torch.testing.assert_close(found, expected)
 
 
-@pytest.mark.parametrize("wanted", [torch.ones(9).bool(), torch.ones(2, 9).long(), torch.ones(3)])
-def test_positions_wanted_in_any_other_way_are_refused(wanted):
+@pytest.mark.parametrize("selected", [torch.ones(9).bool(), torch.ones(2, 9).long(), torch.ones(3)])
+def test_positions_selected_in_any_other_way_are_refused(selected):
     with pytest.raises(ConfigError, match=r"allowed bool \(2, 9\) or int64 \(N,\)"):
-        tiny()(torch.zeros(2, 9, dtype=torch.long), wanted=wanted)
+        tiny()(torch.zeros(2, 9, dtype=torch.long), selected=selected)

@@ -121,7 +121,7 @@ def test_wanted_rows_are_those_of_the_whole_pass(base, config):
     model = adapted(base, config)
     wanted = MASK & (torch.arange(9) % 3 == 1)
     whole = model(TOKENS, mask=MASK, hidden_only=True)[wanted]
-    short = model(TOKENS, mask=MASK, hidden_only=True, wanted=wanted)
+    short = model(TOKENS, mask=MASK, hidden_only=True, selected=wanted)
     torch.testing.assert_close(short, whole, rtol=0, atol=1e-12 * float(whole.detach().abs().max()))
     exact, found = (
         torch.autograd.grad(y.sin().sum(), list(trainable(model).values())) for y in (whole, short)

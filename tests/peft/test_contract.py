@@ -385,7 +385,7 @@ def test_wanted_rows_are_those_of_the_whole_pass(case, side, monkeypatch):
         if share is None:
             rows = model(tokens, hidden_only=True, **given)[wanted]
         else:
-            rows = model(tokens, hidden_only=True, wanted=wanted, **given)
+            rows = model(tokens, hidden_only=True, selected=wanted, **given)
         assert rows.shape == (5, case.base.config.dim)
         grads = torch.autograd.grad((rows * weights).sum(), parameters, allow_unused=True)
         found.append((rows, [torch.zeros(1) if g is None else g for g in grads]))
@@ -443,7 +443,7 @@ def test_rows_have_adapters_of_their_own_or_it_says_why_not(case):
             if case.base.head is not None:
                 wanted = wanted_of(case)
                 with rows(model, each):
-                    close(model(case.tokens, mask=case.keep, wanted=wanted), mixed[wanted])
+                    close(model(case.tokens, mask=case.keep, selected=wanted), mixed[wanted])
         for i, name in enumerate(each):
             close(mixed[i][case.keep[i]], alone[name][i][case.keep[i]])
 

@@ -161,7 +161,7 @@ def gradients(model):
             # HFModule is one A for q, k and v, ours three with the same numbers.
             found[at + "lora_A.weight"] = torch.stack([part.A.grad for part in parts]).sum(0)
             found[at + "lora_B.weight"] = theirs.join([part.B.grad for part in parts])
-            if parts[0].m is not None:
+            if parts[0].magnitude is not None:
                 found[at + "lora_magnitude_vector.weight"] = theirs.join([p.m.grad for p in parts])
         elif parts[0].side == "in":
             found[at + "ia3_l"] = parts[0].l.grad[None]

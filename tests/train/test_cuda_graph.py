@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from minift.errors import ConfigError
 from minift.kernels.attention import varlen
 from minift.kernels.choice import using
-from minift.model import transformer
+from minift.model import attention_mask
 from minift.model.config import ModelConfig, RopeScaling
 from minift.model.transformer import Transformer
 from minift.peft import methods
@@ -149,7 +149,7 @@ FORMS = {
     "gpt2-like": {"positions": "learned", "norm": "layer", "qkv_bias": True, "gated": False},
     "window": {"local": (True, False), "window": 5},
     "scaled rope": {"rope_scaling": RopeScaling("linear", factor=4.0)},
-    "gemma2-like": {"attention_cap": 5.0, "logit_cap": 3.0, "embed_scale": 24**0.5,
+    "gemma2-like": {"attention_softcap": 5.0, "logit_softcap": 3.0, "embed_scale": 24**0.5,
                     "norm_at": "sandwich", "local": (True, False), "window": 9},
     "parallel": {"norm_at": "parallel"},
     "one head each": {"kv_heads": 4, "qk_norm": True},
@@ -351,7 +351,7 @@ def test_all_of_it_is_on_the_device(form, monkeypatch):
     shape = shape_of(rows_of(RAGGED), 4, 128, group_by_length=True)
     buffers = pack_rows(rows_of([30, 8]), shape, 0.1, torch.float32)
     called, real = [], varlen.attention
-    monkeypatch.setattr(transformer, "suits", lambda dtype, device, width: True)
+    monkeypatch.setattr(attention_mask, "suits", lambda dtype, device, width: True)
     monkeypatch.setattr(varlen, "attention", lambda *a: called.append(1) or real(*a))
     one = taker(model)
     one.shape = shape

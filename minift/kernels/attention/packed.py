@@ -1,17 +1,20 @@
-"""Packed rows: texts stand behind each other in a row, and each attends to itself alone.
+"""Packed sequences: they stand behind each other in a row, and each attends to itself alone.
 
-All of a transformer but attention works on single positions, so texts need no padding there. For
-attention they are laid below each other and padded on the right, texts of like length together:
+    tokens    a a a b b c c c c        cu_seqlens  0 3 5 9
 
-    (B T, C)  --lay-->  n texts of L positions, for each bundle  --join-->  (B T, C)
+Everything in a transformer but attention works on single positions, so packed rows need no padding
+there. Attention needs to know where sequences begin. On a GPU torch's kernel is told `cu_seqlens`
+(varlen.py). On a CPU the sequences are unpacked into padded batches, one for each length bucket:
 
-Either way is one copy of rows, which the backward pass makes the other way round. A causal text of
-a bundle never sees the padding behind it. In a bundle the shortest text has more than half of the
-longest one's length (short ones count as SHORT), so that a long text among short ones costs its own
-square and no other.
+    (B T, C)  --unpack-->  n sequences of L positions, per bucket  --repack-->  (B T, C)
 
-The readable twin is one mask over the whole packed row (`look` in model/sight.py), whose cost
-is the square of all texts together.
+Either way is one copy of rows; its backward pass is the opposite copy. Padding stands on the right,
+so no causal query sees it. In a bucket the shortest sequence has more than half of the longest
+one's length (below SHORT, all lengths count as equal): a long sequence among short ones costs its
+own square and no other.
+
+The readable twin is one mask over the whole packed row (`dense_mask` in model/attention_mask.py),
+which costs the square of all sequences together.
 """
 
 from __future__ import annotations
@@ -26,87 +29,120 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-SHORT = 64  # texts below this are alike: their squares cost less than one more bundle
+SHORT = 64  # positions: up to here the squares cost less than one more bucket
+
+Bounds = tuple[NDArray[np.int64], NDArray[np.int64]]
 
 
-class Move(torch.autograd.Function):
-    """Rows `taken` of x (M, C) become the rows `to` of (rows, C), whose other rows are zero."""
+@dataclass(frozen=True)
+class PackedSequences:
+    """Where the sequences of packed rows are; field names as in flash-attention.
+
+    Built by hand, without `bounds`, nothing that runs depends on where the sequences end: so the
+    operations can be captured in a CUDA graph once, and replayed for other rows of the same size.
+    """
+
+    segments: Tensor  # (B, T): neighbours with equal ids belong to one sequence
+    cu_seqlens: Tensor | None  # (n + 1,) int32: 0, then each sequence's end; padded with T at the
+    # end where there are fewer sequences. None: several rows, or rows with padding
+    max_seqlen: int  # no sequence is longer
+    window: int | None = None  # a query attends to the last `window` keys up to itself; None: all
+    bounds: Bounds | None = None  # of each sequence, the first of the B T positions and the length
+
+    @classmethod
+    def of(cls, segments: Tensor, keep: Tensor | None) -> PackedSequences:
+        """Reads where the sequences of `segments` (B, T) are, which waits for the device.
+
+        keep (B, T): False on padding, which belongs to no sequence.
+        """
+        starts, lengths = bounds = sequence_bounds(segments, keep)
+        cu_seqlens = None
+        if len(segments) == 1 and keep is None:
+            ends = np.append(starts, segments.shape[1]).astype(np.int32)
+            cu_seqlens = torch.from_numpy(ends).to(segments.device)
+        return cls(segments, cu_seqlens, int(lengths.max(initial=0)), bounds=bounds)
+
+
+class MoveRows(torch.autograd.Function):
+    """Copies rows `source` of x (M, C) to rows `to` of a new (rows, C); all others are zero."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, taken: Tensor, to: Tensor, rows: int) -> Tensor:
+    def forward(ctx: Any, x: Tensor, source: Tensor, to: Tensor, rows: int) -> Tensor:
         ctx.rows = len(x)
-        ctx.save_for_backward(taken, to)
-        return x.new_zeros(rows, x.shape[1]).index_copy_(0, to, x.index_select(0, taken))
+        ctx.save_for_backward(source, to)
+        return x.new_zeros(rows, x.shape[1]).index_copy_(0, to, x.index_select(0, source))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        taken, to = ctx.saved_tensors
-        dx = g.new_zeros(ctx.rows, g.shape[1]).index_copy_(0, taken, g.index_select(0, to))
+        source, to = ctx.saved_tensors
+        dx = g.new_zeros(ctx.rows, g.shape[1]).index_copy_(0, source, g.index_select(0, to))
         return dx, None, None, None
 
 
 @dataclass(frozen=True)
-class Bundle:
-    """Texts of like length, longest first."""
+class Bucket:
+    """Sequences of similar length, longest first, as one padded batch."""
 
-    texts: int
+    sequences: int
     length: int  # of the longest
     real: Tensor  # (n, L): False on the padding
 
 
-class Packing:
-    """Where the texts of a batch stand: a run of equal `segments` (B, T) is a text.
+class LengthBuckets:
+    """How packed sequences are unpacked into padded batches, and repacked."""
 
-    keep (B, T): False on positions that belong to none. There what `join` gives is zero.
-    """
-
-    def __init__(self, segments: Tensor, keep: Tensor | None):
-        self.shape, device = segments.shape, segments.device
-        starts, lengths = texts(segments, keep)
+    def __init__(self, packed: PackedSequences):
+        assert packed.bounds is not None
+        self.shape, device = packed.segments.shape, packed.segments.device
+        starts, lengths = packed.bounds
         order = np.argsort(-lengths, kind="stable")
         starts, lengths = starts[order], lengths[order]
-        self.bundles: list[Bundle] = []
+        self.buckets: list[Bucket] = []
         none = np.zeros(0, np.int64)
-        slots, taken, rows, first = [none], [none], 0, 0
+        padded, source, rows, first = [none], [none], 0, 0
         while first < len(lengths):
             longest = int(lengths[first])
-            alike = 2 * np.maximum(lengths[first:], SHORT) > longest
-            count = len(alike) if alike.all() else int(np.argmin(alike))
+            similar = 2 * np.maximum(lengths[first:], SHORT) > longest
+            count = len(similar) if similar.all() else int(np.argmin(similar))
             part = slice(first, first + count)
             real = np.arange(longest) < lengths[part, None]  # (n, L)
-            slots.append(rows + np.flatnonzero(real))
-            taken.append((starts[part, None] + np.arange(longest))[real])
-            self.bundles.append(Bundle(count, longest, torch.from_numpy(real).to(device)))
+            padded.append(rows + np.flatnonzero(real))
+            source.append((starts[part, None] + np.arange(longest))[real])
+            self.buckets.append(Bucket(count, longest, torch.from_numpy(real).to(device)))
             rows += count * longest
             first += count
-        self.rows = rows
-        self.slots = torch.from_numpy(np.concatenate(slots)).to(device)
-        self.taken = torch.from_numpy(np.concatenate(taken)).to(device)
+        self.rows = rows  # of all buckets together
+        # Real position i of the buckets is row padded[i] there, and position source[i] of B T.
+        self.padded = torch.from_numpy(np.concatenate(padded)).to(device)
+        self.source = torch.from_numpy(np.concatenate(source)).to(device)
 
-    def lay(self, x: Tensor) -> list[Tensor]:
-        """(B, H, T, E) -> (n, H, L, E) of every bundle, zero on the padding."""
+    def unpack(self, x: Tensor) -> list[Tensor]:
+        """(B, H, T, E) -> (n, H, L, E) of every bucket, zero on the padding."""
         H, E = x.shape[1], x.shape[3]
-        flat = x.transpose(1, 2).reshape(-1, H * E)
-        moved = Move.apply(flat, self.taken, self.slots, self.rows)
-        parts = moved.split([bundle.texts * bundle.length for bundle in self.bundles])
+        flat = x.transpose(1, 2).reshape(-1, H * E)  # (B T, H E)
+        moved = MoveRows.apply(flat, self.source, self.padded, self.rows)
+        parts = moved.split([bucket.sequences * bucket.length for bucket in self.buckets])
         return [
-            part.view(bundle.texts, bundle.length, H, E).transpose(1, 2)
-            for part, bundle in zip(parts, self.bundles, strict=True)
+            part.view(bucket.sequences, bucket.length, H, E).transpose(1, 2)
+            for part, bucket in zip(parts, self.buckets, strict=True)
         ]
 
-    def join(self, parts: Sequence[Tensor]) -> Tensor:
-        """(n, H, L, E) of every bundle -> (B, H, T, E)."""
+    def repack(self, parts: Sequence[Tensor]) -> Tensor:
+        """(n, H, L, E) of every bucket -> (B, H, T, E), zero where no sequence is."""
         H, E = parts[0].shape[1], parts[0].shape[3]
         flat = [part.transpose(1, 2).reshape(-1, H * E) for part in parts]
         whole = flat[0] if len(flat) == 1 else torch.cat(flat)
         B, T = self.shape
-        back: Tensor = Move.apply(whole, self.slots, self.taken, B * T)
+        back: Tensor = MoveRows.apply(whole, self.padded, self.source, B * T)
         return back.view(B, T, H, E).transpose(1, 2)
 
 
-def texts(segments: Tensor, keep: Tensor | None) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Of each text the first position (of B T) and the length."""
+def sequence_bounds(segments: Tensor, keep: Tensor | None) -> Bounds:
+    """The first position (of B T) and the length of each sequence.
+
+    A sequence is a run of equal `segments` (B, T); where keep (B, T) is False there is none.
+    """
     ids = segments.cpu().numpy()
     begins = np.ones(ids.shape, bool)
     begins[:, 1:] = ids[:, 1:] != ids[:, :-1]

@@ -1,53 +1,34 @@
-"""Texts behind each other in a row whose layout is on the device alone: a row of fixed shape.
+"""Attention of packed sequences on a GPU: torch's varlen kernel, told where they end.
 
-    tokens    a a a b b c c c c        ends  0 3 5 9 9 9
+    tokens    a a a b b c c c c        cu_seqlens  0 3 5 9 9 9
 
-Where packed.py asks the CPU how long each text is, and cuts the row accordingly, nothing here
-depends on a length: the same operations serve every row with as many positions and at most as many
-texts, so that they can be captured once and replayed (train/cuda_graph.py). torch's own kernel for
-such rows, where it runs: flash attention over `ends` (Dao 2023, arXiv:2307.08691), which a text
-costs its own square. Elsewhere one mask over the whole row, the readable twin (`look` in
-model/sight.py).
+This is flash attention over `cu_seqlens` (Dao 2023, arXiv:2307.08691): a sequence costs its own
+square. packed.py instead asks the CPU how long each sequence is, and cuts the row accordingly. Here
+nothing that the CPU does depends on a length: the same operations serve every row with as many
+positions and at most as many sequences, so they can be captured once and replayed
+(train/captured.py). Ordinary packed rows take this kernel, too: a GPU's libraries search for an
+algorithm for every new shape, and buckets have new shapes in every step.
 
-Where the kernel runs it takes ordinary packed rows, too (`Texts.of`): a GPU's libraries look for a
-way anew for every shape that they have not met, and bundles have another one in every step.
+The readable twin is one mask over the whole row (`dense_mask` in model/attention_mask.py).
 """
 
 from __future__ import annotations
 
 import functools
 import inspect
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from minift.kernels.attention import packed
+from minift.kernels.attention.packed import PackedSequences
 
-WIDEST = 256  # channels of a head that the kernel takes, in eights
-
-
-@dataclass(frozen=True)
-class Texts:
-    """Where each text of one row stands, on its device."""
-
-    segments: Tensor  # (1, T) which text a position is of: 0, 1, 2, ...
-    ends: Tensor  # (n + 1,) int32: 0, where each text ends, and T again where there are fewer
-    longest: int  # no text is longer
-    window: int | None = None  # of the positions up to itself, how many each sees; None: all
-
-    @classmethod
-    def of(cls, segments: Tensor) -> Texts:
-        """A row of the ordinary kind (1, T): asks it where its texts end, which waits for it."""
-        starts, lengths = packed.texts(segments, None)
-        ends = torch.tensor([*starts, segments.shape[1]], dtype=torch.int32)
-        return cls(segments, ends.to(segments.device), int(lengths.max()))
+WIDEST = 256  # channels of a head that the kernel takes, in multiples of eight
 
 
 @functools.cache
-def words() -> frozenset[str]:
-    """What this torch's kernel can be told; nothing where there is no such kernel."""
+def parameters() -> frozenset[str]:
+    """The parameters of this torch's kernel; none where there is no such kernel."""
     try:
         from torch.nn.attention.varlen import varlen_attn
     except ImportError:
@@ -56,11 +37,11 @@ def words() -> frozenset[str]:
 
 
 def installed() -> bool:
-    return {"window_size", "scale"} <= words()
+    return {"window_size", "scale"} <= parameters()
 
 
 def suits(dtype: torch.dtype, device: torch.device, head_dim: int) -> bool:
-    """Whether torch's kernel takes such heads."""
+    """True if torch's kernel takes such heads."""
     return (
         device.type == "cuda"
         and dtype in (torch.bfloat16, torch.float16)
@@ -71,21 +52,24 @@ def suits(dtype: torch.dtype, device: torch.device, head_dim: int) -> bool:
     )
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, texts: Texts, scale: float | None = None) -> Tensor:
-    """q (1, H, T, E), k and v (1, K, T, E) -> (1, H, T, E): causal, each text blind to the others.
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, packed: PackedSequences, scale: float | None = None
+) -> Tensor:
+    """q (1, H, T, E), k and v (1, K, T, E) -> (1, H, T, E): causal, within each sequence.
 
-    Where it suits.
+    Only where `suits` says so.
     """
     from torch.nn.attention.varlen import varlen_attn
 
+    assert packed.cu_seqlens is not None
     q, k, v = (x[0].transpose(0, 1) for x in (q, k, v))  # (T, H or K, E)
-    left = -1 if texts.window is None else texts.window - 1  # the kernel does not count itself
-    # Before torch 2.12 it takes grouped heads unasked.
+    left = -1 if packed.window is None else packed.window - 1  # the query's own key comes on top
+    # Before torch 2.12 the kernel takes grouped heads without being told.
     grouped: dict[str, Any] = {}
-    if "enable_gqa" in words():
+    if "enable_gqa" in parameters():
         grouped["enable_gqa"] = q.shape[1] != k.shape[1]
     y = varlen_attn(
-        q, k, v, texts.ends, texts.ends, texts.longest, texts.longest,
+        q, k, v, packed.cu_seqlens, packed.cu_seqlens, packed.max_seqlen, packed.max_seqlen,
         scale=scale, window_size=(left, 0), **grouped,
     )  # fmt: skip
     assert isinstance(y, Tensor)

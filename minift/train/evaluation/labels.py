@@ -188,7 +188,7 @@ def last_logprobs(
     for indices, tokens in padded(rows):
         last = torch.tensor([len(rows[i]) - 1 for i in indices])
         at = torch.arange(tokens.shape[1]) == last[:, None]
-        logits = model(tokens.to(device), wanted=at.to(device)).float()  # (B, V)
+        logits = model(tokens.to(device), selected=at.to(device)).float()  # (B, V)
         out[indices] = logits.log_softmax(-1)[:, wanted.to(device)].cpu()
         progress(len(indices))
     return out
@@ -204,7 +204,7 @@ def tail_logprobs(
         place = torch.arange(tokens.shape[1])
         at = (place >= stop - length - 1) & (place < stop - 1)
         targets = torch.tensor([rows[i][-length:] for i in indices])[..., None]  # (B, length, 1)
-        logits = model(tokens.to(device), wanted=at.to(device)).float()  # (B length, V)
+        logits = model(tokens.to(device), selected=at.to(device)).float()  # (B length, V)
         logp = logits.view(len(indices), length, -1).log_softmax(-1)
         out[indices] = logp.gather(2, targets.to(device)).sum((1, 2)).cpu()
         progress(len(indices))

@@ -250,7 +250,7 @@ class SFT:
         hidden = model(
             batch.tokens.to(device),
             segments=segments,
-            wanted=batch.loss_mask.to(device),
+            selected=batch.loss_mask.to(device),
             hidden_only=True,
         )  # (N, D)
         return model.nll(hidden, targets)

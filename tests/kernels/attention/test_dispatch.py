@@ -23,8 +23,8 @@ def test_the_border_of_masked_rows(side, called, monkeypatch):
 
     monkeypatch.setattr(F, "scaled_dot_product_attention", counted)
     q, k, v = heads(side)
-    visible = torch.ones(1, 1, side, side, dtype=torch.bool).tril()
-    y = dispatch.attend(q, k, v, visible, False)
+    mask = torch.ones(1, 1, side, side, dtype=torch.bool).tril()
+    y = dispatch.attend(q, k, v, mask, False)
     assert len(calls) == called
     exact = fused(q, k, v, is_causal=True, enable_gqa=True)
     torch.testing.assert_close(y, exact, atol=1e-12, rtol=1e-10)

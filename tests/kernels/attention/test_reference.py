@@ -16,12 +16,12 @@ def heads(B, H, K, T, S, E, dtype=torch.float64):
     return [x.transpose(1, 2).requires_grad_() for x in made]
 
 
-def both(parts, visible, causal):
+def both(parts, mask, causal):
     """(output, gradients) of the readable one and of torch's."""
     q, k, v = parts
-    ours = attention(q, k, v, visible, causal)
+    ours = attention(q, k, v, mask, causal)
     theirs = F.scaled_dot_product_attention(
-        q, k, v, attn_mask=visible, is_causal=causal, enable_gqa=True
+        q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=True
     )
     g = torch.randn(ours.shape, generator=torch.Generator().manual_seed(1), dtype=ours.dtype)
     return [(y, *torch.autograd.grad(y, parts, g)) for y in (ours, theirs)]
@@ -38,9 +38,9 @@ def test_causal_values_and_gradients_equal_torchs(B, H, K, T, E):
 @pytest.mark.parametrize(("B", "T", "S"), [(1, 1, 9), (3, 5, 11), (2, 16, 16)])
 def test_masked_values_and_gradients_equal_torchs(B, T, S):
     generator = torch.Generator().manual_seed(3)
-    visible = torch.rand(B, 1, T, S, generator=generator) < 0.5
-    visible[..., 0] = True
-    ours, theirs = both(heads(B, 6, 2, T, S, 8), visible, False)
+    mask = torch.rand(B, 1, T, S, generator=generator) < 0.5
+    mask[..., 0] = True
+    ours, theirs = both(heads(B, 6, 2, T, S, 8), mask, False)
     for a, b in zip(ours, theirs, strict=True):
         torch.testing.assert_close(a, b, atol=1e-12, rtol=1e-10)
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.attention.varlen as theirs
 
 from minift.kernels.attention import dispatch, varlen
-from minift.kernels.attention.varlen import Texts
+from minift.kernels.attention.packed import PackedSequences
 
 T, ENDS = 9, (0, 4, 5, 9, 9, 9)
 
@@ -19,11 +19,11 @@ def heads(dtype=torch.float64, device="cpu"):
     return [x.transpose(1, 2).requires_grad_() for x in made]
 
 
-def texts(window=None, device="cpu"):
+def packed(window=None, device="cpu"):
     sizes = torch.tensor(ENDS).diff()
     segments = torch.arange(len(sizes)).repeat_interleave(sizes)[None]
-    ends = torch.tensor(ENDS, dtype=torch.int32)
-    return Texts(segments.to(device), ends.to(device), 4, window)
+    cu_seqlens = torch.tensor(ENDS, dtype=torch.int32)
+    return PackedSequences(segments.to(device), cu_seqlens.to(device), 4, window)
 
 
 def documented(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, scale, window_size,
@@ -53,9 +53,9 @@ def before_2_12(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, scale=No
 
 @pytest.fixture
 def _asked_anew():
-    varlen.words.cache_clear()
+    varlen.parameters.cache_clear()
     yield
-    varlen.words.cache_clear()
+    varlen.parameters.cache_clear()
 
 
 @pytest.mark.usefixtures("_asked_anew")
@@ -66,30 +66,30 @@ def test_what_is_asked_is_the_mask(window, scale, kernel, monkeypatch):
     monkeypatch.setattr(theirs, "varlen_attn", kernel)
     assert varlen.installed()
     q, k, v = heads()
-    y = dispatch.attend(q, k, v, None, True, scale, None, texts(window))
-    at, segments = torch.arange(T), texts().segments[0]
-    visible = (at <= at[:, None]) & (segments == segments[:, None])
+    y = dispatch.attend(q, k, v, None, True, scale, None, packed(window))
+    at, segments = torch.arange(T), packed().segments[0]
+    mask = (at <= at[:, None]) & (segments == segments[:, None])
     if window is not None:
-        visible &= at[:, None] - at < window
-    expected = dispatch.attend(q, k, v, visible[None, None], False, scale)
+        mask &= at[:, None] - at < window
+    expected = dispatch.attend(q, k, v, mask[None, None], False, scale)
     torch.testing.assert_close(y, expected, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize(("segments", "ends", "longest"), [
+@pytest.mark.parametrize(("segments", "cu_seqlens", "max_seqlen"), [
     ([5], [0, 1], 1), ([0, 0, 0, 0], [0, 4], 4), ([3, 3, 1, 0, 0, 0, 3], [0, 2, 3, 6, 7], 3),
 ])  # fmt: skip
-def test_an_ordinary_row_is_asked_where_its_texts_end(segments, ends, longest):
-    found = Texts.of(torch.tensor([segments]))
-    assert found.ends.tolist() == ends
-    assert found.ends.dtype == torch.int32
-    assert found.longest == longest
+def test_an_ordinary_row_is_asked_where_its_sequences_end(segments, cu_seqlens, max_seqlen):
+    found = PackedSequences.of(torch.tensor([segments]), None)
+    assert found.cu_seqlens.tolist() == cu_seqlens
+    assert found.cu_seqlens.dtype == torch.int32
+    assert found.max_seqlen == max_seqlen
     assert found.segments.tolist() == [segments]
 
 
 def test_the_kernel_takes_these_shapes_both_ways():
     assert varlen.installed()
     q, k, v = heads(torch.bfloat16, "meta")
-    y = varlen.attention(q, k, v, texts(device="meta"))
+    y = varlen.attention(q, k, v, packed(device="meta"))
     assert y.shape == q.shape
     assert y.dtype == torch.bfloat16
     grads = torch.autograd.grad(y.sum(), (q, k, v))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from minift.kernels.attention import dispatch, single
+from minift.kernels.attention import dispatch, single_query
 from minift.kernels.attention.reference import attention
 
 
@@ -25,23 +25,23 @@ def made(B, H, K, S, E, room=5, dtype=torch.float64):
 )
 def test_every_number(B, H, K, S, masked, scale):
     q, k, v = made(B, H, K, S, 8)
-    visible = None
+    mask = None
     if masked is not None:
         generator = torch.Generator().manual_seed(7)
         shape = (B if masked == "each" else 1, 1, 1, S)
-        visible = torch.rand(shape, generator=generator) < 0.6
-        visible[..., -1] = True
-    expected = attention(q, k, v, visible, False, scale)
+        mask = torch.rand(shape, generator=generator) < 0.6
+        mask[..., -1] = True
+    expected = attention(q, k, v, mask, False, scale)
     before = q.clone()
     torch.testing.assert_close(
-        single.attention(q, k, v, visible, scale), expected, atol=1e-13, rtol=1e-12
+        single_query.attention(q, k, v, mask, scale), expected, atol=1e-13, rtol=1e-12
     )
     assert torch.equal(q, before)
 
 
 def test_who_takes_it(monkeypatch):
-    calls, honest = [], single.attention
-    monkeypatch.setattr(single, "attention", lambda *a: calls.append(1) or honest(*a))
+    calls, honest = [], single_query.attention
+    monkeypatch.setattr(single_query, "attention", lambda *a: calls.append(1) or honest(*a))
     q, k, v = made(1, 4, 2, 6, 8)
     with torch.no_grad():
         dispatch.attend(q, k, v, None, False)

@@ -13,11 +13,11 @@ from torch.utils._pytree import tree_leaves
 
 import minift
 from minift.errors import ConfigError
-from minift.generation import fixed
+from minift.generation import static_cache
 from minift.generation.cache import KVCache
 from minift.generation.decode import decode
-from minift.generation.fixed import FixedPass, GrowingPass
 from minift.generation.sampling import Sampling
+from minift.generation.static_cache import DynamicPass, StaticPass
 from minift.model.config import ModelConfig, RopeScaling
 from minift.model.transformer import Transformer
 
@@ -45,8 +45,8 @@ def uncaptured(monkeypatch):
         sizes.append(len(self.tokens))
         return self.plain
 
-    monkeypatch.setattr(FixedPass, "captured", captured)
-    monkeypatch.setattr(fixed, "check", lambda model: None)
+    monkeypatch.setattr(StaticPass, "captured", captured)
+    monkeypatch.setattr(static_cache, "check", lambda model: None)
     return sizes
 
 
@@ -67,8 +67,8 @@ def filled(model, prompts, room):
 @torch.no_grad()
 def test_hidden_states_are_those_of_the_growing_cache(config, prompts, uncaptured):
     model = made(config)
-    growing = GrowingPass(model, filled(model, prompts, 12))
-    still = FixedPass(model, filled(model, prompts, 12))
+    growing = DynamicPass(model, filled(model, prompts, 12))
+    still = StaticPass(model, filled(model, prompts, 12))
     generator = torch.Generator().manual_seed(9)
     for _ in range(12):
         tokens = torch.randint(37, (len(prompts),), generator=generator)
@@ -79,8 +79,8 @@ def test_hidden_states_are_those_of_the_growing_cache(config, prompts, uncapture
 @torch.no_grad()
 def test_rows_leave_and_the_rest_goes_on(uncaptured):
     model = made(TINY)
-    growing = GrowingPass(model, filled(model, PROMPTS, 12))
-    still = FixedPass(model, filled(model, PROMPTS, 12))
+    growing = DynamicPass(model, filled(model, PROMPTS, 12))
+    still = StaticPass(model, filled(model, PROMPTS, 12))
     tokens = torch.tensor([1, 2, 3, 4])
     for rows in ([0, 1, 2, 3], [0, 2, 3], [1, 2], [0]):
         kept = torch.tensor(rows)
@@ -138,7 +138,7 @@ def test_nothing_waits_and_nothing_is_on_the_cpu(config):
         model = Transformer(config).eval()
         cache = KVCache(config, 2, 9, device="meta")
         cache.length = 4
-        one = FixedPass(model, cache)
+        one = StaticPass(model, cache)
     with torch.no_grad():
         one.plain()  # what is made once
     with torch.no_grad(), Elsewhere():
@@ -155,8 +155,8 @@ def test_where_it_cannot_be():
 def test_which_models_it_fits_on_a_gpu():
     dynamic = RopeScaling("dynamic", factor=2.0, original_context=32)
     with pytest.raises(ConfigError, match=r"graph: found RoPE whose angles follow the length"):
-        fixed.check(there(replace(TINY, rope_scaling=dynamic)))
-    fixed.check(there(TINY))
+        static_cache.check(there(replace(TINY, rope_scaling=dynamic)))
+    static_cache.check(there(TINY))
 
 
 def there(config):

@@ -7,14 +7,14 @@ import sys
 from pathlib import Path
 
 from minift.checkpoints.open import load_model
-from minift.model.unfilled import unfilled
+from minift.model.on_meta import on_meta
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
 
 def test_names_and_shapes_are_those_of_a_filled_one():
     model = load_model(GOLDEN / "llama_gqa")
-    empty = unfilled(model.config, "somewhere")
+    empty = on_meta(model.config, "somewhere")
     shapes = {name: p.shape for name, p in model.named_parameters()}
     assert {name: p.shape for name, p in empty.named_parameters()} == shapes
     assert all(p.is_meta for p in empty.parameters())

@@ -1,23 +1,23 @@
-"""A model made ready for many small products, for the time of one decoding.
+"""Weights prepared for decoding: many products with few rows, for the time of one `with`.
 
-A token's time is the reading of all weights, and the calls around it. So a projection group is one
-product on weights in the processor's own order (kernels/linear/packed.py: bf16 on a CPU), or comes
-to its products without detours (straight.py: float32); the output matrix likewise. LoRA changes
-stay beside the base, as two thin products for the whole group (kernels/lora/thin.py).
+A token's time is the time to read all weights, and the calls around it. So a projection group is
+one product on weights in the processor's own order (kernels/linear/packed.py: bf16 on a CPU), or
+calls its products directly (straight.py: float32); the output matrix likewise. LoRA stays beside
+the base, as two low-rank products for the whole group (kernels/lora/thin.py).
 
-Each group is made at its first product, from what is attached and asked at that moment, and nothing
-of it outlives the `with`: the next decoding sees every weight, adapter and switch as it is then.
+A group is prepared at its first product, from the adapter that is active at that moment. Nothing of
+it outlives the `with`: the next decoding sees every weight and adapter as it is then.
 
-What cannot be grouped takes the ordinary path, group by group: hooks on a linear, changes that are
-no thin sum (DoRA, IA3, biases), rows with adapters of their own.
+A group that cannot be prepared takes the ordinary path: one with hooks on a Linear, with changes
+other than a low-rank sum (DoRA, IA3, biases), or with one adapter per row.
 
-Of a base in few bits, int8 is multiplied as it is, a group at once (kernels/quantized/stacked.py),
-4-bit blocks after their nibbles were put in order (four_bits.py); everything else is decoded for
-every token, and `obstacle` says why.
+Of a quantized base, int8 is multiplied as it is, a group at once (kernels/quantized/stacked.py),
+4-bit blocks after reordering (four_bits.py); all other kinds are dequantized for every token, and
+`obstacle` says why.
 
-Memory: with packing, one more copy of the linears and the output matrix in bf16 (SmolLM2-135M:
-269 MB); of int8 the groups of two or more (70 MB) and the output matrix (57 MB). They are made only
-where `tokens` are enough to pay for their time.
+Memory: prepacked, one more copy of the linears and the output matrix in bf16 (SmolLM2-135M:
+269 MB); of int8, the groups of two or more (70 MB) and the output matrix (57 MB). Copies are made
+only if `tokens` are enough to pay for the time it takes.
 """
 
 from __future__ import annotations
@@ -38,58 +38,61 @@ from minift.kernels.quantized import four_bits, stacked
 from minift.kernels.quantized.four_bits import FourBits
 from minift.kernels.quantized.linear import OWN, QuantizedLinear, quantized
 from minift.kernels.quantized.stacked import Stacked
+from minift.model.extension import LinearChange
 from minift.model.transformer import MLP, Projections, Transformer
 
 Outputs = Callable[[Tensor], tuple[Tensor, ...]]
 
 
 @dataclass(frozen=True)
-class Ready:
-    """A prepared model: `logits` (..., V) of hidden states (..., D), and its groups."""
+class DecodeWeights:
+    """`logits` (..., V) of hidden states (..., D), and the model's prepared groups."""
 
     logits: Callable[[Tensor], Tensor]
-    groups: list[Group]
+    groups: list[GroupWeights]
 
     @property
-    def whole(self) -> bool:
-        """Whether every group was made, so that no product needs oneDNN's switch."""
+    def complete(self) -> bool:
+        """True if every group is prepared, so that no product needs oneDNN's switch."""
         return bool(self.groups) and all(group.outputs is not None for group in self.groups)
 
 
 @contextmanager
-def prepared(model: Transformer, tokens: int) -> Iterator[Ready]:
-    """Inside, the model's groups are ready.
+def decode_weights(model: Transformer, tokens: int) -> Iterator[DecodeWeights]:
+    """Inside the `with`, the model's projection groups use prepared weights.
 
-    `tokens`: how many steps are to come, at most. For use under `torch.no_grad`, and by one thread:
-    the model's groups are changed for the time of the block.
+    `tokens`: the number of steps to come, at most. For use under `torch.no_grad`, and by one thread
+    only, since the model itself is changed for the time of the block.
     """
     if not choice.fused() or torch.is_grad_enabled():
-        yield Ready(model.logits, [])
+        yield DecodeWeights(model.logits, [])
         return
     groups = [module for module in model.modules() if isinstance(module, Projections)]
     blocks = [module for module in model.modules() if isinstance(module, MLP)]
     before = [module.together for module in (*groups, *blocks)]
-    ready = Ready(head_of(model, tokens), [Group(group, tokens) for group in groups])
-    for group, made in zip(groups, ready.groups, strict=True):
-        group.together = made
+    weights = DecodeWeights(
+        logits_of(model, tokens), [GroupWeights(group, tokens) for group in groups]
+    )
+    for group, prepared in zip(groups, weights.groups, strict=True):
+        group.together = prepared
     for block in blocks:
-        block.together = None  # its two groups are asked instead
+        block.together = None  # so that its two groups are called
     try:
-        yield ready
+        yield weights
     finally:
         for module, together in zip((*groups, *blocks), before, strict=True):
             module.together = together
 
 
-def head_of(model: Transformer, tokens: int) -> Callable[[Tensor], Tensor]:
+def logits_of(model: Transformer, tokens: int) -> Callable[[Tensor], Tensor]:
     matrix = few_rows([model.head], tokens) if isinstance(model.head, nn.Linear) else None
     if matrix is None:
         return model.logits
-    return lambda hidden: model.capped(matrix(hidden)[0])
+    return lambda hidden: model.softcap(matrix(hidden)[0])
 
 
 def obstacle(model: Transformer) -> str | None:
-    """Why each token decodes a base in few bits; None where none does, or the base is dense."""
+    """Why every token dequantizes the base; None if it does not, or if the base is dense."""
     for _, linear in quantized(model):
         found = (stacked if linear.kind in OWN else four_bits).obstacle(linear)
         if found is not None:
@@ -97,26 +100,26 @@ def obstacle(model: Transformer) -> str | None:
     return None
 
 
-class Group:
-    """Stands where `Projections.together` is asked."""
+class GroupWeights:
+    """A FusedGroup: it replaces `Projections.together` of one group."""
 
     def __init__(self, group: Projections, tokens: int):
-        self.tokens, self.otherwise = tokens, group.together
-        self.known = False
+        self.tokens, self.fallback = tokens, group.together
+        self.prepared = False
         self.outputs: Outputs | None = None
 
     def __call__(
         self, group: Projections, names: tuple[str, ...], x: Tensor
     ) -> tuple[Tensor, ...] | None:
-        if not self.known:  # within a forward pass: what is asked of each row is settled
-            self.known, self.outputs = True, outputs_of(group, self.tokens)
+        if not self.prepared:  # only within a forward pass is each row's adapter known
+            self.prepared, self.outputs = True, outputs_of(group, self.tokens)
         if self.outputs is not None and names == group.members:
             return self.outputs(x)
-        return None if self.otherwise is None else self.otherwise(group, names, x)
+        return None if self.fallback is None else self.fallback(group, names, x)
 
 
 def outputs_of(group: Projections, tokens: int) -> Outputs | None:
-    """All members of a group at once; None where that is not possible, or gains nothing."""
+    """All members of a group at once; None if that is not possible, or gains nothing."""
     members = []
     for name in group.members:
         linear = group.get_submodule(name)
@@ -124,8 +127,10 @@ def outputs_of(group: Projections, tokens: int) -> Outputs | None:
         one: Adapted | None = Adapted(linear)
         if name in group.changes:
             change = group.changes[name]
-            asked = None if watched(change) else getattr(change, "adapted", None)
-            one = asked(linear) if callable(asked) else None
+            found = None
+            if isinstance(change, LinearChange) and not watched(change):
+                found = change.adapted(linear)
+            one = found if isinstance(found, Adapted) else None
         if one is None or one.drop or watched(linear):
             return None
         members.append(one)
@@ -133,7 +138,7 @@ def outputs_of(group: Projections, tokens: int) -> Outputs | None:
     changed = any(member.A is not None for member in members)
     base: Outputs | None = few_rows(linears, tokens)
     if base is None:
-        base = in_few_bits(linears, tokens)
+        base = quantized_outputs(linears, tokens)
         if base is None:
             if not changed:
                 return None
@@ -143,8 +148,8 @@ def outputs_of(group: Projections, tokens: int) -> Outputs | None:
     return summed(base, Thin(members))
 
 
-def in_few_bits(linears: Sequence[nn.Linear], tokens: int) -> Outputs | None:
-    """Layers stored in few bits by products of their own; None where none of them has one."""
+def quantized_outputs(linears: Sequence[nn.Linear], tokens: int) -> Outputs | None:
+    """Quantized Linears by products of their own; None if none of them has one."""
     of = [linear for linear in linears if isinstance(linear, QuantizedLinear)]
     if len(of) == len(linears) and tokens >= CALLS and not any(map(stacked.obstacle, of)):
         return Stacked(of)

@@ -21,7 +21,7 @@ class _NoNumbers(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def unfilled(config: ModelConfig, source: str = "") -> Transformer:
+def on_meta(config: ModelConfig, source: str = "") -> Transformer:
     """A transformer whose parameters have shapes and no memory.
 
     TRAP: to draw an embedding's random numbers on the meta device, torch imports 800 modules of

@@ -1,20 +1,19 @@
-"""A token's pass of fixed shape: on a GPU, one CUDA graph that is replayed for every token.
+"""A forward pass of fixed shape for one token: on a GPU, one CUDA graph replayed for every token.
 
-A token asks for hundreds of small kernels, which a GPU runs faster than a CPU can ask for them one
-by one. A captured graph asks for all of them at once, but every shape, every address and every
-number that the CPU chose stays as it was captured. So what grows from token to token must not be
-the CPU's:
+A token launches hundreds of small kernels, which a GPU runs faster than a CPU can launch them one
+by one. A captured graph launches all of them at once, but every shape, address and number that the
+CPU chose stays as it was captured. So whatever grows from token to token must not be the CPU's:
 
   - the cache has all its columns from the beginning, and a mask on the device says which of them
-    hold something;
-  - where the next keys go is a number on the device, too. The model sees the token at hand in the
-    last column. So that this is always the same one, keys are written twice: to their own column,
-    which counts from the next token on, and to a spare one behind all others, which is seen now;
-  - rows that are done stay in the batch until they are half of it; then the others move together
-    and the pass is captured anew.
+    are filled;
+  - the index of the next column is on the device, too. The model sees the current token in the last
+    column. So that this is always the same one, keys are written twice: to their own column, which
+    counts from the next token on, and to a spare column behind all others, which counts now;
+  - finished rows stay in the batch until they are half of it; then the others move together and the
+    pass is captured again.
 
-Reading columns that hold nothing is what this costs. Without the capture the pass runs anywhere, a
-call at a time: it is its own readable twin, and the tests hold it to the growing cache.
+The cost is to read columns that are not filled. Without the capture the pass runs anywhere, call by
+call: it is its own readable twin, and the tests compare it with the growing cache.
 """
 
 from __future__ import annotations
@@ -31,16 +30,16 @@ from minift.model.transformer import Transformer
 from minift.runtime import recorded
 
 
-class FixedCache:
-    """Keys and values of a KVCache that has been filled, in tensors that never grow.
+class StaticCache:
+    """The keys and values of a filled KVCache, in tensors that never grow.
 
-    `length` is what the forward pass asks of a cache: the columns before the last one.
+    `length`, which the forward pass reads, is the number of columns before the last one.
     """
 
     def __init__(self, cache: KVCache):
         held = cache.keep.shape[1]
         shape = (*cache.k.shape[:3], held + 1, cache.k.shape[4])
-        # Zeros: a masked column's weight is 0, and 0 times whatever lay there could be NaN.
+        # Zeros: a masked column's weight is 0, and 0 times uninitialized memory could be NaN.
         self.k, self.v = (torch.zeros(shape, dtype=x.dtype, device=x.device)
                           for x in (cache.k, cache.v))  # fmt: skip
         self.k[..., : cache.length, :] = cache.k[..., : cache.length, :]
@@ -71,21 +70,21 @@ class FixedCache:
         self.at.add_(columns)
 
     def select(self, rows: Tensor) -> None:
-        """Go on with these rows only, in new tensors."""
+        """Keep only these rows, in new tensors."""
         self.k, self.v = self.k[:, rows], self.v[:, rows]
         self.keep, self.counted = self.keep[rows], self.counted[rows]
         self.rows = self.rows[rows.cpu()]
 
-    def place(self) -> list[Tensor]:
-        """What a pass moves on."""
+    def state(self) -> list[Tensor]:
+        """The tensors that `advance` changes."""
         return [self.keep, self.counted, self.at]
 
 
-class FixedPass:
-    """Stands where decoding asks the model for the next hidden states: tokens (B,) -> (B, D)."""
+class StaticPass:
+    """The next hidden states from a static cache, by a CUDA graph: tokens (B,) -> (B, D)."""
 
     def __init__(self, model: Transformer, cache: KVCache):
-        self.model, self.cache = model, FixedCache(cache)
+        self.model, self.cache = model, StaticCache(cache)
         self.live = torch.arange(len(cache.counted), device=cache.k.device)
         self.tokens = torch.zeros(len(self.live), 1, dtype=torch.long, device=cache.k.device)
         self.replay: Callable[[], Tensor] | None = None
@@ -100,7 +99,7 @@ class FixedPass:
         return self.model(self.tokens, cache=self.cache, hidden_only=True)[:, -1]
 
     def select(self, rows: Tensor) -> None:
-        """Go on with these of the rows asked for until now."""
+        """Keep only these of the rows so far."""
         self.live = self.live[rows]
         if 2 * len(self.live) <= len(self.tokens):
             self.cache.select(self.live)
@@ -110,19 +109,19 @@ class FixedPass:
 
     def captured(self) -> Callable[[], Tensor]:
         """`plain` as a CUDA graph."""
-        place = self.cache.place()
-        before = [x.clone() for x in place]
+        state = self.cache.state()
+        before = [x.clone() for x in state]
 
         def warm() -> None:
             self.plain()
-            for x, was in zip(place, before, strict=True):
+            for x, was in zip(state, before, strict=True):
                 x.copy_(was)
 
         return recorded(self.plain, warm)
 
 
-class GrowingPass:
-    """The same question to a cache that grows; on a CPU past the modules, where that can be."""
+class DynamicPass:
+    """The next hidden states from a growing cache; on a CPU by step.py, if possible."""
 
     def __init__(self, model: Transformer, cache: KVCache):
         self.model, self.cache, self.step = model, cache, step_of(model)
@@ -137,7 +136,7 @@ class GrowingPass:
 
 
 def check(model: Transformer) -> None:
-    """Raises ConfigError where a pass of fixed shape cannot be captured."""
+    """Raises ConfigError if a pass of fixed shape cannot be captured."""
     device, scaling = model.embed.weight.device, model.config.rope_scaling
     if device.type != "cuda":
         raise ConfigError(f"graph: found a model on {device}, allowed on a GPU")

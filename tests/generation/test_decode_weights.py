@@ -1,4 +1,4 @@
-"""A prepared model computes what the model computes, and nothing of it outlives its block."""
+"""Decode weights compute what the model computes, and nothing of them outlives its block."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from minift.checkpoints.open import load_model
 from minift.generation.cache import KVCache
 from minift.generation.decode import decode
-from minift.generation.prepared import Group, obstacle, prepared
+from minift.generation.decode_weights import GroupWeights, decode_weights, obstacle
 from minift.kernels.choice import using
 from minift.kernels.linear.packed import CALLS, Packed, possible
 from minift.kernels.quantized.linear import QuantizedLinear
@@ -69,12 +69,12 @@ def stepped(model, tokens=MANY, columns=3):
     """Logits (B, T, V) of a prompt of 6 and some further tokens, one at a time."""
     B = 2
     text = torch.arange(B * (6 + columns)).view(B, -1) % model.config.vocab
-    with torch.no_grad(), prepared(model, tokens) as ready:
+    with torch.no_grad(), decode_weights(model, tokens) as weights:
         cache = KVCache(model.config, B, 6 + columns, dtype=model.embed.weight.dtype)
         parts = [model(text[:, :6], cache=cache, hidden_only=True)]
         for t in range(6, 6 + columns):
             parts.append(model(text[:, t : t + 1], cache=cache, hidden_only=True))
-        return ready.logits(torch.cat(parts, dim=1))
+        return weights.logits(torch.cat(parts, dim=1))
 
 
 def plain(model, columns=3):
@@ -107,7 +107,7 @@ def test_bf16_is_packed_only_where_there_are_tokens_enough():
     model = tiny(torch.bfloat16)
     groups = [m for m in model.modules() if isinstance(m, Projections)]
     for tokens, expected in ((CALLS - 1, False), (CALLS, True)):
-        with torch.no_grad(), prepared(model, tokens):
+        with torch.no_grad(), decode_weights(model, tokens):
             model(torch.tensor([[1, 2]]))
             made = [isinstance(group.together.outputs, Packed) for group in groups]
         assert made == [expected] * 8
@@ -133,9 +133,9 @@ def test_adapters(config, dtype):
 def test_lora_is_two_products_a_group():
     model = perturbed(tiny(torch.float32), LoRA(rank=3))
     group = model.blocks[0].attn.qkv
-    with torch.no_grad(), prepared(model, 1):
+    with torch.no_grad(), decode_weights(model, 1):
         model(torch.tensor([[1]]))
-        assert isinstance(group.together, Group)
+        assert isinstance(group.together, GroupWeights)
         assert group.together.outputs is not None
         assert model.blocks[0].mlp.together is None
 
@@ -156,7 +156,7 @@ def test_codes_are_stacked_only_where_there_are_tokens_enough(tokens, copies, mo
     for path, linear in list(linears(model)):
         model.set_submodule(path, QuantizedLinear.of("int8", linear.weight))
     monkeypatch.setattr(Stacked, "__init__", lambda self, m: made.append(len(m)) or honest(self, m))
-    with torch.no_grad(), prepared(model, tokens):
+    with torch.no_grad(), decode_weights(model, tokens):
         model(torch.tensor([[1, 2]]))
     assert set(made) == set(copies)
 
@@ -245,12 +245,12 @@ def test_the_model_is_as_it_was_even_after_an_error(adapted):
 
 def test_readable_kernels_and_gradients_prepare_nothing():
     model = tiny(torch.bfloat16)
-    with using("reference"), torch.no_grad(), prepared(model, MANY) as ready:
-        assert ready.logits == model.logits
-        assert not ready.whole
+    with using("reference"), torch.no_grad(), decode_weights(model, MANY) as weights:
+        assert weights.logits == model.logits
+        assert not weights.complete
         assert model.blocks[0].attn.qkv.together is None
-    with prepared(model, MANY) as ready:
-        assert ready.logits == model.logits
+    with decode_weights(model, MANY) as weights:
+        assert weights.logits == model.logits
 
 
 @pytest.mark.parametrize(("config", "whole"), [
@@ -258,10 +258,10 @@ def test_readable_kernels_and_gradients_prepare_nothing():
 ])  # fmt: skip
 def test_whether_all_is_ready(config, whole):
     model = tiny(torch.float32) if config is None else perturbed(tiny(torch.float32), config)
-    with torch.no_grad(), prepared(model, 1) as ready:
-        assert not ready.whole  # nothing was asked yet
+    with torch.no_grad(), decode_weights(model, 1) as weights:
+        assert not weights.complete  # nothing was asked yet
         model(torch.tensor([[1]]))
-        assert ready.whole == whole
+        assert weights.complete == whole
 
 
 @pytest.mark.parametrize(("kind", "dtype", "told"), [
