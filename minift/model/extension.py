@@ -12,9 +12,6 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    pass
-
 
 class Extension(Protocol):
     """Attached to a whole model, with hooks on its forward pass: an item of `model.extensions`."""

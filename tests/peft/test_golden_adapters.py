@@ -162,7 +162,9 @@ def gradients(model):
             found[at + "lora_A.weight"] = torch.stack([part.A.grad for part in parts]).sum(0)
             found[at + "lora_B.weight"] = theirs.join([part.B.grad for part in parts])
             if parts[0].magnitude is not None:
-                found[at + "lora_magnitude_vector.weight"] = theirs.join([p.m.grad for p in parts])
+                found[at + "lora_magnitude_vector.weight"] = theirs.join(
+                    [p.magnitude.grad for p in parts]
+                )
         elif parts[0].side == "in":
             found[at + "ia3_l"] = parts[0].l.grad[None]
         else:
