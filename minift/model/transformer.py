@@ -268,7 +268,9 @@ class Transformer(nn.Module):
             selected = selected_positions(selected, B, T)  # (N,)
         if isinstance(self.head, LabelHead) and not hidden_only:
             if selected is not None:
-                raise ConfigError("model: a label head selects its own position, give no selected")
+                raise ConfigError(
+                    "model: a label head selects its own position; selected needs hidden_only"
+                )
             selected = self.head.select(mask, B, T, x.device)  # (B,)
         context = forward_context(
             self.config,
