@@ -1,9 +1,9 @@
 """From logits to the next token: repetition penalty, temperature, top-k, top-p.
 
-In this order, which is that of the reference implementation: the penalty divides positive and multiplies
-negative logits of tokens already seen (Keskar et al. 2019, arXiv:1909.05858, section 4.1), the
-temperature divides, top-k keeps the k best, top-p the smallest set whose probability reaches p
-(Holtzman et al. 2020, arXiv:1904.09751, section 3.1). Temperature 0 is the argmax.
+In this order, which is that of the reference implementation: the penalty divides positive and
+multiplies negative logits of tokens already seen (Keskar et al. 2019, arXiv:1909.05858, section
+4.1), the temperature divides, top-k keeps the k best, top-p the smallest set whose probability
+reaches p (Holtzman et al. 2020, arXiv:1904.09751, section 3.1). Temperature 0 is the argmax.
 """
 
 from __future__ import annotations
@@ -53,9 +53,7 @@ def adjust(logits: Tensor, seen: Tensor, config: Sampling) -> Tensor:
     if config.top_p < 1:
         ordered, order = logits.sort(dim=-1, descending=True)
         probability = ordered.softmax(-1)
-        before = (
-            probability.cumsum(-1) - probability
-        )  # of all better tokens; the best one always stays
+        before = probability.cumsum(-1) - probability  # of the better ones; the best always stays
         ordered = ordered.masked_fill(before >= config.top_p, float("-inf"))
         logits = torch.empty_like(logits).scatter(-1, order, ordered)
     return logits

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from minift.errors import ConfigError
 from minift.generation.cache import KVCache
-from minift.model.attention_mask import Past, max_seqlen
+from minift.model.attention_mask import Past, pack
 from minift.model.transformer import Transformer
 from minift.peft.format import Problems, Whole, one, whole
 from minift.peft.lora import precise
@@ -115,7 +115,7 @@ class Part(nn.Module):
         tensor = given["tokens"] if given.get("tokens") is not None else given["embeds"]
         T, segments = tensor.shape[1], given.get("segments")
         if segments is not None:  # each text has the context to itself
-            T = max_seqlen(segments, given.get("mask"))
+            T = pack(segments, given.get("mask")).max_seqlen
         room(model, self.start.shape[0], T)
         return given | {"past": self.past()}
 

@@ -73,8 +73,7 @@ class Virtual(nn.Module):
         self, model: Transformer, given: dict[str, Any], x: Tensor, first: Tensor
     ) -> dict[str, Any]:
         """All texts of the batch behind each other in one row, each after its virtual tokens."""
-        mask = given.get("mask")
-        sequences = pack(given["segments"], None if mask is None else mask.bool())
+        sequences = pack(given["segments"], given.get("mask"))
         if sequences.bounds is None:
             raise ConfigError("model: PackedSequences and virtual tokens do not go together")
         starts, lengths = sequences.bounds

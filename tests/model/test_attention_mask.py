@@ -10,7 +10,7 @@ from minift.model.attention_mask import (
     count_positions,
     dense_mask,
     is_right_padded,
-    max_seqlen,
+    pack,
     selected_positions,
 )
 
@@ -85,7 +85,8 @@ def test_selected_positions_are_indices():
 
 def test_the_longest_sequence():
     segments = torch.tensor([[5, 5, 5, 1], [1, 1, 1, 1]])
-    assert max_seqlen(segments, None) == 4
-    assert max_seqlen(segments, bits("1111", "0110").int()) == 3
-    assert max_seqlen(segments, bits("0000", "0000")) == 0
-    assert max_seqlen(PackedSequences(segments[:1], None, 9), None) == 9
+    assert pack(segments, None).max_seqlen == 4
+    assert pack(segments, bits("1111", "0110").int()).max_seqlen == 3
+    assert pack(segments, bits("0000", "0000")).max_seqlen == 0
+    packed = PackedSequences(segments[:1], None, 9)
+    assert pack(packed, None) is packed
