@@ -1,9 +1,9 @@
 """From logits to the next token: repetition penalty, temperature, top-k, top-p.
 
-In this order, as the reference implementation has it: the penalty divides positive and multiplies
-negative logits of tokens already seen (Keskar et al. 2019, arXiv:1909.05858, section 4.1), the
-temperature divides, top-k keeps the k best, top-p the smallest set whose probability reaches p
-(Holtzman et al. 2020, arXiv:1904.09751, section 3.1). Temperature 0 is the argmax.
+In this order, which is that of the reference implementation: the penalty divides positive and
+multiplies negative logits of tokens already seen (Keskar et al. 2019, arXiv:1909.05858, section
+4.1), the temperature divides, top-k keeps the k best, top-p the smallest set whose probability
+reaches p (Holtzman et al. 2020, arXiv:1904.09751, section 3.1). Temperature 0 is the argmax.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Sampling:
 
 
 def adjust(logits: Tensor, seen: Tensor, config: Sampling) -> Tensor:
-    """Logits (B, V) after every rule; seen (B, V) is True for tokens that stand in the row."""
+    """Logits (B, V) after every rule; seen (B, V) is True for tokens already in the row."""
     if config.repetition_penalty != 1:
         penalty = config.repetition_penalty
         logits = torch.where(
@@ -65,6 +65,6 @@ def draw(logits: Tensor, config: Sampling, generator: torch.Generator) -> Tensor
     if not bool(best.isfinite().all()):
         raise ConfigError("sampling: the model's logits are not finite; check its weights")
     if config.temperature == 0:
-        return at  # of equals the first
+        return at  # the first of equals
     probability = logits.softmax(-1)
     return torch.multinomial(probability, 1, generator=generator)[:, 0]

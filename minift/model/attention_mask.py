@@ -110,22 +110,16 @@ def selected_positions(selected: Tensor, B: int, T: int) -> Tensor:
     )
 
 
-def max_seqlen(segments: Tensor | PackedSequences, mask: Tensor | None) -> int:
-    """The length of the longest sequence."""
-    return pack(segments, None if mask is None else mask.bool()).max_seqlen
-
-
-def pack(segments: Tensor | PackedSequences, keep: Tensor | None) -> PackedSequences:
-    """The sequences of `segments` (B, T), whatever form they come in."""
+def pack(segments: Tensor | PackedSequences, mask: Tensor | None) -> PackedSequences:
+    """The sequences of `segments` (B, T), in whichever form a caller gives them."""
     if isinstance(segments, PackedSequences):
         return segments
-    return PackedSequences.of(segments, keep)
+    return PackedSequences.of(segments, None if mask is None else mask.bool())
 
 
 def forward_context(
     config: ModelConfig,
     x: Tensor,
-    *,
     positions: Tensor | None = None,
     mask: Tensor | None = None,
     segments: Tensor | PackedSequences | None = None,

@@ -1,4 +1,4 @@
-"""What a transformer is made of, as explicit fields, filled in by a model family."""
+"""The configuration of a transformer: explicit fields, set by its model family."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ class LayerNorm(nn.Module):
 
 
 def make_norm(config: ModelConfig, dim: int | None = None) -> RMSNorm | LayerNorm:
-    """A norm of the kind that the model has, of its width or of `dim`."""
+    """A norm of the model's kind, over `dim` channels (default: the model's width)."""
     width = config.dim if dim is None else dim
     if config.norm == "rms":
         return RMSNorm(width, config.norm_eps, config.norm_offset)

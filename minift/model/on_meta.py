@@ -1,4 +1,4 @@
-"""A transformer without numbers: for its parameters' names and shapes, or to be filled."""
+"""A transformer without memory: for its parameters' names and shapes, or to be filled."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from minift.model.config import ModelConfig
 from minift.model.transformer import Transformer
 
 
-class _NoNumbers(TorchFunctionMode):
+class _NoRandomInit(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
@@ -24,8 +24,8 @@ class _NoNumbers(TorchFunctionMode):
 def on_meta(config: ModelConfig, source: str = "") -> Transformer:
     """A transformer whose parameters have shapes and no memory.
 
-    TRAP: to draw an embedding's random numbers on the meta device, torch imports 800 modules of
-    its compiler, which takes over a second and 90 MB. Nobody would see the numbers.
+    TRAP: to initialize an embedding on the meta device, torch imports 800 modules of its compiler,
+    which takes over a second and 90 MB, for values that do not exist. So that call is skipped.
     """
-    with torch.device("meta"), _NoNumbers():
+    with torch.device("meta"), _NoRandomInit():
         return Transformer(config, source)

@@ -262,7 +262,7 @@ class Transformer(nn.Module):
         cache        is written, and read by the next call
         hidden_only  return the last hidden states (B, T, D), after the final norm if there is one
         selected     (N,) int64, which of the B T positions, or (B, T) bool, N times True: return
-                     (N, D) or (N, V), in that order. The last block computes what they need only
+                     (N, D) or (N, V), in that order. The last block computes only what these need
         """
         if (tokens is None) == (embeds is None):
             raise ConfigError("model: give either tokens or embeds")
@@ -275,17 +275,9 @@ class Transformer(nn.Module):
             selected = selected_positions(selected, B, T)  # (N,)
         if isinstance(self.head, LabelHead) and not hidden_only:
             if selected is not None:
-                raise ConfigError("model: a label head selects its own position, give no selected")
+                raise ConfigError("model: a label head selects its own position, found selected")
             selected = self.head.select(mask, B, T, x.device)  # (B,)
-        context = forward_context(
-            self.config,
-            x,
-            positions=positions,
-            mask=mask,
-            segments=segments,
-            past=past,
-            cache=cache,
-        )
+        context = forward_context(self.config, x, positions, mask, segments, past, cache)
         x = self.embed_positions(x, context, token_types)
         for block in self.blocks:
             if block is self.blocks[-1] and selected is not None and len(selected) <= FEW * B * T:

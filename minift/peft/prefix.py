@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from minift.errors import ConfigError
 from minift.generation.cache import KVCache
-from minift.model.attention_mask import Past, max_seqlen
+from minift.model.attention_mask import Past, pack
 from minift.model.transformer import Transformer
 from minift.peft.about import About
 from minift.peft.module_copy import trainable_options
@@ -117,7 +117,7 @@ class PrefixEncoder(nn.Module):
         tensor = given["tokens"] if given.get("tokens") is not None else given["embeds"]
         T, segments = tensor.shape[1], given.get("segments")
         if segments is not None:  # each text has the context to itself
-            T = max_seqlen(segments, given.get("mask"))
+            T = pack(segments, given.get("mask")).max_seqlen
         check_context(model, self.start.shape[0], T)
         return given | {"past": self.past()}
 

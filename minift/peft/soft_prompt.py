@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from minift.errors import ConfigError
-from minift.kernels.attention.packed import MoveRows, sequence_bounds
-from minift.model.attention_mask import selected_positions
+from minift.kernels.attention.packed import MoveRows
+from minift.model.attention_mask import pack, selected_positions
 from minift.model.transformer import Transformer
 
 
@@ -73,10 +73,12 @@ class SoftPrompt(nn.Module):
         self, model: Transformer, given: dict[str, Any], x: Tensor, first: Tensor
     ) -> dict[str, Any]:
         """All texts of the batch behind each other in one row, each after its virtual tokens."""
-        mask = given.get("mask")
-        starts, lengths = sequence_bounds(given["segments"], None if mask is None else mask.bool())
+        sequences = pack(given["segments"], given.get("mask"))
+        if sequences.bounds is None:
+            raise ConfigError("model: PackedSequences and virtual tokens do not go together")
+        starts, lengths = sequences.bounds
         (B, T, _), P, n = x.shape, first.shape[0], len(lengths)
-        check_context(model, P, max(lengths.tolist(), default=0))
+        check_context(model, P, sequences.max_seqlen)
         text = torch.arange(n).repeat_interleave(torch.from_numpy(lengths + P))  # (N,)
         place = torch.arange(len(text)) - torch.from_numpy(np.cumsum(lengths + P) - lengths)[text]
         real = place >= 0  # place in its text; virtual tokens stand before 0

@@ -5,7 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from minift.model.attention_mask import count_positions, dense_mask, is_right_padded
+from minift.kernels.attention.packed import PackedSequences
+from minift.model.attention_mask import (
+    count_positions,
+    dense_mask,
+    is_right_padded,
+    pack,
+    selected_positions,
+)
 
 CPU = torch.device("cpu")
 
@@ -68,3 +75,18 @@ def test_padding_on_the_right():
     assert is_right_padded(bits("111", "100", "000"))
     assert not is_right_padded(bits("110", "011"))
     assert is_right_padded(bits("1", "0"))
+
+
+def test_selected_positions_are_indices():
+    assert selected_positions(bits("0100", "1001"), 2, 4).tolist() == [1, 4, 7]
+    indices = torch.tensor([7, 1])
+    assert selected_positions(indices, 2, 4) is indices
+
+
+def test_the_longest_sequence():
+    segments = torch.tensor([[5, 5, 5, 1], [1, 1, 1, 1]])
+    assert pack(segments, None).max_seqlen == 4
+    assert pack(segments, bits("1111", "0110").int()).max_seqlen == 3
+    assert pack(segments, bits("0000", "0000")).max_seqlen == 0
+    packed = PackedSequences(segments[:1], None, 9)
+    assert pack(packed, None) is packed

@@ -1,4 +1,4 @@
-"""Transformers without numbers."""
+"""Transformers on the meta device."""
 
 from __future__ import annotations
 

@@ -444,6 +444,9 @@ def test_rows_have_adapters_of_their_own_or_it_says_why_not(case):
                 wanted = wanted_of(case)
                 with rows(model, each):
                     close(model(case.tokens, mask=case.keep, selected=wanted), mixed[wanted])
+                    at = wanted.flatten().nonzero()[:, 0].flip(0)
+                    found = model(case.tokens, mask=case.keep, selected=at)
+                    close(found, mixed.flatten(0, 1)[at])
         for i, name in enumerate(each):
             close(mixed[i][case.keep[i]], alone[name][i][case.keep[i]])
 

@@ -11,6 +11,7 @@ from minift.checkpoints.open import load_model
 from minift.errors import ConfigError
 from minift.generation.cache import KVCache
 from minift.generation.decode import decode
+from minift.kernels.attention.packed import PackedSequences
 from minift.peft.methods import attach
 from minift.peft.prompt import Prompt
 
@@ -74,3 +75,20 @@ def test_what_does_not_go_together_is_refused():
         model(TOKENS, segments=torch.zeros_like(TOKENS), cache=cache)
     with pytest.raises(ConfigError, match="3 virtual tokens and 126 tokens exceed"):
         model(torch.zeros(1, 126, dtype=torch.long))
+
+
+@pytest.mark.parametrize("given", [
+    {"mask": torch.arange(14).view(2, 7) != 7},
+    {"segments": torch.tensor([[4, 4, 4, 4, 4, 4, 4], [1, 1, 3, 3, 3, 3, 3]])},
+], ids=list)  # fmt: skip
+def test_positions_may_be_selected_by_index(given):
+    model, indices = adapted(), torch.tensor([12, 0, 6, 9])
+    expected = model(TOKENS, **given).flatten(0, 1)[indices]
+    found = model(TOKENS, selected=indices, **given)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+
+
+def test_a_row_whose_sequences_only_the_device_knows_is_refused():
+    packed = PackedSequences(torch.zeros(1, 7, dtype=torch.long), torch.tensor([0, 7]).int(), 7)
+    with pytest.raises(ConfigError, match="PackedSequences and virtual tokens do not go together"):
+        adapted()(TOKENS[:1], segments=packed)
