@@ -61,7 +61,7 @@ class LayerContext:
 
 @dataclass(frozen=True)
 class SelectedPositions:
-    """The positions whose hidden states the last block is asked for.
+    """The positions whose hidden states the last block computes.
 
     Its residual stream has these N positions only, (1, N, D). Keys and values are still computed
     for every position. Queries are scattered to their places in the batch, zero elsewhere, so that
@@ -131,7 +131,7 @@ def forward_context(
     if segments is not None and cache is not None:
         raise ConfigError("model: segments and a cache do not go together")
     if cache is not None and not config.causal:
-        raise ConfigError(f"model: {config.family} looks both ways, which no cache can serve")
+        raise ConfigError(f"model: {config.family} attends both ways, which no cache serves")
     if isinstance(segments, PackedSequences) and mask is not None:
         raise ConfigError("model: PackedSequences and a mask do not go together")
     keep = None if mask is None or bool(mask.all()) else mask.bool()  # (B, T)

@@ -284,7 +284,7 @@ def test_packed_rows_are_the_separate_ones(case, kernels, monkeypatch):
     """[7 tokens], [4 tokens, 1 token, padding]: values and all gradients."""
     if isinstance(case.base.head, LabelHead):
         return  # it reads one position a row
-    monkeypatch.setattr(packed, "SHORT", 2)  # so that texts of 7, 4 and 1 are two bundles
+    monkeypatch.setattr(packed, "SHORT", 2)  # so that texts of 7, 4 and 1 are two buckets
     tokens, keep = torch.zeros(2, 7, dtype=torch.long), torch.ones(2, 7, dtype=torch.bool)
     tokens[0], tokens[1, :4], tokens[1, 4] = case.tokens[0], case.tokens[1, :4], case.tokens[2, 0]
     keep[1, 5:] = False
