@@ -131,7 +131,7 @@ def forward_context(
     if segments is not None and cache is not None:
         raise ConfigError("model: segments and a cache do not go together")
     if cache is not None and not config.causal:
-        raise ConfigError(f"model: {config.family} attends both ways, which no cache serves")
+        raise ConfigError(f"model: {config.family} attends both ways, which no cache can serve")
     if isinstance(segments, PackedSequences) and mask is not None:
         raise ConfigError("model: PackedSequences and a mask do not go together")
     keep = None if mask is None or bool(mask.all()) else mask.bool()  # (B, T)

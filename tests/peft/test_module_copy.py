@@ -27,7 +27,7 @@ TOKENS = torch.tensor([[5, 9, 2, 5]])
 def test_it_is_the_module_with_other_weights(module):
     x, own = torch.randn(2, 3), torch.randn_like(module.weight)
     before = module(x)
-    found = Copy({"weight": own}, learns=True).stand_in(module)(x)
+    found = Copy({"weight": own}, is_trainable=True).stand_in(module)(x)
     assert torch.equal(module(x), before)
     with torch.no_grad():
         module.weight.copy_(own)
@@ -43,7 +43,7 @@ def test_under_a_change_at_a_linear_a_norm_and_the_table():
                        ("embed", "weight"), ("norm", "bias")):  # fmt: skip
         value = base.get_submodule(path).get_parameter(leaf).detach()
         noise = torch.randn(value.shape, generator=generator, dtype=value.dtype)
-        insert(adapted, path, "default/own", Copy({leaf: value + 0.1 * noise}, learns=True))
+        insert(adapted, path, "default/own", Copy({leaf: value + 0.1 * noise}, is_trainable=True))
     use(adapted, "default")
     with torch.no_grad():
         for _, _, change in changes(adapted):
