@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import torch
 
@@ -21,10 +21,9 @@ from minift.generation.decode_weights import decode_weights
 from minift.generation.sampling import Sampling, adjust, draw
 from minift.model.transformer import Transformer
 from minift.runtime import tuned, unrouted
-from minift.tokenizers import chat
-from minift.tokenizers.bos import encode_with_bos
-from minift.tokenizers.interface import Tokenizer
-from minift.tokenizers.stream import TextStream
+
+if TYPE_CHECKING:
+    from minift.tokenizers.interface import Tokenizer
 
 Emit = Callable[[int, int], object]  # (row, token), called as soon as a token is sampled
 
@@ -221,6 +220,10 @@ def generate(
     ends an answer in its chat template, and at any `stop` string. `graph`: on a GPU, run a token's
     forward pass as one CUDA graph.
     """
+    from minift.tokenizers import chat
+    from minift.tokenizers.bos import encode_with_bos
+    from minift.tokenizers.stream import TextStream
+
     known = [item.name for item in fields(Sampling)]
     for name in options:
         if name not in known:

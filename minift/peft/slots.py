@@ -18,7 +18,7 @@ import difflib
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
@@ -29,7 +29,9 @@ from minift.kernels.mlp.dispatch import mlp
 from minift.model.attention_mask import ForwardContext, selected_positions
 from minift.model.transformer import MLP, Attention, Projections, Transformer, branch
 from minift.peft.module_copy import Copy
-from minift.tokenizers.text_format import TextFormat
+
+if TYPE_CHECKING:
+    from minift.tokenizers.text_format import TextFormat
 
 GROUPS = {
     "attention": ("q", "k", "v", "o"),

@@ -10,24 +10,24 @@ evaluation the weights of the last good step are written, at an interruption or 
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from minift.checkpoints.save import as_json
 from minift.errors import StorageError, notice, one_line
-from minift.storage import append_line, write_file
-from minift.train.run_folder import MODEL_FOLDER, TrainableFiles, finite_or_none, make_room
 from minift.train.step import Progress, Run
+
+if TYPE_CHECKING:
+    from minift.train.run_folder import RunFiles
 
 STOPPING = b"minift: stopping after this step; again abandons the run\n"
 
@@ -42,8 +42,7 @@ class Keeper:
 
     parameters: Mapping[str, nn.Parameter]
     run: Run
-    files: TrainableFiles | None  # None where no weights are written
-    record: Callable[[], Mapping[str, object]]  # what run.json says
+    files: RunFiles | None  # None where nothing is written
     best: dict[str, Tensor] | None = None
     best_loss: float = math.inf
     good: int = 0  # the last step that changed the weights
@@ -54,20 +53,18 @@ class Keeper:
     @property
     def folder(self) -> Path | None:
         """Of the weights; None where none are written."""
-        out = self.run.out
-        return None if out is None or self.files is None else out / self.files.folder
+        return None if self.files is None else self.files.folder
 
     @property
     def what(self) -> str:
         """What is kept, for a person: the adapter or the model."""
-        return self.files.folder if self.files is not None else "weights"
+        return self.folder.name if self.folder is not None else "weights"
 
     def log(self, progress: Progress) -> None:
         """A line of metrics.jsonl. A full disk costs the line, not the run."""
-        if self.run.out is not None:
+        if self.files is not None:
             try:
-                row = {name: finite_or_none(value) for name, value in asdict(progress).items()}
-                append_line(self.run.out / "metrics.jsonl", json.dumps(row, allow_nan=False))
+                self.files.log(progress)
             except StorageError as problem:
                 self.tell("log", problem, "lines of metrics.jsonl are missing")
 
@@ -98,17 +95,14 @@ class Keeper:
     def write(self, step: int) -> None:
         """The weights that the model has, which are those of `step`, and run.json."""
         if self.files is not None and self.folder is not None and self.on_disk != step:
-            if self.on_disk is None and self.files.folder == MODEL_FOLDER:
-                self.write_record()  # which says whose the model/ is, should the run end now
-            make_room(self.folder)
-            self.files.write(self.folder)
+            self.files.write_weights()
             self.on_disk = step
         self.run.kept_step = step if self.folder is None else self.on_disk
         self.write_record()
 
     def write_record(self) -> None:
-        if self.run.out is not None:
-            write_file(self.run.out / "run.json", as_json(dict(self.record())))
+        if self.files is not None:
+            self.files.write_record()
 
     def finish(self, stopped: bool) -> None:
         """The end after a whole step: the best weights are the model's and on the disk."""

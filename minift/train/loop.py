@@ -20,7 +20,6 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from minift.checkpoints.tensor_names import file_names
 from minift.data.batches import row_batches
 from minift.errors import ConfigError, FormatError
 from minift.kernels.choice import using, word
@@ -30,14 +29,11 @@ from minift.model.transformer import Transformer
 from minift.peft import methods
 from minift.peft.adapters import active, known, trainable
 from minift.runtime import numerics, tuned
-from minift.storage import free_space
-from minift.tokenizers.text_format import TextFormat
 from minift.train.config import TrainConfig
 from minift.train.evaluation.loss import held_out_loss
 from minift.train.keeper import Diverged, Keeper, catch_signals
 from minift.train.objectives.protocol import Objective
 from minift.train.optimizer import AdamW, learning_rate
-from minift.train.run_folder import check_weights, claim, clear, record, trainable_files
 from minift.train.step import EagerStep, LossModule, OptimizerStep, PlannedStep, Progress, Run
 
 
@@ -75,7 +71,11 @@ def fit(
     on, a step is read when the next one is under way, so all of that is a step late; evaluation and
     the end are not.
     """
-    with nullcontext() if out is None else claim(out, overwrite) as folder:
+    if out is None:
+        return train(model, objective, config, None, watch)
+    from minift.train.run_folder import claim
+
+    with claim(out, overwrite) as folder:
         return train(model, objective, config, folder, watch)
 
 
@@ -101,11 +101,15 @@ def train(
     held = summary.get("held_out_chunks", summary.get("held_out_rows"))
     every = config.resolved_eval_every(objective.rows, held if isinstance(held, int) else 0)
     config = replace(config, lr=rate, eval_every=every)
-    files = trainable_files(model, objective.tokenizer)
-    if out is not None:  # now, not after hours of training
-        check_weights(out, files)
-        free_space(out, 2 * (files.size if files else 0))
-    run = Run(config, steps, out=out)
+    run, files = Run(config, steps, out=out), None
+    if out is not None:
+        from minift.train.run_folder import clear, open_files
+
+        def facts() -> dict[str, object]:
+            here = numerics(weight.dtype, weight.device, word(weight))
+            return {"data": summary, "numerics": here}
+
+        files = open_files(out, model, run, objective.tokenizer, facts)
     remember_texts(model, summary)
     step = new_step(model, objective, parameters, config)
     weight = model.embed.weight
@@ -119,12 +123,7 @@ def train(
         # "auto" leaves the kernels to the caller's choice.
         kernels = nullcontext() if config.kernels == "auto" else using(config.kernels)
         with kernels, tuned(config.threads, weight.device), catch_signals() as interrupted:
-
-            def facts() -> dict[str, object]:
-                here = numerics(weight.dtype, weight.device, word(weight))
-                return record(model, run, files) | {"data": summary, "numerics": here}
-
-            keeper = Keeper(parameters, run, files, facts)
+            keeper = Keeper(parameters, run, files)
             with keeper.save_on_error():
                 for planned in plan_steps(objective, config, steps, rate):
                     step.start(planned.rows, planned.lr)
@@ -246,6 +245,8 @@ def check_finite(model: Transformer) -> None:
         name for name, tensor in chain(model.named_parameters(), places) if not is_finite(tensor)
     ]
     if bad:
+        from minift.checkpoints.tensor_names import file_names
+
         name = file_names(model.config).get(bad[0], bad[0])
         found = "NaN or infinity" + (f", as in {len(bad) - 1:,} more" if len(bad) > 1 else "")
         where = f'tensor "{name}"'
@@ -257,6 +258,8 @@ def remember_texts(model: Transformer, summary: Mapping[str, object]) -> None:
     name, said = active(model), summary.get("texts")
     if said is None:
         return
+    from minift.tokenizers.text_format import TextFormat
+
     texts = TextFormat.from_json(said, "fit")
     if name is None:
         model.text_format = texts

@@ -28,7 +28,7 @@ from pathlib import Path
 import torch
 
 from minift import __version__
-from minift.checkpoints.save import save
+from minift.checkpoints.save import as_json, save
 from minift.errors import ConfigError, FormatError, StorageError, notice, one_line
 from minift.formats import strict_json
 from minift.formats.overwrite import ADAPTER, MODEL, check_files, foreign, names_in
@@ -38,9 +38,9 @@ from minift.kernels.quantized.linear import base_of, numbers
 from minift.model.transformer import Transformer
 from minift.peft.adapters import active, config_of, trainable
 from minift.runtime import peak_memory
-from minift.storage import probe
+from minift.storage import append_line, free_space, probe, write_file
 from minift.tokenizers.interface import Tokenizer
-from minift.train.step import Run
+from minift.train.step import Progress, Run
 
 try:
     import fcntl
@@ -246,6 +246,40 @@ def trainable_files(model: Transformer, tokenizer: Tokenizer | None) -> Trainabl
     )
 
 
+@dataclass
+class RunFiles:
+    """What a run writes into its folder: weights, run.json and metrics.jsonl."""
+
+    out: Path
+    model: Transformer
+    run: Run
+    weights: TrainableFiles | None  # None where no weights are written
+    facts: Callable[[], dict[str, object]]  # what else run.json says
+
+    @property
+    def folder(self) -> Path | None:
+        """Of the weights."""
+        return None if self.weights is None else self.out / self.weights.folder
+
+    def log(self, progress: Progress) -> None:
+        """A line of metrics.jsonl."""
+        row = {name: finite_or_none(value) for name, value in asdict(progress).items()}
+        append_line(self.out / METRICS, json.dumps(row, allow_nan=False))
+
+    def write_weights(self) -> None:
+        """The weights that the model has, over older ones."""
+        assert self.weights is not None
+        folder = self.out / self.weights.folder
+        if folder.name == MODEL_FOLDER and not folder.exists():
+            self.write_record()  # which says whose the model/ is, should the run end now
+        make_room(folder)
+        self.weights.write(folder)
+
+    def write_record(self) -> None:
+        facts = record(self.model, self.run, self.weights) | self.facts()
+        write_file(self.out / RUN, as_json(facts))
+
+
 def check_weights(out: Path, files: TrainableFiles | None) -> None:
     """Raise ConfigError where the run's model/ is somebody else's; say where no weights are saved.
 
@@ -257,6 +291,18 @@ def check_weights(out: Path, files: TrainableFiles | None) -> None:
     there = files.folder == MODEL_FOLDER and os.path.lexists(out / MODEL_FOLDER)
     if there and not owns_model(out):
         raise not_ours(out, MODEL_FOLDER)
+
+
+def open_files(
+    out: Path, model: Transformer, run: Run, tokenizer: Tokenizer | None,
+    facts: Callable[[], dict[str, object]],
+) -> RunFiles:  # fmt: skip
+    """The files of a run that begins. Raises as `check_weights`, and StorageError where the disk
+    has no room for the weights: now, not after hours of training."""
+    weights = trainable_files(model, tokenizer)
+    check_weights(out, weights)
+    free_space(out, 2 * (weights.size if weights else 0))
+    return RunFiles(out, model, run, weights, facts)
 
 
 def make_room(weights: Path) -> None:

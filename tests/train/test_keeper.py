@@ -20,7 +20,7 @@ from minift.interop.adapter_files import load_adapter
 from minift.peft.adapters import trainable
 from minift.peft.lora import LoRA
 from minift.peft.methods import attach
-from minift.train import keeper, loop, run_folder, step
+from minift.train import loop, run_folder, step
 from minift.train.config import TrainConfig
 from minift.train.keeper import Diverged, catch_signals
 from minift.train.loop import fit
@@ -237,7 +237,7 @@ def test_a_save_that_fails_meanwhile_is_said_once_and_made_up_for(
 
 def test_a_record_that_fails_after_its_adapter_says_so(model, held_out, tmp_path, monkeypatch):
     held_out(3.0, 2.0)
-    honest, count = keeper.write_file, []
+    honest, count = run_folder.write_file, []
 
     def write(path, content):
         count.append(1)
@@ -245,7 +245,7 @@ def test_a_record_that_fails_after_its_adapter_says_so(model, held_out, tmp_path
             raise StorageError(path, "cannot write", errno.ENOSPC)
         honest(path, content)
 
-    monkeypatch.setattr(keeper, "write_file", write)
+    monkeypatch.setattr(run_folder, "write_file", write)
     with pytest.warns(Notice, match="the best adapter, of step 2, is saved, but run.json does not"):
         fit(model, Rows(), config(4), tmp_path / "r")
     assert facts(tmp_path / "r")["kept_step"] == 4
@@ -292,7 +292,7 @@ def test_a_full_disk_costs_lines_of_the_log_not_the_run(model, tmp_path, monkeyp
     def full(path, text):
         raise StorageError(path, "cannot write", errno.ENOSPC)
 
-    monkeypatch.setattr(keeper, "append_line", full)
+    monkeypatch.setattr(run_folder, "append_line", full)
     with pytest.warns(Notice, match=r"lines of metrics\.jsonl are missing") as said:
         run = fit(model, Rows(), config(3, every=0), tmp_path / "r")
     assert len(said) == 1

@@ -7,12 +7,14 @@ number, sums the losses of a whole optimizer step and divides once by the number
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor
 
 from minift.model.transformer import Transformer
-from minift.tokenizers.interface import Tokenizer
+
+if TYPE_CHECKING:
+    from minift.tokenizers.interface import Tokenizer
 from minift.train.objectives.batch import Row, Window
 
 
