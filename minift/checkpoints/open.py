@@ -190,7 +190,7 @@ def resolve(name: str | os.PathLike[str]) -> Path:
     path, text = Path(name), str(name)
     try:
         if path.exists():
-            return path
+            return model_of_run(path) or path
     except OSError as error:  # a name too long, a folder that may not be looked into
         raise ConfigError(f"{one_line(text, 60)}: {os.strerror(error.errno or 0)}") from None
     models = [key for key, asset in assets.ASSETS.items() if asset.inside.endswith(MODELS)]
@@ -212,6 +212,13 @@ def resolve(name: str | os.PathLike[str]) -> Path:
     if near and assets.cached(near[0]) is None:
         hint += f" (not downloaded: minift download {near[0]})"
     raise ConfigError(f'no model, file or folder "{one_line(text)}" here{hint}')
+
+
+def model_of_run(folder: Path) -> Path | None:
+    """The model that a run left in its folder, where it trained no adapter."""
+    inside = folder / "model"
+    of_run = os.path.exists(folder / "metrics.jsonl") and os.path.exists(inside / "config.json")
+    return inside if of_run and not os.path.exists(folder / "config.json") else None
 
 
 def is_hub_name(text: str) -> bool:

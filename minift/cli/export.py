@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from minift.checkpoints.labels import with_labels
-from minift.checkpoints.open import load
+from minift.checkpoints.open import load, model_of_run
 from minift.checkpoints.save import target_names
 from minift.cli.console import Console, megabytes
 from minift.cli.models import apply_text_format, base_kind, base_name
@@ -19,13 +19,12 @@ from minift.interop.stored import METRICS
 
 
 def export(parsed: Parsed, console: Console) -> int:
-
     place, out, to = Path(parsed.words[0]), parsed.need("out"), parsed.flag("to")
     check_target(out, parsed.flag("overwrite"), target_names(out) if to == "hf" else None)
     if to == "gguf-lora" and parsed.flag("chat_template") is not None:
         raise ConfigError("--chat-template: has no effect on --to gguf-lora, which holds weights")
     files = (place / CONFIG, place / "adapter" / CONFIG, place / METRICS)
-    if any(map(os.path.exists, files)):
+    if model_of_run(place) is None and any(map(os.path.exists, files)):
         adapter = stored(place)
         if adapter.classifies and to != "hf":
             raise ConfigError(

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
-from minift.checkpoints.open import Survey, survey
+from minift.checkpoints.open import Survey, model_of_run, survey
 from minift.cli.console import Console, megabytes
 from minift.cli.options import Parsed
 from minift.cli.run_file import run_summary, unfinished_note
@@ -24,16 +24,18 @@ def info(parsed: Parsed, console: Console) -> int:
     folder = Path(name)
     # os.path.exists: pathlib's raises for a name that is too long.
     files = ("run.json", "metrics.jsonl", "adapter_config.json")
-    if any(os.path.exists(folder / file) for file in files):
+    of_run = model_of_run(folder) is not None
+    if not of_run and any(os.path.exists(folder / file) for file in files):
         return adapter_info(folder, console)
 
     found = survey(name)
     config = found.config
     kinds = ", ".join(f"{count} {kind}" for kind, count in Counter(found.kinds).most_common())
     data = {"path": str(found.path), "family": config.family, "parameters": found.parameters}
-    console.result(
-        describe(found), data | {"layers": config.layers, "dim": config.dim, "kinds": kinds}
-    )
+    lines = describe(found)
+    if of_run and (run := run_summary(folder)) is not None:
+        lines += "\n" + printable((f"run          {run}",))
+    console.result(lines, data | {"layers": config.layers, "dim": config.dim, "kinds": kinds})
     return 0
 
 

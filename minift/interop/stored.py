@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from minift.checkpoints.hub import cache
-from minift.checkpoints.open import TensorFile, is_hub_name
+from minift.checkpoints.open import TensorFile, is_hub_name, model_of_run
 from minift.checkpoints.tokenizers import CONFIG_LIMIT
 from minift.errors import ConfigError, FormatError, one_line
 from minift.formats import safetensors, strict_json, torch_zip
@@ -39,6 +39,8 @@ def adapter_folder(path: str | os.PathLike[str]) -> Path:
     for candidate in (folder, folder / "adapter"):
         if os.path.exists(candidate / CONFIG):  # pathlib's raises for a name that is too long
             return candidate
+    if (model := model_of_run(folder)) is not None:
+        raise ConfigError(f'"{folder}" is a run that trained no adapter: its model is {model}')
     if os.path.exists(folder / METRICS):
         raise ConfigError(f'"{one_line(str(folder), 200)}": unfinished run, no adapter saved')
     if os.path.exists(folder):

@@ -8,7 +8,9 @@ import shutil
 import pytest
 import torch
 
+import minift
 from minift.checkpoints.families import FAMILIES
+from minift.checkpoints.open import load
 from minift.formats import safetensors
 
 
@@ -222,3 +224,22 @@ def test_a_run_that_was_killed_says_so_wherever_a_run_is_asked_for(tmp_path, cli
         ("generate", "--adapter", tmp_path, "x"),
     ):
         assert cli(*words) == (2, "", wanted), words[0]
+
+
+def test_a_run_that_trained_a_whole_model_stands_for_it(cli, tiny_model, tmp_path):
+    model, tokenizer = load(tiny_model)
+    for parameter in model.parameters():
+        parameter.requires_grad_(True)
+    objective = minift.SFT(tokenizer, [{"prompt": "a", "completion": " b"}] * 4)
+    minift.fit(model, objective, minift.TrainConfig(steps=1, lr=1e-4), tmp_path / "run")
+    code, text, err = cli("info", tmp_path / "run")
+    assert (code, err) == (0, "")
+    assert f"file         {tmp_path}/run/model" in text
+    assert "run          1 steps" in text
+    again, _ = load(tmp_path / "run")
+    pairs = zip(again.parameters(), model.parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+    code, _, err = cli("merge", tmp_path / "run", "--out", tmp_path / "out")
+    assert code == 2
+    assert err.endswith(f"is a run that trained no adapter: its model is {tmp_path}/run/model\n")
+    assert cli("export", tmp_path / "run", "--to", "hf", "--out", tmp_path / "out")[0] == 0
