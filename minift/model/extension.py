@@ -7,7 +7,8 @@ faster asks them what they do.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
@@ -24,6 +25,25 @@ class Extension(Protocol):
     def row_keys(self) -> Sequence[Hashable] | None:
         """For each row of the next batch, what is applied to it: rows with equal keys are computed
         alike. None: all rows are."""
+
+    def recompute_context(self) -> AbstractContextManager[None]:
+        """Asked for in a forward pass, entered in its backward pass while a checkpointed block is
+        computed again: what is attached acts as it did."""
+
+
+def checkpoint_contexts(
+    extensions: Sequence[Extension],
+) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """For torch's `checkpoint`: what is entered around a block now, and when it is recomputed."""
+    return nullcontext(), entered([one.recompute_context() for one in extensions])
+
+
+@contextmanager
+def entered(contexts: Sequence[AbstractContextManager[None]]) -> Iterator[None]:
+    with ExitStack() as stack:
+        for context in contexts:
+            stack.enter_context(context)
+        yield
 
 
 @runtime_checkable

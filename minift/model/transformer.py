@@ -20,9 +20,8 @@ accept any (B, T, D). Parameter names never change, whatever is attached.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -45,16 +44,11 @@ from minift.model.attention_mask import (
     selected_positions,
 )
 from minift.model.config import ModelConfig
-from minift.model.extension import Extension, FusedGroup, FusedMLP
+from minift.model.extension import Extension, FusedGroup, FusedMLP, checkpoint_contexts
 from minift.model.heads import LabelHead, MaskedLMHead
 from minift.model.norm import make_norm
 
 FEW = 0.9  # of all positions: if more are selected, gathering them early saves nothing
-Contexts = Callable[[], tuple[AbstractContextManager[Any], AbstractContextManager[Any]]]
-
-
-def no_contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    return nullcontext(), nullcontext()
 
 
 class Projections(nn.Module):
@@ -224,7 +218,6 @@ class Transformer(nn.Module):
         if config.tied:
             self.tie()
         self.checkpointing = False  # recompute each block in the backward pass, do not keep it
-        self.checkpoint_contexts: Contexts = no_contexts  # around a block, the two times
         # A plain list: their modules are registered elsewhere.
         self.extensions: list[Extension] = []
 
@@ -284,9 +277,8 @@ class Transformer(nn.Module):
                 context = replace(context, selected=SelectedPositions(x, selected))
                 x = x.flatten(0, 1).index_select(0, selected)[None]  # (1, N, D)
             if self.checkpointing and torch.is_grad_enabled():
-                x = checkpoint(
-                    block, x, context, use_reentrant=False, context_fn=self.checkpoint_contexts
-                )
+                contexts = partial(checkpoint_contexts, self.extensions)
+                x = checkpoint(block, x, context, use_reentrant=False, context_fn=contexts)
             else:
                 x = block(x, context)
         if cache is not None:

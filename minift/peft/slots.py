@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -146,12 +146,10 @@ class Adapters(nn.Module):
         part = self.part
         return None if part is None else part.after(out)  # type: ignore[operator]
 
-    def checkpoint_contexts(
-        self,
-    ) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-        """For activation checkpointing: a block that is computed again in the backward pass is
-        computed with the adapter of its forward pass, whichever is active by then."""
-        return nullcontext(), self.restored(self.switch.active, self.switch.rows)
+    def recompute_context(self) -> AbstractContextManager[None]:
+        """A checkpointed block is computed again with the adapter of its forward pass, whichever is
+        active by then."""
+        return self.restored(self.switch.active, self.switch.rows)
 
     @contextmanager
     def restored(self, active: str | None, rows: tuple[str | None, ...] | None) -> Iterator[None]:
@@ -203,7 +201,6 @@ def get_or_create_adapters(model: Transformer) -> Adapters:
         found = Adapters()
         model.adapters = found
         model.extensions.append(found)
-        model.checkpoint_contexts = found.checkpoint_contexts
         for module in model.modules():
             if isinstance(module, Projections):
                 module.together = group_at_once
