@@ -34,9 +34,8 @@ def eval(parsed: Parsed, console: Console) -> int:
     most = longest_row(parsed, texts, room_left(model))
     if records.labels:
         accuracy, _ = measure_answers(parsed, console, model, tokenizer, records, most)
-        low, high = accuracy.interval
-        data = {"accuracy": accuracy.share, "interval": [low, high], "rows": accuracy.total}
-        console.result(f"accuracy     {accuracy}   {accuracy.total:,} rows", data)
+        text = f"accuracy     {accuracy}   {accuracy.total:,} rows"
+        console.result(text, accuracy_data(accuracy))
         return 0
     objective = SFT(tokenizer, records, records, max_length=most)
     objective.check(model)

@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 from unicodedata import normalize
 
 from minift.data.read import Records
@@ -52,6 +53,30 @@ def say_capped(usual: int, most: int, cuts: Iterable[Cuts]) -> None:
 
 
 # ---- rows ----------------------------------------------------------------------------------------
+
+
+class Sides(Protocol):
+    """An objective's rows: to train on, and held out, if there are any."""
+
+    train: Rowset
+    held_out: Rowset | tuple[()]
+
+
+def side_of(objective: Sides, held_out: bool) -> Rowset:
+    """The rows of one side, which has some."""
+    rows = objective.held_out if held_out else objective.train
+    assert not isinstance(rows, tuple)
+    return rows
+
+
+def row_facts(objective: Sides) -> dict[str, object]:
+    """How many rows there are, and of which file, for run.json."""
+    facts: dict[str, object] = {}
+    for name, rows in (("train", objective.train), ("held_out", objective.held_out)):
+        facts[f"{name}_rows"] = len(rows)
+        if not isinstance(rows, tuple):
+            facts[f"{name}_file"], facts[f"{name}_sha256"] = str(rows.path), rows.sha256
+    return facts
 
 
 def spelled(error: EncodeError) -> str:

@@ -102,7 +102,7 @@ class Classification:
 
     def check_rows(self, vocabulary: checks.Vocabulary, held_out: bool) -> Cuts:
         """Check one side of the data."""
-        rows = self.side(held_out)
+        rows = checks.side_of(self, held_out)
         empty: list[int] = []
         added = [len(self.tokenizer.wrap(empty, other)[0]) for other in (None, empty)]
         tried, spelled, long = set[bool](), checks.Counted(), []
@@ -125,11 +125,6 @@ class Classification:
             return (held_out, i) in self.truncated
 
         return checks.count_cuts(long, len(rows), is_cut)
-
-    def side(self, held_out: bool) -> Rowset:
-        rows = self.held_out if held_out else self.train
-        assert not isinstance(rows, tuple)
-        return rows
 
     def cut_lines(self) -> list[str]:
         """What is cut, for a person."""
@@ -154,7 +149,7 @@ class Classification:
 
     def encode(self, i: int, held_out: bool = False) -> Encoded:
         """One row as the model reads it."""
-        rows = self.side(held_out)
+        rows = checks.side_of(self, held_out)
         text, other, label = texts_and_label(rows, i)
         try:
             ids, types, cut = wrapped(self.tokenizer, text, self.max_length, other)
@@ -198,11 +193,7 @@ class Classification:
         """What the data is, for run.json."""
         facts: dict[str, object] = {"objective": "classification", "max_length": self.max_length}
         facts["labels"] = list(self.labels)
-        for name, rows in (("train", self.train), ("held_out", self.held_out)):
-            facts[f"{name}_rows"] = len(rows)
-            if not isinstance(rows, tuple):
-                facts[f"{name}_file"], facts[f"{name}_sha256"] = str(rows.path), rows.sha256
-        facts |= checks.cut_facts(self.cuts)
+        facts |= checks.row_facts(self) | checks.cut_facts(self.cuts)
         # So that others can be read the same way.
         facts["template"], facts["target"] = self.train.template, self.train.target
         if self.train.pair is not None:

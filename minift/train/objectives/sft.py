@@ -121,7 +121,7 @@ class SFT:
 
     def check_rows(self, vocabulary: checks.Vocabulary, held_out: bool) -> Cuts:
         """Check one side of the data."""
-        rows = self.side(held_out)
+        rows = checks.side_of(self, held_out)
         shapes: dict[object, tuple[int, bool]] = {}  # tokens of the first, whether any is learned
         marks: list[str] | None = None
         spelled, unlearned, long = checks.Counted(), checks.Counted(), []
@@ -155,11 +155,6 @@ class SFT:
         return checks.count_cuts(
             long, len(rows), lambda i: len(self.whole(i, held_out)[0]) > self.max_length
         )
-
-    def side(self, held_out: bool) -> Rowset:
-        rows = self.held_out if held_out else self.train
-        assert not isinstance(rows, tuple)
-        return rows
 
     def cut_lines(self) -> list[str]:
         """What is cut and what becomes several rows, for a person."""
@@ -200,7 +195,7 @@ class SFT:
 
     def whole(self, i: int, held_out: bool = False) -> Row:
         """(ids, mask) of row i of the data, however long."""
-        rows = self.side(held_out)
+        rows = checks.side_of(self, held_out)
         try:
             return encode_row(self.tokenizer, rows[i])
         except ConfigError as error:
@@ -208,7 +203,7 @@ class SFT:
 
     def encode(self, i: int, held_out: bool = False) -> Row:
         """(ids, mask) of row i, cut to `max_length`; mask 1 = a target, the end token is one."""
-        rows, most = self.side(held_out), self.max_length
+        rows, most = checks.side_of(self, held_out), self.max_length
         text, k = self.chunks[held_out].place(i)
         opening = len(bos_ids(self.tokenizer))
         if text in self.chunks[held_out].counts:
@@ -264,12 +259,10 @@ class SFT:
         facts: dict[str, object] = {
             "objective": "sft", "max_length": self.max_length, "pack": self.pack
         }  # fmt: skip
-        for name, rows in (("train", self.train), ("held_out", self.held_out)):
-            facts[f"{name}_rows"] = len(rows)
-            if not isinstance(rows, tuple):
-                facts[f"{name}_file"], facts[f"{name}_sha256"] = str(rows.path), rows.sha256
-            if self.chunks[name == "held_out"].counts:
-                facts[f"{name}_chunks"] = len(self.chunks[name == "held_out"])
+        facts |= checks.row_facts(self)
+        for name, chunks in (("train", self.chunks[False]), ("held_out", self.chunks[True])):
+            if chunks.counts:
+                facts[f"{name}_chunks"] = len(chunks)
         return facts | checks.cut_facts(self.cuts) | {"texts": self.text_format().as_json()}
 
     def text_format(self) -> TextFormat:
