@@ -31,6 +31,7 @@ from minift.errors import ConfigError, FormatError, one_line
 from minift.formats import gguf_split, strict_json
 from minift.formats.gguf import GgufFile
 from minift.formats.gguf_split import SplitFile
+from minift.formats.overwrite import METRICS, MODEL_FOLDER
 from minift.kernels.quantized.linear import OWN, base_of
 from minift.kernels.quantized.reference import BLOCKS
 from minift.model.config import ModelConfig
@@ -216,8 +217,8 @@ def resolve(name: str | os.PathLike[str]) -> Path:
 
 def model_of_run(folder: Path) -> Path | None:
     """The model that a run left in its folder, where it trained no adapter."""
-    inside = folder / "model"
-    of_run = os.path.exists(folder / "metrics.jsonl") and os.path.exists(inside / "config.json")
+    inside = folder / MODEL_FOLDER
+    of_run = os.path.exists(folder / METRICS) and os.path.exists(inside / "config.json")
     return inside if of_run and not os.path.exists(folder / "config.json") else None
 
 

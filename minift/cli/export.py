@@ -12,10 +12,9 @@ from minift.cli.console import Console, megabytes
 from minift.cli.models import apply_text_format, base_kind, base_name
 from minift.cli.options import Parsed
 from minift.errors import ConfigError
-from minift.formats.overwrite import check_target
+from minift.formats.overwrite import ADAPTER_FOLDER, METRICS, check_target
 from minift.interop.adapter_files import CONFIG, load_adapter, stored
 from minift.interop.export import export as write
-from minift.interop.stored import METRICS
 
 
 def export(parsed: Parsed, console: Console) -> int:
@@ -23,7 +22,7 @@ def export(parsed: Parsed, console: Console) -> int:
     check_target(out, parsed.flag("overwrite"), target_names(out) if to == "hf" else None)
     if to == "gguf-lora" and parsed.flag("chat_template") is not None:
         raise ConfigError("--chat-template: has no effect on --to gguf-lora, which holds weights")
-    files = (place / CONFIG, place / "adapter" / CONFIG, place / METRICS)
+    files = (place / CONFIG, place / ADAPTER_FOLDER / CONFIG, place / METRICS)
     if model_of_run(place) is None and any(map(os.path.exists, files)):
         adapter = stored(place)
         if adapter.classifies and to != "hf":

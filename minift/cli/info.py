@@ -13,7 +13,8 @@ from minift.cli.console import Console, megabytes
 from minift.cli.options import Parsed
 from minift.cli.run_file import run_summary, unfinished_note
 from minift.errors import one_line
-from minift.interop.adapter_files import stored, texts_of
+from minift.formats.overwrite import METRICS, RUN
+from minift.interop.adapter_files import CONFIG, stored, texts_of
 
 WIDEST = 2000  # characters of a line of information
 
@@ -23,7 +24,7 @@ def info(parsed: Parsed, console: Console) -> int:
     name = parsed.words[0]
     folder = Path(name)
     # os.path.exists: pathlib's raises for a name that is too long.
-    files = ("run.json", "metrics.jsonl", "adapter_config.json")
+    files = (RUN, METRICS, CONFIG)
     of_run = model_of_run(folder) is not None
     if not of_run and any(os.path.exists(folder / file) for file in files):
         return adapter_info(folder, console)

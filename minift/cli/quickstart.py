@@ -25,6 +25,7 @@ from minift.cli.training import (
 )
 from minift.data.split import Rows, published_reviews
 from minift.errors import ConfigError, one_line
+from minift.formats.overwrite import ADAPTER_FOLDER
 from minift.generation.decode import generate
 from minift.model.config import ModelConfig
 from minift.model.transformer import Transformer
@@ -81,7 +82,7 @@ def quickstart(parsed: Parsed, console: Console) -> int:
     show_rows(console, model, tokenizer, test, before_scores, after_scores)
     seconds = time.perf_counter() - start
     console.say()
-    size = sum(f.stat().st_size for f in (Path(out) / "adapter").iterdir())
+    size = sum(f.stat().st_size for f in (Path(out) / ADAPTER_FOLDER).iterdir())
     saved = f"adapter/ ({megabytes(size)}, {reader_of_adapter(model)})  metrics.jsonl  run.json"
     console.result(
         f"saved        {out}/  {saved}\n"

@@ -13,13 +13,12 @@ from minift.checkpoints.frozen_base import BASES
 from minift.checkpoints.open import DTYPES
 from minift.errors import FormatError, one_line
 from minift.formats import strict_json
-
-NAME, ADAPTER_FOLDER = "run.json", "adapter"
+from minift.formats.overwrite import ADAPTER_FOLDER, RUN
 
 
 def read_run_of(adapter: Path) -> tuple[dict[str, Any], Path]:
     """run.json beside an adapter's folder, and its path; an empty dict if there is none."""
-    run = adapter.parent / NAME
+    run = adapter.parent / RUN
     there = adapter.name == ADAPTER_FOLDER and os.path.exists(run)
     return (strict_json.read(run) if there else {}), run
 
@@ -56,7 +55,7 @@ def unfinished_note(adapter: Path) -> str | None:
 
 def run_summary(folder: Path) -> str | None:
     """A run's steps, last loss, end and kept step in one line; None without run.json."""
-    run = folder / NAME
+    run = folder / RUN
     if not os.path.exists(run):
         return None
     facts = strict_json.read(run)

@@ -25,6 +25,7 @@ from minift.cli.run_report import passes_line, plan_line
 from minift.data.read import Records
 from minift.data.split import Rows
 from minift.errors import ConfigError, FormatError, escaped
+from minift.formats.overwrite import ADAPTER_FOLDER
 from minift.interop.adapter_files import AnyStored, adapter_folder, load_adapter, stored
 from minift.model.config import ModelConfig
 from minift.model.transformer import Transformer
@@ -37,7 +38,7 @@ from minift.train.loop import fit
 from minift.train.objectives.classification import Classification
 from minift.train.objectives.protocol import Objective
 from minift.train.objectives.sft import SFT
-from minift.train.run_folder import ADAPTER_FOLDER, claim
+from minift.train.run_folder import claim
 from minift.train.step import Run
 
 Data = Records | Rows

@@ -17,6 +17,8 @@ from minift.errors import ConfigError, FormatError, one_line
 from minift.formats import gguf, safetensors
 from minift.storage import probe, recover
 
+# What a run's folder holds; one of the two folders of weights.
+RUN, METRICS, ADAPTER_FOLDER, MODEL_FOLDER = "run.json", "metrics.jsonl", "adapter", "model"
 # The names of now, and those of earlier and later versions.
 MODEL = re.compile(
     r"(config|generation_config|tokenizer|tokenizer_config|special_tokens_map|added_tokens|vocab"

@@ -14,6 +14,7 @@ from minift.checkpoints.open import TensorFile, is_hub_name, model_of_run
 from minift.checkpoints.tokenizers import CONFIG_LIMIT
 from minift.errors import ConfigError, FormatError, one_line
 from minift.formats import safetensors, strict_json, torch_zip
+from minift.formats.overwrite import ADAPTER_FOLDER, METRICS
 from minift.interop import adalora, adapterhub
 from minift.interop.methods import BY_TYPE
 from minift.interop.module_names import ModuleNames
@@ -21,7 +22,6 @@ from minift.interop.peft_format import CONFIG, IGNORED, Format, Shapes, SoftProm
 from minift.peft.names import summarize_targets
 from minift.tokenizers import text_format
 
-METRICS = "metrics.jsonl"  # of a run, from its first step on
 TENSORS = "adapter_model.safetensors"
 OLDER_TENSORS = "adapter_model.bin"  # PEFT's until 0.6, and later on demand
 LABELS = "labels"  # of a classifier: a key of the tensors' metadata, which PEFT passes over
@@ -36,7 +36,7 @@ ELSEWHERE = {  # tasks whose models minift does not have
 def adapter_folder(path: str | os.PathLike[str]) -> Path:
     """The adapter's folder: `path` itself, the one inside a run's folder, or that of `org/name`."""
     folder = Path(path)
-    for candidate in (folder, folder / "adapter"):
+    for candidate in (folder, folder / ADAPTER_FOLDER):
         if os.path.exists(candidate / CONFIG):  # pathlib's raises for a name that is too long
             return candidate
     if (model := model_of_run(folder)) is not None:

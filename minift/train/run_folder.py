@@ -31,9 +31,18 @@ from minift import __version__
 from minift.checkpoints.save import as_json, save
 from minift.errors import ConfigError, FormatError, StorageError, notice, one_line
 from minift.formats import strict_json
-from minift.formats.overwrite import ADAPTER, MODEL, check_files, foreign, names_in
+from minift.formats.overwrite import (
+    ADAPTER,
+    ADAPTER_FOLDER,
+    METRICS,
+    MODEL,
+    MODEL_FOLDER,
+    RUN,
+    check_files,
+    foreign,
+    names_in,
+)  # fmt: skip
 from minift.interop.adapter_files import save_adapter
-from minift.interop.stored import METRICS
 from minift.kernels.quantized.linear import base_of, numbers
 from minift.model.transformer import Transformer
 from minift.peft.adapters import active, config_of, trainable
@@ -47,7 +56,7 @@ try:
 except ImportError:  # Windows: no such locks
     fcntl = None  # type: ignore[assignment]
 
-RUN, ADAPTER_FOLDER, MODEL_FOLDER, LOCK = "run.json", "adapter", "model", ".minift-run"
+LOCK = ".minift-run"
 RECORDED = 4096  # evaluations in run.json, which stays small; metrics.jsonl has all
 NAMES = {ADAPTER_FOLDER: ADAPTER, MODEL_FOLDER: MODEL}  # of files in the folders of weights
 _held: dict[str, int] = {}  # folders that this process holds -> the thread that does
