@@ -19,20 +19,22 @@ def open_prompts(parsed: Parsed, path: str, texts: TextFormat | None = None) -> 
         template = unescape_template(template)
     labels: tuple[str, ...] | None = parsed.flag("labels")
 
-    def opened(template: str | None, target: str | None, labels: tuple[str, ...] | None) -> Records:
+    def open_as(
+        template: str | None, target: str | None, labels: tuple[str, ...] | None
+    ) -> Records:
         return open_records(
             path, template=template, target=target, labels=labels,
             limit=parsed.flag("limit"), documents=parsed.flag("documents"),
         )  # fmt: skip
 
     if texts is None or not texts.template or (template is not None and target is not None):
-        return opened(template, target, labels)
+        return open_as(template, target, labels)
     try:
-        found = opened(
+        found = open_as(
             template or texts.template, target or texts.target, labels or texts.labels or None
         )
     except ConfigError:  # another kind of data, which says itself how it is to be read
-        return opened(template, target, labels)
+        return open_as(template, target, labels)
     if template is None:
         shown = one_line(texts.template.replace("\n", "\\n"), 200)
         line = f"is read by the template of training, '{shown}'; --template names another"

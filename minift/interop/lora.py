@@ -23,7 +23,7 @@ from minift.peft.token_rows import target_modules as table_modules
 BASE_KEEPING = ("true", "false", "gaussian", "eva", "orthogonal", "mica")
 BASE_CHANGING = ("pissa", "corda", "olora", "loftq", "lora_ga")
 LENGTHS = "lora_magnitude_vector"
-THIN = ("lora_A.weight", "lora_B.weight", "lora_embedding_A", "lora_embedding_B", LENGTHS)
+LEAVES = ("lora_A.weight", "lora_B.weight", "lora_embedding_A", "lora_embedding_B", LENGTHS)
 
 
 def read(
@@ -53,11 +53,13 @@ def read(
     alpha = number(data, "lora_alpha", problems)
     of_alphas: tuple[tuple[str, float], ...] = ()
     if module_names is not None:
-        thin = {path: leaves for path, leaves in there.items() if leaves.keys() & {*THIN}}
-        targets = module_names.targets(data, thin, problems)
+        low_rank = {path: leaves for path, leaves in there.items() if leaves.keys() & {*LEAVES}}
+        targets = module_names.targets(data, low_rank, problems)
         # A pattern that cannot be read says nothing that the tensors do not say themselves.
         given = module_names.pattern(ranks, int, "rank_pattern", targets, problems, needed=False)
-        each = {path: rank_in(thin.get(module_names.by_ours[path].path, {})) for path in targets}
+        each = {
+            path: rank_in(low_rank.get(module_names.by_ours[path].path, {})) for path in targets
+        }
         each = {path: r for path, r in each.items() if r} if given is None else given
         # Of alphas the tensors say nothing.
         found = module_names.pattern(alphas, float, "alpha_pattern", targets, problems, needed=True)
@@ -95,12 +97,12 @@ def write(
     config: LoRA, module_names: ModuleNames, found: Mapping[str, nn.Module]
 ) -> dict[str, Any]:
     """adapter_config.json's part of it, as the changes are: pissa is a LoRA of twice the rank."""
-    thin = {path: change for path, change in found.items() if not isinstance(change, TableRows)}
+    low_rank = {path: change for path, change in found.items() if not isinstance(change, TableRows)}
     sizes = {}
-    for theirs in module_names.of(thin):
-        parts = [thin.get(path) for path in theirs.ours]
+    for theirs in module_names.of(low_rank):
+        parts = [low_rank.get(path) for path in theirs.ours]
         rank = len(parts[0].A) if isinstance(parts[0], LoRAEmbedding) else len(stacked(parts)[0])
-        scale = config.scale_at(next(path for path in theirs.ours if path in thin))
+        scale = config.scale_at(next(path for path in theirs.ours if path in low_rank))
         sizes[theirs.path] = (rank, scale * (math.sqrt(rank) if config.rslora else rank))
     usual = max(set(sizes.values()), key=lambda size: (list(sizes.values()).count(size), size))
     return {
@@ -112,8 +114,8 @@ def write(
         "use_rslora": config.rslora,
         "use_dora": config.dora,
         "lora_bias": config.lora_bias,
-        "target_modules": module_names.modules(thin),
-        "fan_in_fan_out": any(theirs.transposed for theirs in module_names.of(thin)),
+        "target_modules": module_names.modules(low_rank),
+        "fan_in_fan_out": any(theirs.transposed for theirs in module_names.of(low_rank)),
         "init_lora_weights": True,
     } | token_rows.write(module_names, found)
 
@@ -216,9 +218,9 @@ def fill(theirs: HFModule, parts: Sequence[nn.Module], tensors: Mapping[str, Ten
 def is_identity(tensors: Mapping[str, Tensor]) -> bool:
     """Whether these tensors change nothing; of whole rows only the base could tell."""
     ends = ("lora_B.weight", "lora_B.bias", "embedding_A")
-    thin = [t for name, t in tensors.items() if name.endswith(ends)]
+    low_rank = [t for name, t in tensors.items() if name.endswith(ends)]
     whole_rows = any(name.endswith((LENGTHS, token_rows.LEAF)) for name in tensors)
-    return not whole_rows and not any(bool(t.any()) for t in thin)
+    return not whole_rows and not any(bool(t.any()) for t in low_rank)
 
 
 def state_shapes(model: Transformer, config: LoRA) -> dict[str, tuple[int, ...]]:

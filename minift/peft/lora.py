@@ -1,4 +1,4 @@
-"""LoRA: a frozen weight plus a trained product of two thin matrices.
+"""LoRA: a frozen weight plus a trained product of two low-rank matrices.
 
     y = x Wᵀ + s (D(x) Aᵀ) Bᵀ        A (R, in) random · B (out, R) zero · s = alpha / R
 
@@ -61,7 +61,7 @@ ABOUT = About(
 
 @dataclass(frozen=True)
 class LoRA:
-    """Which matrices change, and by how thin a product."""
+    """Which matrices change, and by a product of which rank."""
 
     rank: int = field(default=8, metadata={"help": "rank of the change"})
     alpha: float = field(default=16.0, metadata={"help": "the change is scaled by alpha / rank"})
@@ -180,7 +180,7 @@ class LoRALayer(nn.Module):
 
     @property
     def added(self) -> bool:
-        """Whether a thin sum is all that it does to its linear."""
+        """Whether a low-rank sum is all that it does to its linear."""
         return self.magnitude is None and self.b is None
 
     def factors(self) -> tuple[Tensor, Tensor]:
@@ -192,7 +192,7 @@ class LoRALayer(nn.Module):
     def forward(self, linear: nn.Linear, x: Tensor) -> Tensor:
         if self.magnitude is not None:
             return self.dora(linear, x, self.drop)
-        y = adapted_linear(x, self.thin(linear))
+        y = adapted_linear(x, self.low_rank_change(linear))
         return y if self.b is None else y + (self.scale * self.b).to(y.dtype)
 
     @property
@@ -200,10 +200,10 @@ class LoRALayer(nn.Module):
         return self.config.dropout if self.training else 0.0
 
     def adapted(self, linear: nn.Linear) -> Adapted | None:
-        """The linear and what is added to it; None where more than a thin product is."""
-        return self.thin(linear) if self.magnitude is None and self.b is None else None
+        """The linear and what is added to it; None where more than a low-rank product is."""
+        return self.low_rank_change(linear) if self.magnitude is None and self.b is None else None
 
-    def thin(self, linear: nn.Linear) -> Adapted:
+    def low_rank_change(self, linear: nn.Linear) -> Adapted:
         A, B = self.factors()
         # Pissa's change is a small difference of two large products.
         return Adapted(linear, A, B, self.scale, self.drop, self.derived, self.site)
@@ -217,8 +217,8 @@ class LoRALayer(nn.Module):
         gain = self.magnitude / norm
         y, dropped = product(linear, x), F.dropout(x, drop)
         kept = product(linear, dropped) if drop else y
-        thin = F.linear(F.linear(dropped.to(self.A.dtype), self.A), self.B) * (gain * self.scale)
-        y = y + (gain - 1).to(y.dtype) * kept + thin.to(y.dtype)
+        change = F.linear(F.linear(dropped.to(self.A.dtype), self.A), self.B) * (gain * self.scale)
+        y = y + (gain - 1).to(y.dtype) * kept + change.to(y.dtype)
         return y if linear.bias is None else y + linear.bias
 
     def merged(self, linear: nn.Linear) -> dict[str, Tensor]:
@@ -258,12 +258,12 @@ class LoRAEmbedding(nn.Module):
             self.magnitude = nn.Parameter(embed.weight.detach().to(self.A.dtype).norm(dim=0))
 
     def forward(self, embed: nn.Embedding, tokens: Tensor, out: Tensor) -> Tensor:
-        thin = F.linear(F.embedding(tokens, self.A.T), self.B) * self.scale  # (B, T, D)
+        change = F.linear(F.embedding(tokens, self.A.T), self.B) * self.scale  # (B, T, D)
         if self.magnitude is None:
-            return out + thin.to(out.dtype)
+            return out + change.to(out.dtype)
         with torch.no_grad():
             norm = self.whole(embed).norm(dim=0)  # (D,)
-        return ((out + thin) * (self.magnitude / norm)).to(out.dtype)
+        return ((out + change) * (self.magnitude / norm)).to(out.dtype)
 
     def whole(self, embed: nn.Embedding) -> Tensor:
         return embed.weight.to(self.A.dtype) + self.scale * (self.B @ self.A).T  # (V, D)
@@ -353,7 +353,7 @@ def insert_all(model: Transformer, config: LoRA, name: str, seed: int, started: 
 
 
 def changes_of(model: Transformer, name: str) -> dict[str, LoRALayer | LoRAEmbedding]:
-    """An adapter's thin products by path."""
+    """An adapter's low-rank products by path."""
     found = {path: change for path, _, change in changes(model, name)}
     return {path: c for path, c in found.items() if isinstance(c, LoRALayer | LoRAEmbedding)}
 
@@ -364,5 +364,5 @@ def count(model: Transformer, config: LoRA) -> int:
     lengths = sum(outputs for _, _, _, outputs in found) if config.dora else 0
     biases = sum(o for path, _, _, o in found if path != "embed") if config.lora_bias else 0
     whole_rows = token_rows.count(model, config.tokens, config.token_rows)
-    thin = sum(config.rank_at(path) * (i + o) for path, _, i, o in found)
-    return thin + lengths + biases + whole_rows
+    factors = sum(config.rank_at(path) * (i + o) for path, _, i, o in found)
+    return factors + lengths + biases + whole_rows

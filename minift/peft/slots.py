@@ -78,7 +78,7 @@ class LinearSlot(Slot):
         return under(x) if change is None else change(under, x)
 
     def adapted(self, linear: nn.Linear) -> Adapted | None:
-        """The linear with the thin product that is asked to be added; None for anything else."""
+        """The linear with the active low-rank product; None for any other change."""
         return None if self.switch.rows is not None else self.of(self.switch.active, linear)
 
     def of(self, name: str | None, linear: nn.Linear) -> Adapted | None:
@@ -212,7 +212,7 @@ def get_or_create_adapters(model: Transformer) -> Adapters:
 
 
 def sums(group: Projections, names: tuple[str, ...]) -> list[Adapted] | None:
-    """Each Linear with the thin product that is added to it; None if one change is no such sum."""
+    """Each Linear with the low-rank product that is added to it; None if one change is another."""
     found = []
     for name in names:
         linear = group.get_submodule(name)
@@ -230,7 +230,7 @@ def sums(group: Projections, names: tuple[str, ...]) -> list[Adapted] | None:
 def group_at_once(
     group: Projections, names: tuple[str, ...], x: Tensor
 ) -> tuple[Tensor, ...] | None:
-    """These members' outputs by one kernel, where all of their changes are thin sums."""
+    """These members' outputs by one kernel, where all of their changes are low-rank sums."""
     each = rows_at(group)
     if each is not None:
         return mixed(group, names, x, each)
@@ -247,7 +247,7 @@ def rows_at(group: Projections) -> tuple[str | None, ...] | None:
 def mixed(
     group: Projections, leaves: tuple[str, ...], x: Tensor, each: Sequence[str | None]
 ) -> tuple[Tensor, ...]:
-    """Each row (of B) through its own adapter: one product for the base, thin ones on top."""
+    """Each row (of B) through its own adapter: one product for the base, low-rank ones on top."""
     names = sorted({name for name in each if name is not None})
     members = []
     for leaf in leaves:
